@@ -1,0 +1,1 @@
+"""The Flux.1 model, readable without running anything."""

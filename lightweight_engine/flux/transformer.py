@@ -1,0 +1,278 @@
+"""The Flux.1 transformer, dev and schnell, at any depth and width.
+
+Parameter names are those of the published single-file checkpoints, so such files load with no renaming. The network
+is split where sampling wants it split: what does not depend on the latent (``modulations``, ``rotary``, ``txt_in``)
+is computed once, before the loop; ``forward`` is what remains of a step.
+
+Source: the Black Forest Labs reference implementation (Apache-2.0). Letters: B batch, L image tokens, T text tokens,
+S = T + L (text first), D hidden, N heads, K head dim, R rows of a modulation table.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..backend.attention import attention
+from .params import FluxParams
+
+
+def timestep_embedding(t: Tensor, dim: int = 256) -> Tensor:
+    """Sinusoidal embedding ``[R, dim]`` (cosines first) of ``t`` ``[R]`` in 0..1 or of a guidance.
+
+    The factor 1000 is applied in the dtype of ``t``: the reference hands the guidance over in bfloat16, which rounds
+    3.5 to 3504, and the timestep in float32.
+    """
+    freqs = torch.exp(-math.log(10_000) * torch.arange(dim // 2, dtype=torch.float32, device=t.device) / (dim // 2))
+    angles = (1000.0 * t)[:, None].float() * freqs
+    return torch.cat((angles.cos(), angles.sin()), dim=-1).to(t.dtype)
+
+
+def rotary_table(positions: Tensor, axes_dim: tuple[int, ...], theta: int) -> Tensor:
+    """Rotations ``[S, K/2]`` (complex64, cos + i sin) for integer ``positions`` ``[S, axes]``; angles in float64."""
+    angles = []
+    for axis, dim in enumerate(axes_dim):
+        omega = theta ** -(torch.arange(0, dim, 2, dtype=torch.float64, device=positions.device) / dim)
+        angles.append(positions[:, axis, None].double() * omega)
+    angle = torch.cat(angles, dim=-1)
+    return torch.complex(angle.cos().float(), angle.sin().float())
+
+
+def rotate(x: Tensor, rotary: Tensor) -> Tensor:
+    """Rotate adjacent pairs of the last dimension of ``x`` ``[..., S, K]`` in float32, and cast back."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotary).flatten(-2).to(x.dtype)
+
+
+def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Layer norm without weights, then ``(1 + scale) * x + shift``; ``x`` is ``[B, S, D]``."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
+
+
+def gate_residual(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
+    """``x + gate * update``."""
+    return torch.addcmul(x, gate, update)
+
+
+def gelu_beside(attended: Tensor, mlp: Tensor) -> Tensor:
+    """``[B, S, D]`` and ``[B, S, M]`` to ``[B, S, D + M]``: the attention output beside the activated MLP half."""
+    return torch.cat((attended, F.gelu(mlp, approximate="tanh")), dim=-1)
+
+
+def clip_fp16(x: Tensor) -> Tensor:
+    """Keep a half-precision stream away from infinity, as the reference does; other dtypes pass through."""
+    return x.clamp(-32768, 32768) if x.dtype == torch.float16 else x
+
+
+class MLPEmbedder(nn.Module):
+    def __init__(self, in_dim: int, hidden: int) -> None:
+        super().__init__()
+        self.in_layer = nn.Linear(in_dim, hidden)
+        self.out_layer = nn.Linear(hidden, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out_layer(F.silu(self.in_layer(x)))
+
+
+class HeadNorm(nn.Module):
+    """RMS norm of one head, ``[..., K]``."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], eps=1e-6).to(x.dtype) * self.scale
+
+
+class QKNorm(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.query_norm = HeadNorm(dim)
+        self.key_norm = HeadNorm(dim)
+
+    def forward(self, qkv: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Fused projection ``[B, S, 3*N*K]`` to normalised, rotated q and k, and v, each ``[B, N, S, K]``."""
+        head_dim = self.query_norm.scale.shape[0]
+        q, k, v = qkv.unflatten(-1, (3, -1, head_dim)).permute(2, 0, 3, 1, 4)
+        return rotate(self.query_norm(q), rotary), rotate(self.key_norm(k), rotary), v
+
+
+class SelfAttention(nn.Module):
+    """The parameters of one stream's attention; the streams meet in ``DoubleBlock.forward``."""
+
+    def __init__(self, params: FluxParams) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(params.hidden_size, 3 * params.hidden_size, bias=params.qkv_bias)
+        self.norm = QKNorm(params.head_dim)
+        self.proj = nn.Linear(params.hidden_size, params.hidden_size)
+
+
+class Modulation(nn.Module):
+    """The conditioning vector ``[R, D]`` to ``[R, count*D]``: shift, scale and gate, once or twice."""
+
+    def __init__(self, dim: int, count: int) -> None:
+        super().__init__()
+        self.lin = nn.Linear(dim, count * dim)
+
+    def forward(self, vec: Tensor) -> Tensor:
+        return self.lin(F.silu(vec))
+
+
+class DoubleBlock(nn.Module):
+    """Image and text streams with weights of their own and one joint attention."""
+
+    def __init__(self, params: FluxParams) -> None:
+        super().__init__()
+        dim, mlp = params.hidden_size, params.mlp_hidden
+        self.img_mod = Modulation(dim, 6)
+        self.img_attn = SelfAttention(params)
+        self.img_mlp = nn.Sequential(nn.Linear(dim, mlp), nn.GELU(approximate="tanh"), nn.Linear(mlp, dim))
+        self.txt_mod = Modulation(dim, 6)
+        self.txt_attn = SelfAttention(params)
+        self.txt_mlp = nn.Sequential(nn.Linear(dim, mlp), nn.GELU(approximate="tanh"), nn.Linear(mlp, dim))
+
+    def forward(self, img: Tensor, txt: Tensor, img_mod: Tensor, txt_mod: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor]:
+        """Image tokens ``[B, L, D]`` and text tokens ``[B, T, D]``; modulations are ``[B, 1, 6*D]``."""
+        img_shift1, img_scale1, img_gate1, img_shift2, img_scale2, img_gate2 = img_mod.chunk(6, dim=-1)
+        txt_shift1, txt_scale1, txt_gate1, txt_shift2, txt_scale2, txt_gate2 = txt_mod.chunk(6, dim=-1)
+        split = txt.shape[1]
+
+        txt_qkv = self.txt_attn.qkv(norm_modulate(txt, txt_shift1, txt_scale1))
+        img_qkv = self.img_attn.qkv(norm_modulate(img, img_shift1, img_scale1))
+        txt_heads = self.txt_attn.norm(txt_qkv, rotary[:split])
+        img_heads = self.img_attn.norm(img_qkv, rotary[split:])
+        q, k, v = (torch.cat(pair, dim=2) for pair in zip(txt_heads, img_heads, strict=True))
+        attended = attention(q, k, v)
+
+        img = gate_residual(img, img_gate1, self.img_attn.proj(attended[:, split:]))
+        img = gate_residual(img, img_gate2, self.img_mlp(norm_modulate(img, img_shift2, img_scale2)))
+        txt = gate_residual(txt, txt_gate1, self.txt_attn.proj(attended[:, :split]))
+        txt = gate_residual(txt, txt_gate2, self.txt_mlp(norm_modulate(txt, txt_shift2, txt_scale2)))
+        return img, clip_fp16(txt)
+
+
+class SingleBlock(nn.Module):
+    """Attention and MLP side by side on the joint stream, one fused projection in and one out."""
+
+    def __init__(self, params: FluxParams) -> None:
+        super().__init__()
+        dim, mlp = params.hidden_size, params.mlp_hidden
+        self.linear1 = nn.Linear(dim, 3 * dim + mlp)
+        self.linear2 = nn.Linear(dim + mlp, dim)
+        self.norm = QKNorm(params.head_dim)
+        self.modulation = Modulation(dim, 3)
+
+    def forward(self, x: Tensor, mod: Tensor, rotary: Tensor) -> Tensor:
+        """Joint tokens ``[B, S, D]``; the modulation is ``[B, 1, 3*D]``."""
+        shift, scale, gate = mod.chunk(3, dim=-1)
+        fused = self.linear1(norm_modulate(x, shift, scale))
+        qkv, mlp = fused.split((3 * x.shape[-1], fused.shape[-1] - 3 * x.shape[-1]), dim=-1)
+        attended = attention(*self.norm(qkv, rotary))
+        return clip_fp16(gate_residual(x, gate, self.linear2(gelu_beside(attended, mlp))))
+
+
+class LastLayer(nn.Module):
+    def __init__(self, params: FluxParams) -> None:
+        super().__init__()
+        self.linear = nn.Linear(params.hidden_size, params.in_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(params.hidden_size, 2 * params.hidden_size))
+
+    def forward(self, x: Tensor, mod: Tensor) -> Tensor:
+        shift, scale = mod.chunk(2, dim=-1)
+        return self.linear(norm_modulate(x, shift, scale))
+
+
+@dataclass(frozen=True)
+class Modulations:
+    """What the conditioning vector does to every block, for R rows (steps, pictures, or both).
+
+    Each tensor is ``[R, 1, count*D]``: ``double`` holds (image, text) pairs.
+    """
+
+    double: list[tuple[Tensor, Tensor]]
+    single: list[Tensor]
+    final: Tensor
+
+    def rows(self, index: slice | Tensor) -> Modulations:
+        """The same for a choice of rows; a slice makes views."""
+        return Modulations(
+            [(img[index], txt[index]) for img, txt in self.double],
+            [mod[index] for mod in self.single],
+            self.final[index],
+        )
+
+
+class Flux(nn.Module):
+    """The whole transformer. ``forward`` works on tokens; ``velocity.py`` wraps it for latents."""
+
+    def __init__(self, params: FluxParams) -> None:
+        super().__init__()
+        self.params = params
+        dim = params.hidden_size
+        self.img_in = nn.Linear(params.in_channels, dim)
+        self.time_in = MLPEmbedder(256, dim)
+        self.vector_in = MLPEmbedder(params.vec_in_dim, dim)
+        if params.guidance_embed:
+            self.guidance_in = MLPEmbedder(256, dim)
+        self.txt_in = nn.Linear(params.context_in_dim, dim)
+        self.double_blocks = nn.ModuleList(DoubleBlock(params) for _ in range(params.depth))
+        self.single_blocks = nn.ModuleList(SingleBlock(params) for _ in range(params.depth_single_blocks))
+        self.final_layer = LastLayer(params)
+
+    def condition(self, timestep: Tensor, pooled: Tensor, guidance: Tensor | None = None) -> Tensor:
+        """The conditioning vector ``[R, D]``.
+
+        Args:
+            timestep: ``[R]`` float32, sigma in 0..1.
+            pooled: ``[R, V]`` pooled CLIP vector in the compute dtype.
+            guidance: ``[R]`` distilled guidance in the compute dtype (its factor 1000 rounds there); dev only.
+        """
+        vec = self.time_in(timestep_embedding(timestep).to(pooled.dtype)) 
+        if self.params.guidance_embed:
+            if guidance is None:
+                raise ValueError("this transformer has a guidance embedding: give the distilled guidance")
+            vec = vec + self.guidance_in(timestep_embedding(guidance).to(pooled.dtype))
+        return vec + self.vector_in(pooled)
+
+    def modulations(self, vec: Tensor) -> Modulations:
+        """All modulation vectors for conditioning vectors ``[R, D]``, in one product per layer."""
+        vec = vec[:, None]
+        return Modulations(
+            [(block.img_mod(vec), block.txt_mod(vec)) for block in self.double_blocks],
+            [block.modulation(vec) for block in self.single_blocks],
+            self.final_layer.adaLN_modulation(vec),
+        )
+
+    def rotary(self, rows: int, columns: int, text_tokens: int) -> Tensor:
+        """Rotations ``[T + rows*columns, K/2]`` for text at (0, 0, 0) and an image of ``rows`` x ``columns`` tokens."""
+        device = self.img_in.weight.device
+        positions = torch.zeros(text_tokens + rows * columns, 3, dtype=torch.float64, device=device)
+        grid = positions[text_tokens:].view(rows, columns, 3)
+        grid[..., 1] = torch.arange(rows, device=device)[:, None]
+        grid[..., 2] = torch.arange(columns, device=device)[None]
+        return rotary_table(positions, self.params.axes_dim, self.params.theta)
+
+    def forward(self, img: Tensor, txt: Tensor, modulations: Modulations, rotary: Tensor) -> Tensor:
+        """One evaluation.
+
+        Args:
+            img: packed latent ``[B, L, C]``.
+            txt: text ``[B, T, D]``, already through ``txt_in``.
+            modulations: B rows.
+            rotary: from ``rotary`` above.
+
+        Returns:
+            The velocity ``[B, L, C]``.
+        """
+        img = self.img_in(img)
+        for block, (img_mod, txt_mod) in zip(self.double_blocks, modulations.double, strict=True):
+            img, txt = block(img, txt, img_mod, txt_mod, rotary)
+        x = torch.cat((txt, img), dim=1)
+        for block, mod in zip(self.single_blocks, modulations.single, strict=True):
+            x = block(x, mod, rotary)
+        return self.final_layer(x[:, txt.shape[1] :], modulations.final)
