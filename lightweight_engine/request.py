@@ -1,0 +1,195 @@
+"""What a caller asks for, what it is told meanwhile, and what it gets back. Loads no torch.
+
+``GenerationRequest`` declares each field once: its bounds, its help, and its default in each named profile. The
+command line, the HTTP schema and the Cog inputs are derived from it; a profile may narrow a bound, never widen it.
+
+Profiles: ``native`` (this engine's own defaults), ``cog`` (the ``predict()`` service), ``a1111`` (Forge's HTTP API).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .errors import RequestError
+
+Profile = Literal["native", "cog", "a1111"]
+Compat = Literal["fixed", "forge"]
+Emphasis = Literal["Original", "No norm", "Ignore", "None"]
+NoiseSource = Literal["GPU", "CPU", "NV"]
+ImageFormat = Literal["png", "jpg", "webp"]
+
+MAX_SEED = 2**63 - 1
+
+
+def _field(default: Any, help: str, *, cog: Any = ..., a1111: Any = ..., **bounds: Any) -> Any:
+    """A request field with its help and, where they differ from ``default``, its defaults in the other profiles."""
+    named = {"cog": cog, "a1111": a1111}
+    profiles = {name: value for name, value in named.items() if value is not ...}
+    return Field(default, description=help, json_schema_extra={"profiles": profiles} if profiles else None, **bounds)
+
+
+def _one_line(error: ValidationError) -> tuple[str, str | None]:
+    """A validation error as one sentence per field, and the name of the first field."""
+    parts, first = [], None
+    for item in error.errors(include_url=False):
+        name = ".".join(str(part) for part in item["loc"]) or None
+        first = first or name
+        given = "" if item["type"] in ("missing", "extra_forbidden", "value_error") else f" (got {item['input']!r:.80})"
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "there is no such field; see `generate --help` for the names"
+        parts.append(f"{name}: {message}{given}" if name else message)
+    return "; ".join(parts), first
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+
+    def __init__(self, /, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            message, field = _one_line(error)
+            raise RequestError(message, field=field) from None
+
+
+class GenerationRequest(_Frozen):
+    """One job: a prompt and how to draw it. Wrong fields raise ``RequestError``, which names the field."""
+
+    prompt: str = _field("", "What to draw. Understands (emphasis:1.2), [from:to:when], [a|b], AND, BREAK.")
+    negative_prompt: str = _field("", "What to avoid; used only where cfg_scale is not 1.")
+    width: int | None = _field(
+        None, "Width in pixels; left out, the model's own size.", cog=0, a1111=512, ge=0, multiple_of=1
+    )
+    height: int | None = _field(None, "Height in pixels; left out, the model's own size.", cog=0, a1111=512, ge=0)
+    steps: int = _field(50, "Sampling steps.", cog=8, ge=1, le=1000)
+    cfg_scale: float = _field(1.0, "True guidance; 1 leaves the negative prompt out.", a1111=7.0, ge=0, le=100)
+    distilled_cfg_scale: float | None = _field(
+        3.7, "Distilled guidance, the main one of Flux dev.", cog=3.5, a1111=3.5, ge=0, le=100
+    )
+    sampler: str = _field("Euler", "Sampler; see `generate --list-samplers`.")
+    scheduler: str = _field("Simple", "Noise schedule.", a1111="Automatic")
+    seed: int = _field(-1, "Seed of the first picture; -1 draws one.", ge=-1, le=MAX_SEED)
+    num_outputs: int = _field(1, "How many pictures, with seeds seed, seed+1, …", ge=1, le=1024)
+    subseed: int = _field(-1, "Seed of the variation.", ge=-1, le=MAX_SEED)
+    subseed_strength: float = _field(0.0, "How far towards the variation, 0 to 1.", ge=0, le=1)
+    seed_resize_from_w: int = _field(0, "Width whose noise is reused; 0 is off.", a1111=-1, ge=-1, le=16384)
+    seed_resize_from_h: int = _field(0, "Height whose noise is reused; 0 is off.", a1111=-1, ge=-1, le=16384)
+    eta_noise_seed_delta: int = _field(0, "ENSD: added to the seed of the noise after the first.", ge=0, le=MAX_SEED)
+    noise_source: NoiseSource | None = _field(None, "Where noise is drawn; left out, as configured.")
+    emphasis: Emphasis = _field("Original", "What (word:1.2) does to the text encoder's output.")
+    eta: float | None = _field(None, "Noise multiplier of ancestral samplers; left out, 1.", ge=0, le=10)
+    s_churn: float = _field(0.0, "Churn of Euler, Heun and DPM2.", ge=0, le=1000)
+    s_tmin: float = _field(0.0, "Lowest sigma with churn.", ge=0, le=1000)
+    s_tmax: float = _field(0.0, "Highest sigma with churn; 0 is no limit.", ge=0, le=1000)
+    s_noise: float = _field(1.0, "Multiplier of the noise that samplers add.", ge=0, le=10)
+    s_min_uncond: float = _field(0.0, "Below this sigma every other step skips the negative prompt.", ge=0, le=15)
+    s_min_uncond_all: bool = _field(False, "With s_min_uncond: skip at every step, not every other.")
+    skip_early_cond: float = _field(0.0, "Fraction of the first steps without negative prompt.", ge=0, le=1)
+    sigma_min: float = _field(0.0, "Lowest sigma of the schedule; 0 is the model's.", ge=0, le=1000)
+    sigma_max: float = _field(0.0, "Highest sigma of the schedule; 0 is the model's.", ge=0, le=1000)
+    rho: float = _field(0.0, "Curvature of Karras and Polyexponential; 0 is the schedule's own.", ge=0, le=100)
+    beta_alpha: float = _field(0.6, "Alpha of the Beta schedule.", gt=0, le=10)
+    beta_beta: float = _field(0.6, "Beta of the Beta schedule.", gt=0, le=10)
+    use_old_karras: bool = _field(False, "Karras between 0.1 and 10, as old versions had it.")
+    discard_next_to_last: bool = _field(False, "Drop the next-to-last sigma of every schedule.")
+    image: Any = _field(None, "Start from this picture (a PIL image or a path).")
+    denoising_strength: float | None = _field(
+        None, "How much of the schedule an image-to-image or hires pass runs, 0 to 1.", cog=0.3, ge=0, le=1
+    )
+    initial_noise_multiplier: float = _field(1.0, "Multiplier of the noise added to a start picture.", ge=0, le=2)
+    img2img_extra_noise: float = _field(0.0, "Further noise added to a start picture.", ge=0, le=1)
+    img2img_fix_steps: bool = _field(False, "Run exactly `steps` steps whatever the strength.")
+    enable_hr: bool | None = _field(None, "Hires fix; left out, it follows from hr_scale > 1.", cog=True, a1111=False)
+    hr_scale: float = _field(1.0, "Scale of the hires pass.", cog=1.3, a1111=2.0, ge=1, le=4)
+    hr_steps: int = _field(10, "Steps of the hires pass; 0 repeats `steps`.", cog=8, a1111=0, ge=0, le=1000)
+    hr_upscaler: str = _field("4x-UltraSharp", "Upscaler of the hires pass.", a1111="Latent")
+    lora_urls: tuple[str, ...] = _field((), "LoRA files to apply.")
+    lora_scales: tuple[float, ...] = _field((), "One strength for each LoRA; left out, 1.")
+    adetailer: bool = _field(False, "Detail faces and hands.")
+    output_format: ImageFormat = _field("png", "File format of the pictures.", cog="webp")
+    compat: Compat = _field("fixed", "'forge' reproduces the reference's defects too.")
+
+    @classmethod
+    def from_profile(cls, profile: Profile, values: Mapping[str, Any]) -> GenerationRequest:
+        """A request with the defaults of a profile under ``values``."""
+        return cls(**{**profile_defaults(profile), **values})
+
+    @field_validator("prompt", "negative_prompt", mode="before")
+    @classmethod
+    def _no_null(cls, value: Any) -> Any:
+        return "" if value is None else value
+
+    @field_validator("width", "height")
+    @classmethod
+    def _size(cls, value: int | None) -> int | None:
+        if value is not None and 0 < value < 16:
+            raise ValueError("a side is at least 16 pixels; give 16 or more, or leave it out")
+        return value or None
+
+    @model_validator(mode="after")
+    def _pairs(self) -> GenerationRequest:
+        if self.lora_scales and len(self.lora_scales) not in (1, len(self.lora_urls)):
+            raise ValueError(
+                f"lora_scales has {len(self.lora_scales)} numbers for {len(self.lora_urls)} lora_urls; give one for each"
+            )
+        if self.sigma_min and self.sigma_max and self.sigma_min >= self.sigma_max:
+            raise ValueError("sigma_min must be below sigma_max")
+        return self
+
+    @property
+    def hires(self) -> bool:
+        """Whether a hires pass is asked for."""
+        return self.hr_scale > 1 if self.enable_hr is None else self.enable_hr
+
+
+def profile_defaults(profile: Profile) -> dict[str, Any]:
+    """The default of every field in a profile."""
+    defaults = {}
+    for name, info in GenerationRequest.model_fields.items():
+        extra = info.json_schema_extra
+        profiles: Any = extra.get("profiles", {}) if isinstance(extra, dict) else {}
+        defaults[name] = profiles.get(profile, info.default)
+    return defaults
+
+
+class Progress(_Frozen):
+    """Where a job is. ``step`` counts finished steps of ``steps`` in ``stage``; ``fraction`` is of the whole job."""
+
+    stage: Literal["load", "encode", "sample", "decode", "done"]
+    step: int = 0
+    steps: int = 0
+    fraction: float = 0.0
+    eta_seconds: float | None = None
+    steps_per_second: float | None = None
+    image_index: int = 0
+    image_count: int = 1
+    preview: Any = None  # a PIL image, where previews are on
+
+
+class ModelFile(_Frozen):
+    """A model file that took part: its role, path and content hash (sha256, hex)."""
+
+    role: Literal["transformer", "t5", "clip", "autoencoder", "checkpoint"]
+    name: str
+    path: str
+    sha256: str | None = None
+
+
+class GenerationResult(_Frozen):
+    """What a job made. Seconds in ``timings``, bytes in ``peak_memory``; warnings are sentences for a person."""
+
+    images: tuple[Any, ...]
+    seeds: tuple[int, ...]
+    subseeds: tuple[int, ...]
+    infotexts: tuple[str, ...]
+    request: GenerationRequest
+    models: tuple[ModelFile, ...] = ()
+    timings: dict[str, float] = Field(default_factory=dict)
+    peak_memory: int = 0
+    device: str = "cpu"
+    versions: dict[str, str] = Field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
