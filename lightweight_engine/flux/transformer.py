@@ -11,7 +11,9 @@ S = T + L (text first), D hidden, N heads, K head dim, R rows of a modulation ta
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -21,14 +23,32 @@ from ..backend.attention import attention
 from .params import FluxParams
 
 
-def timestep_embedding(t: Tensor, dim: int = 256) -> Tensor:
-    """Sinusoidal embedding ``[R, dim]`` (cosines first) of ``t`` ``[R]`` in 0..1 or of a guidance.
+EMBEDDING_DIM = 256
+
+# The float32 exponential that the reference ran on rounds these two near-ties (0.47 and 0.50 of a last place) upwards.
+# A guidance of 3.5 makes an angle of thousands of radians, in which that last bit is worth 2e-4.
+_ROUNDED_UP = (13, 44)
+
+
+@lru_cache(maxsize=8)
+def embedding_frequencies(device: torch.device) -> Tensor:
+    """``exp(-ln(10000) k / 128)`` for k = 0..127, float32; the same bits on every device."""
+    half = EMBEDDING_DIM // 2
+    with torch.inference_mode(False):  # the table is kept, and training may read it
+        exponent = -math.log(10_000) * torch.arange(half, dtype=torch.float32) / half
+        freqs = exponent.double().exp().float()
+        near_ties = torch.tensor(_ROUNDED_UP)
+        freqs[near_ties] = torch.nextafter(freqs[near_ties], torch.ones(1))
+        return freqs.to(device)
+
+
+def timestep_embedding(t: Tensor) -> Tensor:
+    """Sinusoidal embedding ``[R, 256]`` (cosines first) of ``t`` ``[R]`` in 0..1 or of a guidance.
 
     The factor 1000 is applied in the dtype of ``t``: the reference hands the guidance over in bfloat16, which rounds
     3.5 to 3504, and the timestep in float32.
     """
-    freqs = torch.exp(-math.log(10_000) * torch.arange(dim // 2, dtype=torch.float32, device=t.device) / (dim // 2))
-    angles = (1000.0 * t)[:, None].float() * freqs
+    angles = (1000.0 * t)[:, None].float() * embedding_frequencies(t.device)
     return torch.cat((angles.cos(), angles.sin()), dim=-1).to(t.dtype)
 
 
@@ -206,6 +226,15 @@ class Modulations:
             self.final[index],
         )
 
+    @staticmethod
+    def stack(parts: Sequence[Modulations]) -> Modulations:
+        """The rows of all ``parts``, one after another."""
+        return Modulations(
+            [(torch.cat([img for img, _ in pairs]), torch.cat([txt for _, txt in pairs])) for pairs in zip(*(p.double for p in parts), strict=True)],
+            [torch.cat(mods) for mods in zip(*(p.single for p in parts), strict=True)],
+            torch.cat([p.final for p in parts]),
+        )
+
 
 class Flux(nn.Module):
     """The whole transformer. ``forward`` works on tokens; ``velocity.py`` wraps it for latents."""
@@ -215,10 +244,10 @@ class Flux(nn.Module):
         self.params = params
         dim = params.hidden_size
         self.img_in = nn.Linear(params.in_channels, dim)
-        self.time_in = MLPEmbedder(256, dim)
+        self.time_in = MLPEmbedder(EMBEDDING_DIM, dim)
         self.vector_in = MLPEmbedder(params.vec_in_dim, dim)
         if params.guidance_embed:
-            self.guidance_in = MLPEmbedder(256, dim)
+            self.guidance_in = MLPEmbedder(EMBEDDING_DIM, dim)
         self.txt_in = nn.Linear(params.context_in_dim, dim)
         self.double_blocks = nn.ModuleList(DoubleBlock(params) for _ in range(params.depth))
         self.single_blocks = nn.ModuleList(SingleBlock(params) for _ in range(params.depth_single_blocks))
@@ -232,7 +261,7 @@ class Flux(nn.Module):
             pooled: ``[R, V]`` pooled CLIP vector in the compute dtype.
             guidance: ``[R]`` distilled guidance in the compute dtype (its factor 1000 rounds there); dev only.
         """
-        vec = self.time_in(timestep_embedding(timestep).to(pooled.dtype)) 
+        vec = self.time_in(timestep_embedding(timestep).to(pooled.dtype))
         if self.params.guidance_embed:
             if guidance is None:
                 raise ValueError("this transformer has a guidance embedding: give the distilled guidance")

@@ -1,17 +1,25 @@
-"""The transformer as a function of a latent: packing, unpacking and cropping happen here."""
+"""The transformer as a function of a latent: packing, unpacking and cropping happen here.
+
+``predict_velocity`` is the plain form. ``Velocity`` is the one that sampling uses: whatever does not depend on the
+latent is computed once, so that a step is one pass over the blocks.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
+import torch
 from torch import Tensor
 
+from .conditioning import Conditioning
 from .latents import pack, unpack
-from .transformer import Flux
+from .transformer import Flux, Modulations
 
 
 def predict_velocity(
     model: Flux, latent: Tensor, timestep: Tensor, context: Tensor, pooled: Tensor, guidance: Tensor | None = None
 ) -> Tensor:
-    """One evaluation with nothing precomputed: the plain form, used in tests, training and as the twin of the fast path.
+    """One evaluation with nothing precomputed: used in tests and training, and the twin of ``Velocity``.
 
     Args:
         latent: ``[B, 16, h, w]`` in the compute dtype, any h and w.
@@ -28,3 +36,70 @@ def predict_velocity(
     rotary = model.rotary((height + 1) // 2, (width + 1) // 2, context.shape[1])
     tokens = model(pack(latent), model.txt_in(context), modulations, rotary)
     return unpack(tokens, height, width)
+
+
+class Velocity:
+    """The velocity of a batch whose members share one sigma.
+
+    Text projections, modulation vectors and rotations are kept for as long as the object lives: one job.
+    """
+
+    def __init__(self, model: Flux) -> None:
+        self.model = model
+        self._texts: dict[Conditioning, Tensor] = {}
+        self._rows: dict[tuple[float, Conditioning], int] = {}
+        self._table: list[Modulations] = []
+        self._rotary: dict[tuple[int, int, int], Tensor] = {}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.img_in.bias.dtype
+
+    def precompute(self, sigmas: Iterable[float], conditionings: Iterable[Conditioning]) -> None:
+        """Compute all modulation vectors that sampling will need, in one product per layer.
+
+        After this the modulation weights are not read again for these sigmas and conditionings.
+        """
+        wanted = [(sigma, cond) for cond in dict.fromkeys(conditionings) for sigma in dict.fromkeys(sigmas)]
+        self._add([pair for pair in wanted if pair not in self._rows])
+
+    def _add(self, pairs: Sequence[tuple[float, Conditioning]]) -> None:
+        if not pairs:
+            return
+        device = self.model.img_in.weight.device
+        timestep = torch.tensor([sigma for sigma, _ in pairs], dtype=torch.float32, device=device)
+        pooled = torch.stack([cond.pooled for _, cond in pairs]).to(device, self.dtype)
+        guidance = None
+        if self.model.params.guidance_embed:
+            values = [0.0 if cond.guidance is None else cond.guidance for _, cond in pairs]
+            guidance = torch.tensor(values, dtype=self.dtype, device=device)
+        modulations = self.model.modulations(self.model.condition(timestep, pooled, guidance))
+        for row, pair in enumerate(pairs):
+            self._rows[pair] = len(self._table)
+            self._table.append(modulations.rows(slice(row, row + 1)))
+
+    def _modulations(self, sigma: float, conditionings: Sequence[Conditioning]) -> Modulations:
+        pairs = [(sigma, cond) for cond in conditionings]
+        self._add([pair for pair in dict.fromkeys(pairs) if pair not in self._rows])
+        rows = [self._table[self._rows[pair]] for pair in pairs]
+        return rows[0] if all(row is rows[0] for row in rows) else Modulations.stack(rows)
+
+    def _text(self, cond: Conditioning) -> Tensor:
+        if cond not in self._texts:
+            context = cond.context.to(self.model.img_in.weight.device, self.dtype)
+            self._texts[cond] = self.model.txt_in(context[None])
+        return self._texts[cond]
+
+    def _rotations(self, rows: int, columns: int, text_tokens: int) -> Tensor:
+        key = (rows, columns, text_tokens)
+        if key not in self._rotary:
+            self._rotary[key] = self.model.rotary(*key)
+        return self._rotary[key]
+
+    def __call__(self, latent: Tensor, sigma: float, conditionings: Sequence[Conditioning]) -> Tensor:
+        """Velocity ``[B, 16, h, w]`` (float32) of ``latent`` ``[B, 16, h, w]``; one conditioning per member, equally long."""
+        height, width = latent.shape[-2:]
+        text = torch.cat([self._text(cond) for cond in conditionings])
+        rotary = self._rotations((height + 1) // 2, (width + 1) // 2, text.shape[1])
+        tokens = self.model(pack(latent.to(self.dtype)), text, self._modulations(sigma, conditionings), rotary)
+        return unpack(tokens, height, width).float()

@@ -1,0 +1,171 @@
+"""Which parts of Flux a file holds, told by its keys and shapes alone, never by its name. Loads no torch.
+
+Prefixes are discovered: the anchor of a part is a key that every such part has, and what stands before it is the
+prefix of all its keys. So ``model.diffusion_model.``, ``vae.``, ``text_encoders.t5xxl.transformer.`` and any other
+spelling need no row here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..backend.checkpoint import Checkpoint
+from ..errors import CorruptCheckpointError, UnsupportedCheckpointError
+
+Role = Literal["transformer", "t5", "clip", "autoencoder"]
+
+
+@dataclass(frozen=True)
+class PartRule:
+    """How a part is recognised and which of its keys are not ours.
+
+    ``renamed`` gives a parameter's other spelling; ``ignored`` are keys that the network does not read.
+    """
+
+    anchor: str
+    renamed: Mapping[str, str]
+    ignored: re.Pattern[str]
+
+
+RULES: dict[Role, PartRule] = {
+    "transformer": PartRule("double_blocks.0.img_attn.norm.key_norm.scale", {}, re.compile(r"^$")),
+    "t5": PartRule(
+        "encoder.block.0.layer.0.SelfAttention.k.weight",
+        {"encoder.embed_tokens.weight": "shared.weight"},
+        re.compile(r"^(decoder\.|lm_head\.|logit_scale$)"),
+    ),
+    "clip": PartRule(
+        "text_model.encoder.layers.0.layer_norm1.bias",
+        {},
+        re.compile(r"^(text_projection|visual_projection|vision_model\.|visual\.|logit_scale$)|position_ids$"),
+    ),
+    "autoencoder": PartRule("decoder.up.0.block.0.norm1.weight", {}, re.compile(r"^(loss\.|quant_conv\.|post_quant_conv\.)")),
+}
+
+# A key or part of one -> what the file is. Checked where no part of Flux.1 is found, most telling first.
+FOREIGN: tuple[tuple[str, str], ...] = (
+    ("single_stream_modulation.lin.", "a Flux.2 checkpoint, which is another model"),
+    ("double_stream_modulation_img.lin.", "a Flux.2 checkpoint, which is another model"),
+    ("distilled_guidance_layer.", "a Chroma checkpoint, which is another model"),
+    ("txt_in.individual_token_refiner", "a HunyuanVideo checkpoint, which is another model"),
+    (".qweight", "an SVDQuant, AWQ or GPTQ checkpoint; use the bf16 file of the same model"),
+    ("redux_up.weight", "a Flux Redux adapter, not a checkpoint"),
+    ("controlnet_", "a ControlNet, not a checkpoint"),
+    ("ip_adapter", "an IP-Adapter, not a checkpoint"),
+    ("single_transformer_blocks.", "a Flux checkpoint in the diffusers layout, which this version does not read; use the single BFL file"),
+    ("transformer_blocks.0.attn.norm_added_k", "a diffusers checkpoint, which this version does not read"),
+    ("joint_blocks.", "a Stable Diffusion 3 checkpoint, which is another model"),
+    ("input_blocks.", "a Stable Diffusion 1, 2 or XL checkpoint, which is another model"),
+    ("down_blocks.", "a Stable Diffusion checkpoint or VAE in the diffusers layout, which is not read"),
+    ("transformer.resblocks.", "an OpenCLIP text encoder; use clip_l.safetensors"),
+)
+
+# A LoRA may hold whole tensors too, so it is told apart before any part is looked for.
+LORA_MARKERS = (".lora_A.", ".lora_B.", ".lora_up.", ".lora_down.", "lora_unet_")
+
+# A key part -> the storage format of a quantised file.
+QUANTISED: tuple[tuple[str, str], ...] = (
+    ("bitsandbytes__nf4", "bitsandbytes nf4"),
+    ("bitsandbytes__fp4", "bitsandbytes fp4"),
+    (".comfy_quant", "scaled fp8"),
+    ("scaled_fp8", "scaled fp8"),
+    (".scale_weight", "scaled fp8"),
+    (".absmax", "bitsandbytes 4-bit"),
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network inside a file: parameter name -> key in the file."""
+
+    role: Role
+    checkpoint: Checkpoint
+    keys: Mapping[str, str]
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: self.checkpoint.tensors[key].shape for name, key in self.keys.items()}
+
+    @property
+    def hints(self) -> dict[str, Any]:
+        """Sizes that shapes do not tell, as the file's own metadata gives them (key ``config``, a JSON object)."""
+        text = self.checkpoint.metadata.get("config", "{}")
+        try:
+            hints = json.loads(text)
+        except ValueError:
+            hints = None
+        if not isinstance(hints, dict):
+            raise CorruptCheckpointError(f"{self.checkpoint.path.name}: its metadata 'config' is not a JSON object; save it again")
+        return hints
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.checkpoint.tensors[key].end - self.checkpoint.tensors[key].start for key in self.keys.values())
+
+    @property
+    def storage(self) -> str:
+        """The format of the weights: ``plain`` or the name of a quantised one."""
+        for marker, name in QUANTISED:
+            if any(marker in key for key in self.checkpoint.tensors):
+                return name
+        if any(self.checkpoint.tensors[key].dtype.startswith("F8") for key in self.keys.values()):
+            return "fp8"
+        return "plain"
+
+    @property
+    def dtype(self) -> str:
+        """The dtype that most bytes are in, in safetensors' spelling."""
+        sizes: dict[str, int] = {}
+        for key in self.keys.values():
+            info = self.checkpoint.tensors[key]
+            sizes[info.dtype] = sizes.get(info.dtype, 0) + info.end - info.start
+        return max(sizes, key=lambda name: sizes[name])
+
+
+def find_parts(checkpoint: Checkpoint) -> dict[Role, Part]:
+    """The parts of Flux in a file.
+
+    Raises:
+        UnsupportedCheckpointError: there is none; the message says what the file is, where that is known.
+    """
+    if any(marker in key for key in checkpoint.tensors for marker in LORA_MARKERS):
+        raise UnsupportedCheckpointError(f"{checkpoint.path.name} is a LoRA; it belongs in models/Lora")
+    prefixes = {role: prefix for role, rule in RULES.items() if (prefix := _prefix(checkpoint, rule.anchor)) is not None}
+    if not prefixes:
+        raise UnsupportedCheckpointError(f"{checkpoint.path.name} is {_foreign_name(checkpoint)}")
+    return {role: _part(role, checkpoint, prefix, prefixes) for role, prefix in prefixes.items()}
+
+
+def _prefix(checkpoint: Checkpoint, anchor: str) -> str | None:
+    found = [key[: -len(anchor)] for key in checkpoint.tensors if key == anchor or key.endswith("." + anchor)]
+    return min(found, key=len) if found else None
+
+
+def _part(role: Role, checkpoint: Checkpoint, prefix: str, prefixes: Mapping[Role, str]) -> Part:
+    rule = RULES[role]
+    others = tuple(other for other in prefixes.values() if other != prefix and other.startswith(prefix))
+    keys: dict[str, str] = {}
+    ignored = []
+    for key in checkpoint.tensors:
+        if not key.startswith(prefix) or (others and key.startswith(others)):
+            continue
+        name = key[len(prefix) :]
+        name = rule.renamed.get(name, name)
+        if rule.ignored.search(name) or name in keys:
+            ignored.append(key)
+        else:
+            keys[name] = key
+    return Part(role, checkpoint, keys, tuple(ignored))
+
+
+def _foreign_name(checkpoint: Checkpoint) -> str:
+    for marker, name in FOREIGN:
+        if any(marker in key for key in checkpoint.tensors):
+            return name
+    first = ", ".join(list(checkpoint.tensors)[:3]) or "none"
+    return f"no part of Flux.1 that this engine knows (first keys: {first}); use a Flux.1 file"
