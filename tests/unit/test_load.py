@@ -1,0 +1,142 @@
+"""Parts of Flux found in files of every spelling, and loaded without a second copy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from factories import AE, CLIP, FLUX, T5, network, save, save_flux
+from safetensors.torch import load_file, save_file
+
+from lightweight_engine.backend.checkpoint import open_checkpoint
+from lightweight_engine.backend.linear import CastLinear
+from lightweight_engine.errors import CorruptCheckpointError, UnsupportedCheckpointError
+from lightweight_engine.flux.autoencoder import Autoencoder
+from lightweight_engine.flux.clip import CLIPText
+from lightweight_engine.flux.keymaps import find_parts
+from lightweight_engine.flux.load import load_part, read_params
+from lightweight_engine.flux.t5 import T5Encoder
+
+CPU = torch.device("cpu")
+PREFIXES = ["", "model.diffusion_model.", "diffusion_model.", "model.", "transformer.", "net.", "module.model."]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_a_transformer_under_any_prefix(tmp_path: Path, prefix: str) -> None:
+    parts = find_parts(open_checkpoint(save_flux(tmp_path / "x.safetensors", prefix=prefix)))
+    assert list(parts) == ["transformer"]
+    model = load_part(parts["transformer"], device=CPU, dtype=torch.float32)
+    assert model.params == FLUX
+
+
+@pytest.mark.parametrize("guidance_embed", [True, False])
+def test_dev_and_schnell_are_told_apart(tmp_path: Path, guidance_embed: bool) -> None:
+    path = save_flux(tmp_path / "x.safetensors", guidance_embed=guidance_embed, depth=3, depth_single_blocks=2)
+    params = read_params(find_parts(open_checkpoint(path))["transformer"])
+    assert (params.guidance_embed, params.depth, params.depth_single_blocks) == (guidance_embed, 3, 2)
+    assert params.mu == (1.15 if guidance_embed else 1.0)
+
+
+def all_in_one(folder: Path) -> Path:
+    merged = load_file(save_flux(folder / "t.safetensors", prefix="model.diffusion_model."))
+    for name, prefix, module in (
+        ("t5", "text_encoders.t5xxl.transformer.", network(T5Encoder, T5)),
+        ("clip", "text_encoders.clip_l.transformer.", network(CLIPText, CLIP)),
+        ("ae", "vae.", network(Autoencoder, AE)),
+    ):
+        merged |= load_file(save(folder / f"{name}.safetensors", module, prefix=prefix))
+    merged["text_encoders.clip_l.transformer.text_projection.weight"] = torch.zeros(32, 32)
+    merged["text_encoders.clip_l.logit_scale"] = torch.zeros(())
+    save_file(merged, folder / "aio.safetensors", metadata={"config": '{"axes_dim": [8, 12, 12], "num_attention_heads": 2}'})
+    return folder / "aio.safetensors"
+
+
+def test_all_in_one(tmp_path: Path) -> None:
+    parts = find_parts(open_checkpoint(all_in_one(tmp_path)))
+    assert set(parts) == {"transformer", "t5", "clip", "autoencoder"}
+    assert parts["clip"].ignored == ("text_encoders.clip_l.transformer.text_projection.weight",)
+    for part in parts.values():
+        load_part(part, device=CPU, dtype=torch.float32)
+
+
+def test_the_shared_table_under_its_other_name(tmp_path: Path) -> None:
+    state = network(T5Encoder, T5).state_dict()
+    state["encoder.embed_tokens.weight"] = state.pop("shared.weight")
+    save_file(state, tmp_path / "x.safetensors")
+    assert "shared.weight" in find_parts(open_checkpoint(tmp_path / "x.safetensors"))["t5"].keys
+
+
+def test_matching_dtypes_are_views_of_the_file(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(save_flux(tmp_path / "x.safetensors", dtype=torch.float32))
+    model = load_part(find_parts(checkpoint)["transformer"], device=CPU, dtype=torch.float32)
+    mapped = checkpoint.tensor("img_in.weight").untyped_storage().data_ptr()
+    assert {p.untyped_storage().data_ptr() for p in model.parameters()} == {mapped}
+
+
+def test_kept_file_dtype_gives_the_same_numbers(tmp_path: Path) -> None:
+    part = find_parts(open_checkpoint(save(tmp_path / "x.safetensors", network(T5Encoder, T5), dtype=torch.float16)))["t5"]
+    upcast = load_part(part, device=CPU, dtype=torch.float32)
+    kept = load_part(part, device=CPU, dtype=torch.float32, keep_file_dtype=True)
+    assert any(isinstance(module, CastLinear) for module in kept.modules())
+    assert kept.shared.weight.dtype == torch.float16
+    ids = torch.randint(0, 64, (2, 9))
+    assert torch.equal(upcast(ids), kept(ids))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: state.pop("double_blocks.0.img_mlp.2.weight"), "1 missing .*img_mlp.2.weight"),
+        (lambda state: state.update({"double_blocks.0.extra": torch.zeros(1)}), "1 unexpected .*extra"),
+        (lambda state: state.update({"txt_in.bias": torch.zeros(5)}), "of another shape .*txt_in.bias"),
+        (lambda state: state.pop("img_in.weight"), "img_in.weight.*missing"),
+    ],
+)
+def test_keys_that_do_not_fit_are_named(tmp_path: Path, change, words: str) -> None:
+    path = save_flux(tmp_path / "x.safetensors")
+    state = load_file(path)
+    change(state)
+    save_file(state, path, metadata={"config": '{"axes_dim": [8, 12, 12]}'})
+    with pytest.raises(UnsupportedCheckpointError, match=words):
+        load_part(find_parts(open_checkpoint(path))["transformer"], device=CPU, dtype=torch.float32)
+
+
+def test_unknown_axes_need_a_hint(tmp_path: Path) -> None:
+    path = save_flux(tmp_path / "x.safetensors")
+    save_file(load_file(path), path)
+    part = find_parts(open_checkpoint(path))["transformer"]
+    with pytest.raises(UnsupportedCheckpointError, match="RoPE axes"):
+        read_params(part)
+    assert read_params(part, {"axes_dim": (8, 12, 12)}) == FLUX
+
+
+def test_damaged_metadata(tmp_path: Path) -> None:
+    path = save_flux(tmp_path / "x.safetensors")
+    save_file(load_file(path), path, metadata={"config": "[1"})
+    with pytest.raises(CorruptCheckpointError, match="config"):
+        read_params(find_parts(open_checkpoint(path))["transformer"])
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (["lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight"], "is a LoRA"),
+        (["transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight"], "is a LoRA"),
+        (["double_stream_modulation_img.lin.weight"], "Flux.2"),
+        (["distilled_guidance_layer.norms.0.scale"], "Chroma"),
+        (["model.diffusion_model.input_blocks.0.0.weight"], "Stable Diffusion"),
+        (["single_transformer_blocks.0.attn.to_q.weight"], "diffusers layout"),
+        (["something.else"], "no part of Flux.1 .*something.else"),
+    ],
+)
+def test_foreign_files_are_named(tmp_path: Path, keys: list[str], words: str) -> None:
+    save_file({key: torch.zeros(2, 2) for key in keys}, tmp_path / "x.safetensors")
+    with pytest.raises(UnsupportedCheckpointError, match=words):
+        find_parts(open_checkpoint(tmp_path / "x.safetensors"))
+
+
+def test_quantised_files_are_refused_by_name(tmp_path: Path) -> None:
+    path = save_flux(tmp_path / "x.safetensors", dtype=torch.float8_e4m3fn)
+    with pytest.raises(UnsupportedCheckpointError, match="fp8"):
+        load_part(find_parts(open_checkpoint(path))["transformer"], device=CPU, dtype=torch.float32)
