@@ -1,0 +1,191 @@
+"""The names of samplers and schedulers, and how a request's names become a pair that can run. Loads no torch.
+
+``flux.samplers`` and ``flux.schedules`` hold the functions behind these labels; a test holds both sides equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from .errors import RequestError
+
+Compat = Literal["fixed", "forge"]
+
+AUTOMATIC = "Automatic"
+DEFAULT_SCHEDULER = "Simple"
+
+
+@dataclass(frozen=True)
+class SamplerLabel:
+    """What is known of a sampler by name.
+
+    Args:
+        scheduler: the schedule it brings along when none is chosen.
+        second_order: evaluates the model about twice a step, so prompt schedules count twice the steps.
+        discard_next_to_last: runs on a schedule of one more step whose next-to-last sigma is dropped.
+        valid: makes sense for a flow model.
+    """
+
+    label: str
+    scheduler: str | None = None
+    second_order: bool = False
+    discard_next_to_last: bool = False
+    valid: bool = True
+
+
+@dataclass(frozen=True)
+class SchedulerLabel:
+    """What is known of a scheduler by name; ``name`` and ``aliases`` are other spellings that callers use."""
+
+    label: str
+    name: str
+    aliases: tuple[str, ...] = ()
+    valid: bool = True
+
+
+SAMPLERS: dict[str, SamplerLabel] = {
+    row.label: row
+    for row in (
+        SamplerLabel("DPM++ 2M", "Karras"),
+        SamplerLabel("DPM++ SDE", "Karras", second_order=True),
+        SamplerLabel("DPM++ 2M SDE", "Exponential"),
+        SamplerLabel("DPM++ 2M SDE Heun", "Exponential"),
+        SamplerLabel("DPM++ 2S a", "Karras", second_order=True),
+        SamplerLabel("DPM++ 3M SDE", "Exponential", discard_next_to_last=True),
+        SamplerLabel("Euler a"),
+        SamplerLabel("Euler"),
+        SamplerLabel("LMS"),
+        SamplerLabel("Heun", second_order=True),
+        SamplerLabel("DPM2", "Karras", second_order=True, discard_next_to_last=True),
+        SamplerLabel("DPM2 a", "Karras", second_order=True, discard_next_to_last=True),
+        SamplerLabel("DPM fast"),
+        SamplerLabel("DPM adaptive"),
+        SamplerLabel("Restart", "Karras", second_order=True),
+        SamplerLabel("HeunPP2"),
+        SamplerLabel("IPNDM"),
+        SamplerLabel("IPNDM_V"),
+        SamplerLabel("DEIS"),
+        SamplerLabel("DDIM", valid=False),
+        SamplerLabel("DDIM CFG++", valid=False),
+        SamplerLabel("PLMS", valid=False),
+        SamplerLabel("UniPC", valid=False),
+        SamplerLabel("LCM", valid=False),
+        SamplerLabel("DDPM", valid=False),
+    )
+}
+
+SCHEDULERS: dict[str, SchedulerLabel] = {
+    row.label: row
+    for row in (
+        SchedulerLabel(AUTOMATIC, "automatic"),
+        SchedulerLabel("Uniform", "uniform", valid=False),
+        SchedulerLabel("Karras", "karras"),
+        SchedulerLabel("Exponential", "exponential"),
+        SchedulerLabel("Polyexponential", "polyexponential"),
+        SchedulerLabel("SGM Uniform", "sgm_uniform", ("SGMUniform",)),
+        SchedulerLabel("KL Optimal", "kl_optimal"),
+        SchedulerLabel("Align Your Steps", "align_your_steps", valid=False),
+        SchedulerLabel("Simple", "simple"),
+        SchedulerLabel("Normal", "normal"),
+        SchedulerLabel("DDIM", "ddim"),
+        SchedulerLabel("Beta", "beta"),
+        SchedulerLabel("Turbo", "turbo", valid=False),
+        SchedulerLabel("Align Your Steps GITS", "align_your_steps_GITS", valid=False),
+        SchedulerLabel("Align Your Steps 11", "align_your_steps_11", valid=False),
+        SchedulerLabel("Align Your Steps 32", "align_your_steps_32", valid=False),
+    )
+}
+
+
+def sampler_labels(*, valid_only: bool = True) -> list[str]:
+    """The sampler labels to choose from."""
+    return [row.label for row in SAMPLERS.values() if row.valid or not valid_only]
+
+
+def scheduler_labels(*, valid_only: bool = True) -> list[str]:
+    """The scheduler labels to choose from."""
+    return [row.label for row in SCHEDULERS.values() if row.valid or not valid_only]
+
+
+def resolve_sampler(
+    sampler: str | None, scheduler: str | None, compat: Compat = "fixed", *, default_scheduler: str = DEFAULT_SCHEDULER
+) -> tuple[str, str]:
+    """The sampler and scheduler labels that a request's two names mean.
+
+    A sampler may carry a scheduler as a suffix ("DPM++ 2M Karras"). With ``fixed`` the suffix wins only where the
+    scheduler is left at ``default_scheduler`` or Automatic, case does not matter, and Automatic becomes the sampler's
+    own scheduler, else Simple. With ``forge`` the suffix always wins, an unknown sampler becomes DPM++ 2M, and an
+    unknown scheduler Automatic, which stays as it is.
+
+    Raises:
+        RequestError: (``fixed`` only) a name is unknown or not valid for a flow model; the message lists the valid ones.
+    """
+    if compat == "forge":
+        return _resolve_as_reference(sampler, scheduler)
+    name, suffix = _split_suffix(sampler or "Euler", ignore_case=True)
+    chosen = _find_scheduler(scheduler or AUTOMATIC, ignore_case=True)
+    row = _find(SAMPLERS, name, ignore_case=True)
+    if row is None or not row.valid:
+        raise _refusal("sampler", sampler, row is not None, sampler_labels())
+    if chosen is None or not chosen.valid:
+        raise _refusal("scheduler", scheduler, chosen is not None, scheduler_labels())
+    if suffix and chosen.label in (AUTOMATIC, default_scheduler):
+        chosen = suffix
+        if not chosen.valid:
+            raise _refusal("sampler", sampler, True, sampler_labels())
+    return row.label, chosen.label if chosen.label != AUTOMATIC else row.scheduler or DEFAULT_SCHEDULER
+
+
+def own_scheduler(sampler: str, scheduler: str) -> str:
+    """The scheduler that a pair of labels runs on: Automatic is the sampler's own, else (invalid for Flux) Uniform."""
+    return scheduler if scheduler != AUTOMATIC else SAMPLERS[sampler].scheduler or "Uniform"
+
+
+def schedule_steps(sampler: str, steps: int) -> int:
+    """The step total that prompt schedules and ``skip_early_cond`` count with: doubled for second-order samplers."""
+    return steps * 2 if SAMPLERS[sampler].second_order else steps
+
+
+def _resolve_as_reference(sampler: str | None, scheduler: str | None) -> tuple[str, str]:
+    name, suffix = _split_suffix(sampler or "DPM++ 2M", ignore_case=False)
+    row = SAMPLERS.get(name, SAMPLERS["DPM++ 2M"])
+    chosen = suffix or _find_scheduler(scheduler or AUTOMATIC, ignore_case=False) or SCHEDULERS[AUTOMATIC]
+    return row.label, AUTOMATIC if chosen.label == row.scheduler else chosen.label
+
+
+def _split_suffix(name: str, *, ignore_case: bool) -> tuple[str, SchedulerLabel | None]:
+    if _find(SAMPLERS, name, ignore_case=ignore_case):
+        return name, None
+    folded = name.lower() if ignore_case else name
+    for row in SCHEDULERS.values():
+        for spelling in _spellings(row):
+            ending = " " + (spelling.lower() if ignore_case else spelling)
+            if folded.endswith(ending):
+                return name[: -len(ending)].rstrip(), row
+    return name, None
+
+
+def _spellings(row: SchedulerLabel) -> tuple[str, ...]:
+    return (row.label, row.name, *row.aliases)
+
+
+def _find(rows: dict[str, SamplerLabel], name: str, *, ignore_case: bool) -> SamplerLabel | None:
+    if not ignore_case:
+        return rows.get(name)
+    return next((row for label, row in rows.items() if label.lower() == name.strip().lower()), None)
+
+
+def _find_scheduler(name: str, *, ignore_case: bool) -> SchedulerLabel | None:
+    wanted = name.strip().lower() if ignore_case else name
+    for row in SCHEDULERS.values():
+        spellings: Iterable[str] = _spellings(row)
+        if wanted in ((s.lower() for s in spellings) if ignore_case else spellings):
+            return row
+    return None
+
+
+def _refusal(field: str, given: str | None, known: bool, valid: list[str]) -> RequestError:
+    why = "is not valid for Flux" if known else "is not known"
+    return RequestError(f"{field}: {given!r} {why}; choose one of: {', '.join(valid)}", field=field)
