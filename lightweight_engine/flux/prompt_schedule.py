@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 _TOKEN = re.compile(r"[^\\\[\]():|]+|\\.|.", re.DOTALL)
 _NUMBER = re.compile(r"\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)\s*", re.ASCII)
@@ -112,11 +113,11 @@ class _Parser:
     def form(self, bracket: _Bracket) -> _Node | None:
         """What a square bracket with separators means, if anything."""
         places = [bracket.start, *(place for place, _ in bracket.separators), len(self.out)]
-        options = tuple(self.out[start + 1 : end] for start, end in zip(places, places[1:], strict=False))
+        options = [self.out[start + 1 : end] for start, end in pairwise(places)]
         marks = {mark for _, mark in bracket.separators}
         if marks == {"|"}:
             self.boundaries.update(range(1, self.steps + 1))
-            return _Alternate(options)
+            return _Alternate(tuple(options))
         if marks == {":"} and len(options) <= 3 and (when := self.when(options[-1])) is not None:
             return _Switch(options[0] if len(options) == 3 else [], options[-2], when)
         return None

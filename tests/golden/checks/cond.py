@@ -9,8 +9,8 @@ import torch
 from checks.text_models import text_encoders
 from goldens import Case, golden_dir
 
+from lightweight_engine.flux.conditioner import Conditioner, EmbeddingCache, resolve_guidance
 from lightweight_engine.flux.prompt import plan_prompt
-from lightweight_engine.flux.text_encoders import Conditioner, EmbeddingCache, resolve_guidance
 
 
 def check(case: Case) -> None:
