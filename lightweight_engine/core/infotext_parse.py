@@ -1,0 +1,202 @@
+"""Reads a picture's text back: prompt, negative prompt and ``key: value`` pairs, as Forge reads it.
+
+With ``defaults`` a key that is absent gets the value that the reference fills in; without, only what the text says.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from ..errors import RequestError
+from ..flux.prompt import is_break, parse_attention
+from .infotext import SAME_CHOICES
+
+# A key has at least two characters and runs up to the colon. The look-behind lets a match begin only where a run of key
+# characters begins, which finds the same pairs and keeps the search linear on text without colons.
+_PAIR = re.compile(r'(?<![\w \-/])[ \-/]*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+_SIZE = re.compile(r"(\d+)x(\d+)")
+_NEGATIVE = "Negative prompt:"
+_MIN_PAIRS = 3
+"""Fewer pairs than this in the last line, and the line is prompt."""
+
+DEFAULTS: dict[str, Any] = {
+    "Clip skip": "1",
+    "Hires resize-1": 0,
+    "Hires resize-2": 0,
+    "Hires sampler": "Use same sampler",
+    "Hires schedule type": "Use same scheduler",
+    "Hires checkpoint": "Use same checkpoint",
+    "Hires prompt": "",
+    "Hires negative prompt": "",
+    "Mask mode": "Inpaint masked",
+    "Masked content": "original",
+    "Inpaint area": "Whole picture",
+    "Masked area padding": 32,
+    "RNG": "GPU",
+    "Schedule type": "Automatic",
+    "Schedule max sigma": 0,
+    "Schedule min sigma": 0,
+    "Schedule rho": 0,
+    "VAE Encoder": "Full",
+    "VAE Decoder": "Full",
+    "FP8 weight": "Disable",
+    "Refiner switch by sampling steps": False,
+}
+"""What the reference assumes where a key is absent."""
+
+
+def parse_infotext(
+    text: str,
+    *,
+    defaults: bool = True,
+    loaded_model: str | None = None,
+    loaded_modules: Sequence[str] = (),
+    known_modules: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The keys of ``text``, with ``Prompt`` and ``Negative prompt``; sizes as ``KEY-1`` (width) and ``KEY-2``.
+
+    With ``defaults``: what is absent is filled in, ``Model`` is dropped where it is ``loaded_model``, and module names
+    among ``known_modules`` become ``VAE/TE`` (where they differ from ``loaded_modules``) and ``Hires VAE/TE``.
+    """
+    lines = text.strip().split("\n")
+    last = _mend_civitai(lines[-1])
+    pairs = _PAIR.findall(last)
+    if len(pairs) < _MIN_PAIRS:
+        pairs = []
+    else:
+        lines.pop()
+    prompt, negative = _split_prompts(lines)
+    parsed: dict[str, Any] = {"Prompt": prompt, "Negative prompt": negative}
+    for key, quoted in pairs:
+        parsed.update(_sized(key, unquote(quoted)))
+    return _fill(parsed, loaded_model, loaded_modules, known_modules) if defaults else parsed
+
+
+def unquote(text: str) -> str:
+    """The string inside a JSON quotation; any other text as it is."""
+    if len(text) < 2 or not (text[0] == text[-1] == '"'):
+        return text
+    try:
+        return str(json.loads(text))
+    except ValueError:
+        return text
+
+
+def _split_prompts(lines: list[str]) -> tuple[str, str]:
+    parts: tuple[list[str], list[str]] = ([], [])
+    side = 0
+    for line in (line.strip() for line in lines):
+        if line.startswith(_NEGATIVE):
+            side, line = 1, line.removeprefix(_NEGATIVE).strip()
+        if parts[side] or line:
+            parts[side].append(line)
+    return "\n".join(parts[0]), "\n".join(parts[1])
+
+
+def _sized(key: str, value: str) -> Iterator[tuple[str, str]]:
+    """The pair, or two for WIDTHxHEIGHT; none for an empty value, which says no more than an absent key."""
+    if size := _SIZE.fullmatch(value):
+        yield f"{key}-1", size[1]
+        yield f"{key}-2", size[2]
+    elif value:
+        yield key, value
+
+
+def _mend_civitai(line: str) -> str:
+    """Civitai's own generator names no sampler for Flux and writes the distilled guidance as CFG scale."""
+    if "Civitai" not in line or "FLUX" not in line:
+        return line
+    line = re.sub(r"Clip skip: [0-8]\b(, )?", "", line)
+    line = line.replace("Sampler: Undefined", "Sampler: Euler, Schedule type: Simple")
+    return re.sub(r"(?<![\w ])( ?)CFG scale: ", r"\1CFG scale: 1, Distilled CFG Scale: ", line)
+
+
+def _fill(parsed: dict[str, Any], model: str | None, loaded: Sequence[str], known: Sequence[str]) -> dict[str, Any]:
+    filled = {**DEFAULTS, **parsed}
+    if filled["FP8 weight"] != "Disable":
+        filled.setdefault("Cache FP16 weight for LoRA", False)
+    if _has_weights(filled["Prompt"]) or _has_weights(filled["Negative prompt"]):
+        filled.setdefault("Emphasis", "Original")
+    if model is not None and filled.get("Model") == model:
+        del filled["Model"]
+    modules = [name for name in _numbered(parsed, "Module") if name in known]
+    if modules and sorted(modules) != sorted(loaded):
+        filled["VAE/TE"] = modules
+    hires = _numbered(parsed, "Hires Module")
+    same = not hires or SAME_CHOICES in hires
+    filled["Hires VAE/TE"] = [SAME_CHOICES] if same else [name for name in hires if name in known]
+    return filled
+
+
+def _has_weights(prompt: str) -> bool:
+    return any(segment.weight != 1 and not is_break(segment) for segment in parse_attention(prompt))
+
+
+def _numbered(parsed: dict[str, Any], key: str) -> list[str]:
+    names = []
+    while (name := parsed.get(f"{key} {len(names) + 1}")) is not None:
+        names.append(name)
+    return names
+
+
+def _flag(text: str) -> bool:
+    return text == "True"
+
+
+REQUEST_FIELDS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "Prompt": ("prompt", str),
+    "Negative prompt": ("negative_prompt", str),
+    "Steps": ("steps", int),
+    "Sampler": ("sampler", str),
+    "Schedule type": ("scheduler", str),
+    "CFG scale": ("cfg_scale", float),
+    "Distilled CFG Scale": ("distilled_cfg_scale", float),
+    "Seed": ("seed", int),
+    "Size-1": ("width", int),
+    "Size-2": ("height", int),
+    "Variation seed": ("subseed", int),
+    "Variation seed strength": ("subseed_strength", float),
+    "Seed resize from-1": ("seed_resize_from_w", int),
+    "Seed resize from-2": ("seed_resize_from_h", int),
+    "Denoising strength": ("denoising_strength", float),
+    "ENSD": ("eta_noise_seed_delta", int),
+    "RNG": ("noise_source", str),
+    "Emphasis": ("emphasis", str),
+    "Hires upscale": ("hr_scale", float),
+    "Hires steps": ("hr_steps", int),
+    "Hires upscaler": ("hr_upscaler", str),
+    "Beta schedule alpha": ("beta_alpha", float),
+    "Beta schedule beta": ("beta_beta", float),
+    "Eta": ("eta", float),
+    "Sigma churn": ("s_churn", float),
+    "Sigma tmin": ("s_tmin", float),
+    "Sigma tmax": ("s_tmax", float),
+    "Sigma noise": ("s_noise", float),
+    "Schedule max sigma": ("sigma_max", float),
+    "Schedule min sigma": ("sigma_min", float),
+    "Schedule rho": ("rho", float),
+    "Discard penultimate sigma": ("discard_next_to_last", _flag),
+    "NGMS": ("s_min_uncond", float),
+    "NGMS all steps": ("s_min_uncond_all", _flag),
+    "Skip Early CFG": ("skip_early_cond", float),
+}
+"""Which request field a key fills, and how its text is read."""
+
+
+def request_fields(text: str) -> dict[str, Any]:
+    """The request fields that ``text`` names, to make its picture again; the rest is not in the text."""
+    fields: dict[str, Any] = {}
+    for key, value in parse_infotext(text, defaults=False).items():
+        if key not in REQUEST_FIELDS:
+            continue
+        name, read = REQUEST_FIELDS[key]
+        try:
+            fields[name] = read(value)
+        except ValueError:
+            raise RequestError(
+                f"{key} of the picture's text is {value!r:.80}, not a number; give {name} yourself", field=name
+            ) from None
+    return fields
