@@ -57,7 +57,7 @@ def golden_tokenizers() -> Tokenizers:
     if folder is not None:
         return Tokenizers(CLIPTokenizer.load(folder / "clip_l"), T5Tokenizer.load(folder / "t5xxl"))
     if not RECORD.is_file():
-        pytest.skip(f"no tokenizer files (set LWE_TOKENIZER_DIR) and no record at {RECORD.relative_to(PROJECT)}")
+        pytest.skip(f"no tokenizer files (set LWE_TOKENIZER_DIR) and no record at {RECORD}")
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     return Tokenizers(RecordedTokenizer(record["clip"]), RecordedTokenizer(record["t5"]))
 

@@ -123,7 +123,18 @@ class TestSchedule:
 
     @pytest.mark.parametrize(
         "text",
-        ["a [unbalanced", "a] b", "((a][:b", "[a:b]", "[a:b:c:3]", "[a:b:x]", "[a:b:3 4]", "(a:b:c)", "a:b", "[a(b:c:3]"],
+        [
+            "a [unbalanced",
+            "a] b",
+            "((a][:b",
+            "[a:b]",
+            "[a:b:c:3]",
+            "[a:b:x]",
+            "[a:b:3 4]",
+            "(a:b:c)",
+            "a:b",
+            "[a(b:c:3]",
+        ],
     )
     def test_what_forms_nothing_is_text(self, text: str) -> None:
         assert schedule(text, 10) == [(10, text)]
