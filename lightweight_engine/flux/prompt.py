@@ -133,7 +133,7 @@ def _cut_weight(part: str) -> tuple[float, str]:
     """Cut ``: number`` from the end of a part; blanks at the end go in any case."""
     part = part.rstrip()
     head, colon, tail = part.rpartition(":")
-    if colon and _PART_WEIGHT.fullmatch(tail.strip()):
+    if colon and _PART_WEIGHT.fullmatch(tail.strip()) and math.isfinite(float(tail)):
         return float(tail), head.rstrip()
     return 1.0, part
 
