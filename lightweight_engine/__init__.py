@@ -1,3 +1,45 @@
-"""A Flux.1 image engine."""
+"""A Flux.1 image engine: text-to-image from the model files that people already have.
+
+    from lightweight_engine import Config, LightweightEngine
+
+    engine = LightweightEngine(Config())
+    engine.setup()
+    images = engine.generate(prompt="a smiling woman with red hair", seed=1)
+
+Names are imported when they are first used, so that importing the package loads no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "LightweightEngine": "core.engine",
+    "Config": "config",
+    "EngineConfig": "config",
+    "GenerationRequest": "request",
+    "GenerationResult": "request",
+    "Progress": "request",
+    "EngineError": "errors",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+if TYPE_CHECKING:
+    from .config import Config, EngineConfig
+    from .core.engine import LightweightEngine
+    from .errors import EngineError
+    from .request import GenerationRequest, GenerationResult, Progress
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -74,6 +74,7 @@ class GenerationRequest(_Frozen):
     scheduler: str = _field("Simple", "Noise schedule.", a1111="Automatic")
     seed: int = _field(-1, "Seed of the first picture; -1 draws one.", ge=-1, le=MAX_SEED)
     num_outputs: int = _field(1, "How many pictures, with seeds seed, seed+1, …", ge=1, le=1024)
+    batch_size: int = _field(1, "How many pictures are drawn at once; more is not always faster.", ge=1, le=64)
     subseed: int = _field(-1, "Seed of the variation.", ge=-1, le=MAX_SEED)
     subseed_strength: float = _field(0.0, "How far towards the variation, 0 to 1.", ge=0, le=1)
     seed_resize_from_w: int = _field(0, "Width whose noise is reused; 0 is off.", a1111=-1, ge=-1, le=16384)

@@ -27,13 +27,16 @@ MAX_PART = 128
 MAX_WORDS = 8
 MAX_NAME_BYTES = 255
 """Longest file name of the usual file systems."""
+_EXTENSION_BYTES = 8
 _HASH_DIGITS = 8
+_MOMENT = "%Y%m%d%H%M%S"
 _FREE_NUMBER_TRIES = 500
 
 _FORBIDDEN = dict.fromkeys(map(ord, '#<>:"/\\|?*\n\r\t\0'), "_")
 _TOKEN = re.compile(r"\[([^\[\]]+)\]")
 _ARGUMENTS = re.compile(r"<([^>]*)>")
 _TOKEN_PARTS = re.compile(r"([^<]*)((?:<[^>]*>)*)")
+_SEPARATORS = re.compile(r"[/\\\0]")
 _NO_LETTERS = re.compile(rf"[\s{re.escape(string.punctuation)}]+")
 
 
@@ -85,6 +88,7 @@ class NameFacts:
 
 def sanitize(text: str, *, replace_spaces: bool = True) -> str:
     """``text`` as a part of a file name: no character that a file system forbids, at most 128 long."""
+    text = text.encode("utf-8", "replace").decode()
     if replace_spaces:
         text = text.replace(" ", "_")
     return text.translate(_FORBIDDEN).lstrip(" ")[:MAX_PART].rstrip(" .")
@@ -152,7 +156,7 @@ def _words(facts: NameFacts) -> str | None:
 
 
 def _moment(facts: NameFacts, arguments: _Arguments) -> str | None:
-    """``[datetime<format><zone>]``; an unknown zone is the local one."""
+    """``[datetime<format><zone>]``; an unknown zone is the local one, an impossible format the default."""
     layout, zone = (*arguments, "", "")[:2]
     moment = facts.now or datetime.now().astimezone()
     if zone:
@@ -160,7 +164,10 @@ def _moment(facts: NameFacts, arguments: _Arguments) -> str | None:
             moment = moment.astimezone(ZoneInfo(zone))
         except (KeyError, ValueError, OSError):
             moment = moment.astimezone()
-    return _spaced(moment.strftime(layout or "%Y%m%d%H%M%S"))
+    try:
+        return _spaced(moment.strftime(layout or _MOMENT))
+    except ValueError:
+        return moment.strftime(_MOMENT)
 
 
 def _has_prompt(facts: NameFacts, arguments: _Arguments) -> str | None:
@@ -257,23 +264,25 @@ def picture_name(
     """A free file name in ``folder``, without its extension: ``00012-PATTERN``, or ``BASENAME-0012-PATTERN``.
 
     ``suffix`` is put behind the pattern ("-before-highres-fix"). Without a number the pattern alone is the name, so a
-    file of that name is replaced; an empty pattern always gets a number.
+    file of that name is replaced; an empty pattern always gets a number. Where 500 numbers are taken, ``unique_name``.
     """
-    decoration = expand(pattern, facts) + suffix
+    decoration = _SEPARATORS.sub("_", expand(pattern, facts)) + suffix
     if decoration and not numbered:
         return _fit(decoration)
     tail = decoration if decoration == suffix else f"-{decoration}"
     first = next_number(folder, basename)
-    for number in range(first, first + _FREE_NUMBER_TRIES):
-        name = _fit((f"{basename}-{number:04}" if basename else f"{number:05}") + tail)
-        if not (folder / f"{name}.{extension}").exists():
-            break
-    return name
+    names = (
+        _fit((f"{basename}-{number:04}" if basename else f"{number:05}") + tail)
+        for number in range(first, first + _FREE_NUMBER_TRIES)
+    )
+    free = (name for name in names if not (folder / f"{name}.{extension}").exists())
+    return next(free, unique_name(facts.seed or 0))
 
 
 def output_folder(root: Path, facts: NameFacts, pattern: str = DEFAULT_FOLDER) -> Path:
-    """``root`` with the folder that ``pattern`` names below it; an empty pattern is ``root`` itself."""
-    return root / expand(pattern, facts).lstrip(" ").rstrip("\\/ ") if pattern else root
+    """The folder that ``pattern`` names below ``root``, never one outside it; an empty pattern is ``root`` itself."""
+    parts = (part.strip(" ") for part in _SEPARATORS.split(expand(pattern, facts)))
+    return root.joinpath(*(part for part in parts if part.strip(".")))
 
 
 def unique_name(seed: int) -> str:
@@ -282,6 +291,7 @@ def unique_name(seed: int) -> str:
 
 
 def _fit(name: str) -> str:
-    """``name`` cut to what a file system holds, an extension of up to seven characters included."""
-    room = MAX_NAME_BYTES - len(".sidecar")
-    return name.encode("utf-8", "replace")[:room].decode("utf-8", "ignore").rstrip(" .")
+    """``name`` cut, where it is too long, to leave room for an extension."""
+    room = MAX_NAME_BYTES - _EXTENSION_BYTES
+    data = name.encode("utf-8", "replace")
+    return name if len(data) <= room else data[:room].decode("utf-8", "ignore").rstrip(" .")

@@ -118,7 +118,7 @@ def _fill(parsed: dict[str, Any], model: str | None, loaded: Sequence[str], know
     filled = {**DEFAULTS, **parsed}
     if filled["FP8 weight"] != "Disable":
         filled.setdefault("Cache FP16 weight for LoRA", False)
-    if _has_weights(filled["Prompt"]) or _has_weights(filled["Negative prompt"]):
+    if has_weights(filled["Prompt"]) or has_weights(filled["Negative prompt"]):
         filled.setdefault("Emphasis", "Original")
     if model is not None and filled.get("Model") == model:
         del filled["Model"]
@@ -131,7 +131,8 @@ def _fill(parsed: dict[str, Any], model: str | None, loaded: Sequence[str], know
     return filled
 
 
-def _has_weights(prompt: str) -> bool:
+def has_weights(prompt: str) -> bool:
+    """Whether a prompt uses emphasis."""
     return any(segment.weight != 1 and not is_break(segment) for segment in parse_attention(prompt))
 
 

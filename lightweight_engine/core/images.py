@@ -1,0 +1,322 @@
+"""Pictures in and out: pixels to bytes with their text, bytes to pixels and text, and saving that leaves nothing half done.
+
+numpy and Pillow are imported where they are used, torch never: ``info`` on the command line stays fast.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import secrets
+import warnings as python_warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import OutputError, RequestError
+from .image_text import JPEG_SEGMENT, PNG_KEY, exif_block, find_text, hide, with_comments
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Source = str | os.PathLike[str] | bytes
+"""A picture's file, or its bytes."""
+
+DEFAULT_QUALITY = 80
+"""Of jpg and webp, as the reference saves them; the Cog service uses 100."""
+MAX_INPUT_PIXELS = 8192 * 8192
+FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
+_MAX_SIDE = {"PNG": 2**31 - 1, "JPEG": 65500, "WEBP": 16383}
+_READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+
+
+# --- pixels -------------------------------------------------------------------------------------------------------
+
+
+def to_uint8(pixels: Any) -> Any:
+    """Pixels [B, 3, H, W] in 0..1 (tensor or array) as a uint8 array [B, H, W, 3].
+
+    Outside values are clamped, NaN is 0, and 255 * x is cut off, not rounded: rounding would change every second byte
+    of the reference's pictures.
+    """
+    import numpy as np
+
+    if hasattr(pixels, "detach"):
+        levels = pixels.detach().float().nan_to_num(nan=0.0, posinf=1.0, neginf=0.0).clamp(0, 1).mul(255)
+        return levels.byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    levels = np.nan_to_num(np.asarray(pixels, dtype=np.float32), nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1) * 255
+    return np.ascontiguousarray(levels.astype(np.uint8).transpose(0, 2, 3, 1))
+
+
+def to_images(pixels: Any) -> list[Image]:
+    """Pixels [B, 3, H, W] in 0..1 as RGB pictures."""
+    from PIL import Image
+
+    return [Image.fromarray(array) for array in to_uint8(pixels)]
+
+
+# --- writing ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A picture's file as bytes, and what a person should know of it."""
+
+    data: bytes
+    warnings: tuple[str, ...] = ()
+
+
+def encode(
+    image: Any,
+    format: str = "png",
+    infotext: str | None = None,
+    quality: int = DEFAULT_QUALITY,
+    *,
+    stealth: bool = False,
+) -> Encoded:
+    """``image`` (a PIL image or a uint8 array [H, W, 3]) as a png, jpg or webp file with its text.
+
+    ``quality``, 1 to 100, is for jpg and webp. Raises RequestError for an unknown format or quality, OutputError for a
+    picture that the format cannot hold.
+    """
+    kind = FORMATS.get(format.lower())
+    if kind is None:
+        raise RequestError(
+            f"unknown output format {format!r:.40}; choose one of png, jpg, webp", field="output_format"
+        )
+    if not 1 <= quality <= 100:
+        raise RequestError(f"quality must be 1 to 100, not {quality}", field="quality")
+    picture = _as_picture(image)
+    if max(picture.size) > _MAX_SIDE[kind]:
+        size, limit = "x".join(map(str, picture.size)), _MAX_SIDE[kind]
+        raise OutputError(f"a {format} file holds at most {limit} pixels a side, the picture has {size}; choose png")
+    text = None if infotext is None else infotext.encode("utf-8", "replace").decode()
+    if kind == "PNG":
+        return _encode_png(picture, text, stealth)
+    return _encode_jpeg(picture, text, quality) if kind == "JPEG" else _encode_webp(picture, text, quality)
+
+
+def _as_picture(image: Any) -> Image:
+    from PIL import Image
+
+    return image if isinstance(image, Image.Image) else Image.fromarray(image)
+
+
+def _encode_png(picture: Image, text: str | None, stealth: bool) -> Encoded:
+    from PIL.PngImagePlugin import PngInfo
+
+    info, said = PngInfo(), ()
+    if text is not None:
+        info.add_text(PNG_KEY, text)
+        if stealth:
+            picture, said = hide(picture, text)
+    return Encoded(_saved(picture, "PNG", pnginfo=info), said)
+
+
+def _encode_jpeg(picture: Image, text: str | None, quality: int) -> Encoded:
+    options: dict[str, Any] = {"quality": quality}
+    exif = exif_block(text) if text is not None else b""
+    fits = len(exif) <= JPEG_SEGMENT
+    if exif and fits:
+        options["exif"] = exif
+    data = _saved(_opaque(picture), "JPEG", **options)
+    if text is None or fits:
+        return Encoded(data)
+    warning = (
+        f"the picture's text ({len(text)} characters) is longer than a JPEG's EXIF can hold; it is stored in comment "
+        "segments that other programs do not read: choose png or webp to keep it readable for them"
+    )
+    return Encoded(with_comments(data, text), (warning,))
+
+
+def _encode_webp(picture: Image, text: str | None, quality: int) -> Encoded:
+    options: dict[str, Any] = {"quality": quality, "lossless": False}
+    if text is not None:
+        options["exif"] = exif_block(text)
+    return Encoded(_saved(_opaque(picture), "WEBP", **options))
+
+
+def _saved(picture: Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _opaque(picture: Image) -> Image:
+    return picture if picture.mode in ("RGB", "L") else picture.convert("RGB")
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+def open_image(source: Source, *, field: str = "image", max_pixels: int = MAX_INPUT_PIXELS) -> Image:
+    """The picture of a file or of bytes, wholly read. RequestError, naming ``field``, for anything that is not one."""
+    from PIL import Image, UnidentifiedImageError
+
+    name = "the data given" if isinstance(source, bytes) else str(source)
+    try:
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    except OSError as error:
+        reason = {errno.ENOENT: "there is no such file", errno.EISDIR: "it is a folder"}.get(
+            error.errno or 0, error.strerror or str(error)
+        )
+        raise RequestError(f"cannot read {name}: {reason}; give the path of a picture", field=field) from None
+    except ValueError:
+        raise RequestError(f"{name!r:.80} is not a path; give the path of a picture", field=field) from None
+    try:
+        with python_warnings.catch_warnings():
+            # The limit below is stricter than the one Pillow warns at.
+            python_warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(data), formats=_READABLE)
+        if picture.width * picture.height > max_pixels:
+            raise Image.DecompressionBombError
+        picture.load()
+    except Image.DecompressionBombError:
+        raise RequestError(
+            f"{name} has more than {max_pixels} pixels; give a smaller picture", field=field
+        ) from None
+    except UnidentifiedImageError:
+        what = "is empty" if not data else "is not a picture that can be read (png, jpg, webp, gif, bmp, tiff)"
+        raise RequestError(f"{name} {what}; give another file", field=field) from None
+    except Exception as error:  # noqa: BLE001 - foreign bytes make decoders raise nearly anything
+        raise RequestError(f"{name} is damaged ({error}); give an intact picture", field=field) from None
+    return picture
+
+
+def read_infotext(source: Source | Image) -> str | None:
+    """The text that a picture carries, wherever it lies; None where it has none. Errors as of ``open_image``."""
+    picture = open_image(source) if isinstance(source, (str, bytes, os.PathLike)) else source
+    return find_text(picture)
+
+
+# --- saving -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Where a picture and its sidecar lie, and what a person should know."""
+
+    path: Path
+    sidecar: Path | None
+    warnings: tuple[str, ...] = ()
+
+
+def save(
+    image: Any,
+    folder: str | os.PathLike[str],
+    name: str,
+    *,
+    format: str = "png",
+    infotext: str | None = None,
+    quality: int = DEFAULT_QUALITY,
+    stealth: bool = False,
+    sidecar: Mapping[str, Any] | None = None,
+) -> Saved:
+    """Write ``FOLDER/NAME.FORMAT``, and ``NAME.json`` beside it where ``sidecar`` is given.
+
+    Both files appear whole or not at all. The folder is made. Raises OutputError, with the one thing to do.
+    """
+    encoded = encode(image, format, infotext, quality, stealth=stealth)
+    path = Path(folder) / f"{name}.{format.lower()}"
+    if sidecar is None:
+        _write_together([(path, encoded.data)])
+        return Saved(path, None, encoded.warnings)
+    _write_together([(sidecar_path(path), _json(sidecar)), (path, encoded.data)])
+    return Saved(path, sidecar_path(path), encoded.warnings)
+
+
+def sidecar_path(picture: str | os.PathLike[str]) -> Path:
+    """The sidecar of a picture: the same name, ending in .json."""
+    return Path(picture).with_suffix(".json")
+
+
+def write_sidecar(path: str | os.PathLike[str], data: Mapping[str, Any]) -> None:
+    """Write ``data`` as JSON, whole or not at all. Raises OutputError."""
+    _write_together([(Path(path), _json(data))])
+
+
+def read_sidecar(picture: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The sidecar of a picture (or a sidecar's own path); None where there is none, RequestError where it is damaged."""
+    path = sidecar_path(picture)
+    try:
+        data = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror}; make it readable", field="image") from None
+    except ValueError as error:
+        raise RequestError(
+            f"{path} is not valid JSON ({error}); delete it to go by the picture's own text", field="image"
+        ) from None
+    if not isinstance(data, dict):
+        raise RequestError(f"{path} is not a sidecar; delete it to go by the picture's own text", field="image")
+    return data
+
+
+def _json(data: Mapping[str, Any]) -> bytes:
+    """Readable JSON; half characters, which UTF-8 cannot hold, become the escapes that JSON has for them."""
+    text = json.dumps(data, ensure_ascii=False, indent=2, default=_plain)
+    return f"{text}\n".encode("utf-8", "backslashreplace")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return str(value)
+
+
+def _write_together(files: Sequence[tuple[Path, bytes]]) -> None:
+    """All of the files, or none: written beside their places, forced to disk, then renamed."""
+    target = files[-1][0]
+    made: list[Path] = []
+    try:
+        for path, data in files:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            made.append(path.with_name(f".{secrets.token_hex(8)}.tmp"))
+            _write(made[-1], data)
+        for index, (path, _) in enumerate(files):
+            os.replace(made[index], path)
+            made[index] = path
+    except BaseException as error:
+        for path in made:
+            _remove(path)
+        if isinstance(error, (OSError, ValueError)):
+            raise _output_error(error, target) from error
+        raise
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        pass
+
+
+_REASONS = {
+    errno.ENOSPC: ("the disk is full", "free some space or choose another output folder"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space or choose another output folder"),
+    errno.EFBIG: ("the file is larger than this process may write", "raise the limit (ulimit -f)"),
+    errno.EACCES: ("no permission to write there", "choose another output folder or change its permissions"),
+    errno.EPERM: ("no permission to write there", "choose another output folder or change its permissions"),
+    errno.EROFS: ("the file system is read-only", "choose another output folder"),
+    errno.ENOTDIR: ("a part of its path is a file, not a folder", "choose another output folder"),
+    errno.EEXIST: ("its folder's name is taken by a file", "choose another output folder"),
+    errno.EISDIR: ("its name is taken by a folder", "choose another name"),
+    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter name pattern"),
+}
+
+
+def _output_error(error: OSError | ValueError, path: Path) -> OutputError:
+    number = error.errno if isinstance(error, OSError) else None
+    reason, fix = _REASONS.get(number or 0, (str(error), "choose another output folder"))
+    return OutputError(f"cannot write {path}: {reason}; {fix}")

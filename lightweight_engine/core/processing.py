@@ -1,0 +1,196 @@
+"""How a request becomes pictures: the story, in the order in which it happens.
+
+Image-to-image differs from text-to-image in two things: the start latent, and a schedule that is entered part-way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import RequestError
+from ..flux.conditioner import Conditioner, resolve_guidance
+from ..flux.conditioning import Composition, Scheduled
+from ..flux.guidance import Guided, SkipRules
+from ..flux.noise import ImageNoise, Source, TorchStream, side_seed
+from ..flux.prompt import parse_networks, plan_negative, plan_prompt
+from ..flux.sampling import SamplerOptions, Schedule, evaluated_sigmas, plan, run
+from ..flux.schedules import ScheduleOptions
+from ..flux.velocity import Velocity
+from ..labels import schedule_steps
+from ..request import GenerationRequest
+from .networks import Networks
+
+DEFAULT_STRENGTH = 0.75
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is the same for every picture of a request.
+
+    ``size`` is (height, width) in pixels, ``picture`` the start picture ``[1, 3, H, W]`` in 0..1, ``after_step`` is
+    called with (step, latent, denoised) and may raise to stop.
+    """
+
+    request: GenerationRequest
+    networks: Networks
+    conditioner: Conditioner
+    sampler: str
+    scheduler: str
+    size: tuple[int, int]
+    noise_source: Source
+    picture: Tensor | None
+    enter: Callable[[str], None]
+    after_step: Callable[[int, Tensor, Tensor], None]
+    warnings: list[str]
+
+    @property
+    def strength(self) -> float:
+        """The denoising strength of an image-to-image pass."""
+        asked = self.request.denoising_strength
+        return DEFAULT_STRENGTH if asked is None else asked
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Finished latents ``[B, 16, h, w]`` and pixels ``[B, 3, H, W]`` in 0..1."""
+
+    latent: Tensor
+    pixels: Tensor
+
+
+@torch.inference_mode()
+def draw(job: Job, seeds: Sequence[int], subseeds: Sequence[int]) -> Drawn:
+    """Draw one batch of pictures."""
+    request, networks = job.request, job.networks
+
+    job.enter("encode")
+    positives, negatives = encode_prompts(job, len(seeds))
+    start = encode_picture(job, seeds)
+    noise = image_noise(job, seeds, subseeds)
+    schedule = plan_schedule(job)
+
+    job.enter("sample")
+    with networks.use("transformer") as transformer:
+        velocity = Velocity(transformer)
+        velocity.precompute(evaluated_sigmas(schedule, sampler_options(request)) or (), conditionings(positives, negatives))
+        denoise = Guided(velocity, positives, negatives, request.cfg_scale, rules=skip_rules(job), compat=request.compat)
+        latent = schedule.start(
+            noise.first(),
+            start,
+            noise_multiplier=request.initial_noise_multiplier,
+            extra_noise=request.img2img_extra_noise,
+        )
+        latent = run(schedule, denoise, latent, noise, job.after_step, sampler_options(request))
+
+    job.enter("decode")
+    with networks.use("autoencoder") as autoencoder:
+        return Drawn(latent, autoencoder.decode(latent))
+
+
+def encode_prompts(job: Job, count: int) -> tuple[list[Composition], list[Scheduled] | None]:
+    """The conditioning of prompt and negative prompt, the same for each of ``count`` pictures."""
+    request = job.request
+    calls = schedule_steps(job.sampler, request.steps)
+    prompt, _ = parse_networks(request.prompt)
+    negative = request.negative_prompt if request.compat == "forge" else parse_networks(request.negative_prompt)[0]
+    plans = [plan_prompt(prompt, calls, compat=request.compat)]
+    if request.cfg_scale != 1:
+        plans.append(plan_negative(negative, calls))
+    guidance = resolve_guidance(request.distilled_cfg_scale, job.networks.params.guidance_embed, request.compat)
+    positive, *rest = job.conditioner(plans, guidance, job.warnings)
+    return [positive] * count, [rest[0].parts[0][1]] * count if rest else None
+
+
+def conditionings(positives: Sequence[Composition], negatives: Sequence[Scheduled] | None) -> list[Any]:
+    """Every conditioning that sampling may ask for."""
+    scheduled = [part for picture in positives for _, part in picture.parts] + list(negatives or ())
+    return [cond for each in scheduled for _, cond in each.entries]
+
+
+def encode_picture(job: Job, seeds: Sequence[int]) -> Tensor | None:
+    """The latents of the start picture, one draw from its posterior for each seed; None without a picture."""
+    if job.picture is None:
+        return None
+    factor = job.networks.autoencoder_factor
+    shape = (1, 16, job.size[0] // factor, job.size[1] // factor)
+    with job.networks.use("autoencoder") as autoencoder:
+        weight = autoencoder.encoder.conv_in.weight
+        latents = []
+        for seed in seeds:
+            # The reference draws on the global generator; a stream of the seed makes the picture repeatable.
+            eps = torch.randn(shape) if job.request.compat == "forge" else TorchStream(side_seed(seed), "cpu").randn(shape)
+            latents.append(autoencoder.encode(job.picture.to(weight), eps.to(weight)).float())
+    return torch.cat(latents)
+
+
+def image_noise(job: Job, seeds: Sequence[int], subseeds: Sequence[int]) -> ImageNoise:
+    """The noise of a batch, as the request and the reference's rules have it."""
+    request, factor = job.request, job.networks.autoencoder_factor
+    height, width = job.size
+    resized = request.seed_resize_from_h > 0 and request.seed_resize_from_w > 0
+    return ImageNoise(
+        (16, height // factor, width // factor),
+        seeds,
+        source=job.noise_source,
+        device=job.networks.device,
+        subseeds=subseeds,
+        subseed_strength=request.subseed_strength,
+        resize_from=(request.seed_resize_from_h // factor, request.seed_resize_from_w // factor) if resized else None,
+        seed_delta=request.eta_noise_seed_delta,
+        compat=request.compat,
+    )
+
+
+def plan_schedule(job: Job) -> Schedule:
+    """Which sigmas the pass walks."""
+    request = job.request
+    strength = None if job.picture is None else job.strength
+    options = ScheduleOptions(
+        sigma_min=request.sigma_min,
+        sigma_max=request.sigma_max,
+        rho=request.rho,
+        beta_alpha=request.beta_alpha,
+        beta_beta=request.beta_beta,
+        use_old_karras=request.use_old_karras,
+        always_discard_next_to_last=request.discard_next_to_last,
+    )
+    return plan(
+        job.sampler,
+        job.scheduler,
+        request.steps,
+        job.networks.params.mu,
+        options=options,
+        strength=strength,
+        exact=strength is not None and request.img2img_fix_steps,
+    )
+
+
+def sampler_options(request: GenerationRequest) -> SamplerOptions:
+    return SamplerOptions(request.eta, request.s_churn, request.s_tmin, request.s_tmax, request.s_noise)
+
+
+def skip_rules(job: Job) -> SkipRules:
+    request = job.request
+    return SkipRules(
+        request.s_min_uncond,
+        request.s_min_uncond_all,
+        request.skip_early_cond,
+        schedule_steps(job.sampler, request.steps),
+    )
+
+
+def batches(request: GenerationRequest, seed: int, subseed: int) -> list[tuple[list[int], list[int]]]:
+    """Seeds and subseeds of every batch: counting up, except that a variation keeps the seed and counts its subseed."""
+    count = request.num_outputs
+    varied = request.subseed_strength > 0
+    if max(seed + (0 if varied else count), subseed + count) >= 2**63:
+        raise RequestError("seed: the seeds that follow it are over 2**63; give a smaller one", field="seed")
+    seeds = [seed if varied else seed + i for i in range(count)]
+    subseeds = [subseed + i for i in range(count)]
+    step = request.batch_size
+    return [(seeds[i : i + step], subseeds[i : i + step]) for i in range(0, count, step)]

@@ -1,0 +1,98 @@
+"""Where a job is: stage, step, speed and time left, and the point at which it can be stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from ..errors import GenerationCancelled
+from ..request import Progress
+
+OnProgress = Callable[[Progress], None]
+
+# The share of a batch's time that its stages take, roughly; sampling is the rest.
+_ENCODE, _DECODE = 0.02, 0.05
+
+
+class Cancel(Protocol):
+    """Something like ``threading.Event``: set by whoever wants the job to stop."""
+
+    def is_set(self) -> bool: ...
+
+
+class Tracker:
+    """Reports the progress of one job and times its stages.
+
+    Args:
+        batch_sizes: pictures of each batch.
+        preview: makes a picture of a latent; called at every ``preview_every``-th step, never where that is 0.
+    """
+
+    def __init__(
+        self,
+        batch_sizes: list[int],
+        on_progress: OnProgress | None,
+        cancel: Cancel | None,
+        preview: Callable[[Any], Any] | None = None,
+        preview_every: int = 0,
+    ) -> None:
+        self.timings: dict[str, float] = {}
+        self.steps = 0  # of each batch, known once the schedule is
+        self._batch_sizes = batch_sizes
+        self._on_progress, self._cancel = on_progress, cancel
+        self._preview, self._preview_every = preview, preview_every
+        self._batch = -1
+        self._stage = "load"
+        self._stage_start = self._sample_start = time.perf_counter()
+
+    def start_batch(self) -> None:
+        self._batch += 1
+
+    def enter(self, stage: str) -> None:
+        """Begin a stage: ends the timing of the last one."""
+        now = time.perf_counter()
+        self.timings[self._stage] = self.timings.get(self._stage, 0.0) + now - self._stage_start
+        self._stage, self._stage_start = stage, now
+        if stage == "sample":
+            self._sample_start = now
+        self._report({"encode": 0.0, "sample": _ENCODE, "decode": 1 - _DECODE}.get(stage, 0.0))
+
+    def after_step(self, step: int, latent: Any, denoised: Any) -> None:
+        """A step is finished. Raises GenerationCancelled where the caller asked to stop."""
+        part = min((step + 1) / max(self.steps, 1), 1.0)
+        picture = None
+        if self._preview and self._preview_every and (step + 1) % self._preview_every == 0:
+            picture = self._preview(denoised)
+        self._report(_ENCODE + (1 - _ENCODE - _DECODE) * part, step + 1, picture)
+
+    def finish(self) -> None:
+        self.enter("done")
+
+    def check(self) -> None:
+        if self._cancel is not None and self._cancel.is_set():
+            raise GenerationCancelled("the job was cancelled by its caller")
+
+    def _report(self, part: float, step: int = 0, preview: Any = None) -> None:
+        self.check()
+        if self._on_progress is None:
+            return
+        batches = max(len(self._batch_sizes), 1)
+        finished = self._stage == "done"
+        fraction = 1.0 if finished else min((max(self._batch, 0) + part) / batches, 1.0)
+        seconds = time.perf_counter() - self._sample_start if step else 0.0
+        speed = step / seconds if seconds > 0 else None
+        eta = (batches - max(self._batch, 0)) * self.steps / speed - step / speed if speed else None
+        self._on_progress(
+            Progress(
+                stage=self._stage,  # type: ignore[arg-type]
+                step=step,
+                steps=self.steps if self._stage == "sample" else 0,
+                fraction=fraction,
+                eta_seconds=0.0 if finished else eta,
+                steps_per_second=speed,
+                image_index=sum(self._batch_sizes[: max(self._batch, 0)]),
+                image_count=sum(self._batch_sizes),
+                preview=preview,
+            )
+        )
