@@ -1,16 +1,17 @@
 """Where a picture's text lies in its file: written as Forge writes it, so that its readers find it, and found again.
 
-    png         tEXt "parameters", or iTXt where the text is not latin-1
-    jpg, webp   EXIF UserComment: b"UNICODE\\0" and the text in UTF-16, big endian
-    jpg, long   a JPEG holds 64 KiB of EXIF; a longer text goes, whole, into comment segments
-    gif         the comment (read only)
-    stealth     the lowest bit of a png's alpha channel
+png         tEXt "parameters", or iTXt where the text is not latin-1
+jpg, webp   EXIF UserComment: b"UNICODE\\0" and the text in UTF-16, big endian
+jpg, long   a JPEG holds 64 KiB of EXIF; a longer text goes, whole, into comment segments
+gif         the comment (read only)
+stealth     the lowest bit of a png's alpha channel
 """
 
 from __future__ import annotations
 
 import gzip
 import struct
+import warnings
 import zlib
 from typing import TYPE_CHECKING
 
@@ -75,7 +76,9 @@ def find_text(picture: Image) -> str | None:
 
 def _read_user_comment(picture: Image) -> str | None:
     try:
-        comment = picture.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            comment = picture.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
     except Exception:  # noqa: BLE001 - a damaged EXIF block is no text, whatever the parser stumbles over
         return None
     if isinstance(comment, str):

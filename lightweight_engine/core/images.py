@@ -10,7 +10,7 @@ import io
 import json
 import os
 import secrets
-import warnings as python_warnings
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,9 +84,7 @@ def encode(
     """
     kind = FORMATS.get(format.lower())
     if kind is None:
-        raise RequestError(
-            f"unknown output format {format!r:.40}; choose one of png, jpg, webp", field="output_format"
-        )
+        raise RequestError(f"unknown output format {format!r:.40}; choose one of png, jpg, webp", field="output_format")
     if not 1 <= quality <= 100:
         raise RequestError(f"quality must be 1 to 100, not {quality}", field="quality")
     picture = _as_picture(image)
@@ -167,17 +165,14 @@ def open_image(source: Source, *, field: str = "image", max_pixels: int = MAX_IN
     except ValueError:
         raise RequestError(f"{name!r:.80} is not a path; give the path of a picture", field=field) from None
     try:
-        with python_warnings.catch_warnings():
-            # The limit below is stricter than the one Pillow warns at.
-            python_warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Pillow warns of is refused below, or does no harm
             picture = Image.open(io.BytesIO(data), formats=_READABLE)
-        if picture.width * picture.height > max_pixels:
-            raise Image.DecompressionBombError
-        picture.load()
+            if picture.width * picture.height > max_pixels:
+                raise Image.DecompressionBombError
+            picture.load()
     except Image.DecompressionBombError:
-        raise RequestError(
-            f"{name} has more than {max_pixels} pixels; give a smaller picture", field=field
-        ) from None
+        raise RequestError(f"{name} has more than {max_pixels} pixels; give a smaller picture", field=field) from None
     except UnidentifiedImageError:
         what = "is empty" if not data else "is not a picture that can be read (png, jpg, webp, gif, bmp, tiff)"
         raise RequestError(f"{name} {what}; give another file", field=field) from None

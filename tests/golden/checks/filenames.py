@@ -35,14 +35,12 @@ def _sanitize(case: Case) -> None:
 
 
 def _pattern(case: Case) -> None:
-    unknown = {token.lower() for token in re.findall(r"\[([a-z_]+)", case["pattern"], re.I)} & NOT_GIVEN
+    unknown = {token.lower() for token in re.findall(r"\[([a-z_]+)", case["pattern"], re.IGNORECASE)} & NOT_GIVEN
     if unknown:
         pytest.skip(f"the row does not give the context of {sorted(unknown)}")
     width, height, *colour = map(int, re.findall(r"\d+", case["image"]))
     image = Image.new("RGB", (width, height), tuple(colour))
-    facts = NameFacts(
-        seed=case["seed"], prompt=case["prompt"], width=width, height=height, image=image, **JOB, **FIXED
-    )
+    facts = NameFacts(seed=case["seed"], prompt=case["prompt"], width=width, height=height, image=image, **JOB, **FIXED)
     assert expand(case["pattern"], facts) == case["out"]
 
 
