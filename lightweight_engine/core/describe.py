@@ -45,7 +45,7 @@ def describe(job: Job, size: tuple[int, int], seed: int, subseed: int, model: Mo
     weights = has_weights(request.prompt) or has_weights(request.negative_prompt)
     shown = request.emphasis != "Original" and weights
     image = None
-    if job.picture is not None:
+    if job.strength is not None:
         image = ImageFacts(denoising_strength=job.strength, noise_multiplier=request.initial_noise_multiplier)
     facts = GenerationFacts(
         prompt=request.prompt,

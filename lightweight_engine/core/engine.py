@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,10 @@ from ..backend.devices import PeakMemory, available_memory, compute_dtype, pick_
 from ..config import EngineConfig
 from ..errors import MemoryBudgetError
 from ..flux.conditioner import Conditioner, EmbeddingCache
-from ..flux.noise import Source, random_seed
+from ..flux.noise import random_seed
 from ..flux.prompt import parse_networks
-from ..flux.tokenizers import hub_cache
+from ..flux.sampling import forecast
+from ..flux.tokenizers import CLIPTokenizer, T5Tokenizer, hub_cache
 from ..labels import resolve_sampler, schedule_steps
 from ..request import GenerationRequest, GenerationResult
 from .describe import describe, device_name, versions
@@ -29,7 +30,7 @@ from .images import open_image, to_images
 from .limits import check_limits
 from .models import TINY, HashCache, ModelLibrary, ModelSet
 from .networks import Networks, Precision
-from .processing import Drawn, Job, batches, draw, plan_schedule
+from .processing import Drawn, Job, batches, draw, plan_schedule, sampler_options
 from .progress import Cancel, OnProgress, Tracker
 
 log = logging.getLogger(__name__)
@@ -85,9 +86,10 @@ class LightweightEngine:
                 torch.set_num_threads(config.threads)
             self._notes = list(config.without_effect())
             models = self._choose_models()
-            precision = Precision(compute_dtype(config.compute_dtype, device), compute_dtype(config.vae_dtype, device))
+            vae_dtype = config.vae_dtype if device.type == "cuda" or config.is_set("vae_dtype") else "auto"
+            precision = Precision(compute_dtype(config.compute_dtype, device), compute_dtype(vae_dtype, device))
             networks = Networks(
-                models, device, precision, tokenizers=self._tokenizers(models), keep=self._fits(models, device)
+                models, device, precision, tokenizers=lambda: self._tokenizers(models), keep=self._fits(models, device)
             )
             try:
                 networks.load_all()
@@ -185,12 +187,26 @@ class LightweightEngine:
             warnings=tuple(dict.fromkeys(job.warnings)),
         )
 
-    def draw(self, request: GenerationRequest, seeds: Sequence[int], subseeds: Sequence[int] = ()) -> Drawn:
-        """One batch as tensors on the device: finished latents and pixels. For those who go on working on them."""
+    def draw(self, request: GenerationRequest, prompts: Sequence[str] = ()) -> Drawn:
+        """The pictures of a request as tensors on the device, for those who go on working on them.
+
+        Args:
+            prompts: one for each picture of a batch, instead of the request's own.
+        """
         with self._lock:
-            job, tracker = self._job(request, self.networks, [len(seeds)], None, None, 0)
-            tracker.start_batch()
-            return draw(job, seeds, subseeds or [0] * len(seeds))
+            groups = batches(request, request.seed, max(request.subseed, 0))
+            job, tracker = self._job(request, self.networks, [len(seeds) for seeds, _ in groups], None, None, 0)
+            job = replace(job, prompts=tuple(prompts))
+            drawn = []
+            for seeds, subseeds in groups:
+                tracker.start_batch()
+                drawn.append(draw(job, seeds, subseeds))
+            return Drawn(torch.cat([each.latent for each in drawn]), torch.cat([each.pixels for each in drawn]))
+
+    def use(self, networks: Networks) -> None:
+        """Work with networks that the caller has put together; ``setup`` then has nothing left to do."""
+        with self._lock:
+            self._networks = networks
 
     def _job(
         self,
@@ -204,18 +220,35 @@ class LightweightEngine:
         sampler, scheduler = resolve_sampler(request.sampler, request.scheduler, request.compat)
         warnings = [*self._notes, *_without_effect(request)]
         size = self._size(request, warnings)
-        check_limits(request, size, schedule_steps(sampler, request.steps), self.config)
-        tracker = Tracker(batch_sizes, on_progress, cancel, _previewer(networks) if preview_every else None, preview_every)
-        conditioner = Conditioner(
+        schedule = plan_schedule(request, sampler, scheduler, networks.params.mu)
+        foreseen = forecast(schedule, sampler_options(request))
+        calls = len(foreseen.sigmas) if foreseen else schedule_steps(sampler, request.steps)
+        check_limits(request, size, calls, self.config)
+        previewer = _previewer(networks) if preview_every else None
+        tracker = Tracker(
+            foreseen.reports if foreseen else request.steps, batch_sizes, on_progress, cancel, previewer, preview_every
+        )
+        job = Job(
+            request=request,
+            networks=networks,
+            conditioner=self._conditioner(request, networks),
+            sampler=sampler,
+            scheduler=scheduler,
+            schedule=schedule,
+            forecast=foreseen,
+            size=size,
+            noise_source=request.noise_source or self.config.noise_source,
+            picture=_picture(request, size),
+            enter=tracker.enter,
+            after_step=tracker.after_step,
+            warnings=warnings,
+        )
+        return job, tracker
+
+    def _conditioner(self, request: GenerationRequest, networks: Networks) -> Conditioner:
+        return Conditioner(
             networks.text_encoders, networks.models.key, self._embeddings, request.emphasis, request.compat
         )
-        source: Source = request.noise_source or self.config.noise_source
-        job = Job(
-            request, networks, conditioner, sampler, scheduler, size, source, _picture(request, size), tracker.enter,
-            tracker.after_step, warnings,
-        )  # fmt: skip
-        tracker.steps = max(len(plan_schedule(job).levels) - 1, 0)
-        return job, tracker
 
     def _size(self, request: GenerationRequest, warnings: list[str]) -> tuple[int, int]:
         """(height, width) of the picture: as asked, or the model's own; cut to whole latent cells."""
@@ -232,26 +265,26 @@ class LightweightEngine:
     def _choose_models(self) -> ModelSet:
         config = self.config
         named = {"t5": config.t5, "clip": config.clip, "autoencoder": config.vae}
-        roots = [config.models_dir] if config.models_dir else []
+        roots = [config.models_dir]
         if config.checkpoint or any(named.values()):
             return ModelLibrary(roots).choose(config.checkpoint, **named)
         library = ModelLibrary(roots)
-        if any("transformer" in entry.roles or entry.problem for entry in library.ls()):
-            return library.choose(**named)
+        if any("transformer" in entry.roles for entry in library.ls()):
+            return library.choose()
         self._notes.append(
-            f"no Flux checkpoint was found in {roots[0] if roots else 'any models folder'}: the demonstration model "
-            "'tiny' is used, which draws small cartoon people and nothing else"
+            f"no Flux checkpoint was found in {config.models_dir}: the demonstration model 'tiny' is used, which draws "
+            "small cartoon people and nothing else"
         )
         return ModelLibrary([TINY]).choose()
 
-    def _tokenizers(self, models: ModelSet) -> tuple[Path, Path]:
+    def _tokenizers(self, models: ModelSet) -> tuple[CLIPTokenizer, T5Tokenizer]:
         config = self.config
         folders = [models.root] if models.is_tiny else [*config.tokenizer_dirs, models.root]
         clip, t5 = (
             tokenizer_folder(kind, folders, config.cache_dir, hub=hub_cache(dict(os.environ)), offline=config.offline)
             for kind in ("clip", "t5")
         )
-        return clip, t5
+        return CLIPTokenizer.load(clip), T5Tokenizer.load(t5)
 
     def _fits(self, models: ModelSet, device: torch.device) -> bool:
         """Whether all parts may stay resident together, with a fifth of the memory left for working."""

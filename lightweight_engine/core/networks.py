@@ -6,10 +6,10 @@ What ``with networks.use(role)`` yields is resident for as long as the block las
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from ..flux.load import load_part, read_params
 from ..flux.params import AutoencoderParams, FluxParams
 from ..flux.preview import Preview
 from ..flux.text_encoders import TextEncoders
-from ..flux.tokenizers import CLIPTokenizer, T5Tokenizer
+from ..flux.tokenizers import CLIPTokens, T5Tokens
 from .models import ModelSet
 
 log = logging.getLogger(__name__)
@@ -45,11 +45,11 @@ class Networks:
 
     Args:
         keep: networks stay resident once loaded; otherwise each is released after use.
-        tokenizers: folders of the CLIP and the T5 tokenizer.
+        tokenizers: reads the CLIP and the T5 tokenizer; called once.
     """
 
     def __init__(
-        self, models: ModelSet, device: torch.device, precision: Precision, *, tokenizers: tuple[Path, Path], keep: bool = True
+        self, models: ModelSet, device: torch.device, precision: Precision, *, tokenizers: Callable[[], tuple[CLIPTokens, T5Tokens]], keep: bool = True
     ) -> None:
         self.models = models
         self.device = device
@@ -58,8 +58,7 @@ class Networks:
         self.params: FluxParams = read_params(models.parts["transformer"])
         autoencoder: AutoencoderParams = read_params(models.parts["autoencoder"])
         self.autoencoder_factor = autoencoder.factor
-        self._tokenizer_folders = tokenizers
-        self._tokenizers: tuple[CLIPTokenizer, T5Tokenizer] | None = None
+        self._read_tokenizers = tokenizers
         self._loaded: dict[Role, nn.Module] = {}
         self._preview: Preview | None = None
 
@@ -68,7 +67,12 @@ class Networks:
         if self.keep:
             for role in self.models.parts:
                 self._load(role)
-        self._read_tokenizers()
+        _ = self.tokenizers
+
+    @cached_property
+    def tokenizers(self) -> tuple[CLIPTokens, T5Tokens]:
+        """The CLIP and the T5 tokenizer."""
+        return self._read_tokenizers()
 
     @contextmanager
     def use(self, role: Role) -> Iterator[Any]:
@@ -84,7 +88,7 @@ class Networks:
     @contextmanager
     def text_encoders(self) -> Iterator[TextEncoders]:
         """Both text encoders with their tokenizers, resident inside the block."""
-        clip_tokenizer, t5_tokenizer = self._read_tokenizers()
+        clip_tokenizer, t5_tokenizer = self.tokenizers
         with self.use("clip") as clip, self.use("t5") as t5:
             yield TextEncoders(clip, clip_tokenizer, t5, t5_tokenizer)
 
@@ -110,9 +114,3 @@ class Networks:
             self._loaded[role] = load_part(part, device=self.device, dtype=dtype, keep_file_dtype=keep_file_dtype)
             log.info("loaded %s from %s", role, part.checkpoint.path.name)
         return self._loaded[role]
-
-    def _read_tokenizers(self) -> tuple[CLIPTokenizer, T5Tokenizer]:
-        if self._tokenizers is None:
-            clip, t5 = self._tokenizer_folders
-            self._tokenizers = CLIPTokenizer.load(clip), T5Tokenizer.load(t5)
-        return self._tokenizers

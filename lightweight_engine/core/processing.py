@@ -18,7 +18,7 @@ from ..flux.conditioning import Composition, Scheduled
 from ..flux.guidance import Guided, SkipRules
 from ..flux.noise import ImageNoise, Source, TorchStream, side_seed
 from ..flux.prompt import parse_networks, plan_negative, plan_prompt
-from ..flux.sampling import SamplerOptions, Schedule, evaluated_sigmas, plan, run
+from ..flux.sampling import Forecast, SamplerOptions, Schedule, plan, run
 from ..flux.schedules import ScheduleOptions
 from ..flux.velocity import Velocity
 from ..labels import schedule_steps
@@ -32,8 +32,9 @@ DEFAULT_STRENGTH = 0.75
 class Job:
     """What is the same for every picture of a request.
 
-    ``size`` is (height, width) in pixels, ``picture`` the start picture ``[1, 3, H, W]`` in 0..1, ``after_step`` is
-    called with (step, latent, denoised) and may raise to stop.
+    ``forecast`` is None where the number of steps depends on the latent, ``size`` is (height, width) in pixels, ``picture`` the start picture ``[1, 3, H, W]`` in 0..1, ``after_step`` is
+    called with (step, latent, denoised) and may raise to stop. ``prompts``, if given, are one for each picture of a
+    batch instead of the request's own.
     """
 
     request: GenerationRequest
@@ -41,18 +42,20 @@ class Job:
     conditioner: Conditioner
     sampler: str
     scheduler: str
+    schedule: Schedule
+    forecast: Forecast | None
     size: tuple[int, int]
     noise_source: Source
     picture: Tensor | None
     enter: Callable[[str], None]
     after_step: Callable[[int, Tensor, Tensor], None]
     warnings: list[str]
+    prompts: tuple[str, ...] = ()
 
     @property
-    def strength(self) -> float:
-        """The denoising strength of an image-to-image pass."""
-        asked = self.request.denoising_strength
-        return DEFAULT_STRENGTH if asked is None else asked
+    def strength(self) -> float | None:
+        """The denoising strength of an image-to-image pass; None for text-to-image."""
+        return denoising_strength(self.request) if self.picture is not None else None
 
 
 @dataclass(frozen=True)
@@ -72,20 +75,19 @@ def draw(job: Job, seeds: Sequence[int], subseeds: Sequence[int]) -> Drawn:
     positives, negatives = encode_prompts(job, len(seeds))
     start = encode_picture(job, seeds)
     noise = image_noise(job, seeds, subseeds)
-    schedule = plan_schedule(job)
 
     job.enter("sample")
     with networks.use("transformer") as transformer:
         velocity = Velocity(transformer)
-        velocity.precompute(evaluated_sigmas(schedule, sampler_options(request)) or (), conditionings(positives, negatives))
+        velocity.precompute(job.forecast.sigmas if job.forecast else (), conditionings(positives, negatives))
         denoise = Guided(velocity, positives, negatives, request.cfg_scale, rules=skip_rules(job), compat=request.compat)
-        latent = schedule.start(
+        latent = job.schedule.start(
             noise.first(),
             start,
             noise_multiplier=request.initial_noise_multiplier,
             extra_noise=request.img2img_extra_noise,
         )
-        latent = run(schedule, denoise, latent, noise, job.after_step, sampler_options(request))
+        latent = run(job.schedule, denoise, latent, noise, job.after_step, sampler_options(request))
 
     job.enter("decode")
     with networks.use("autoencoder") as autoencoder:
@@ -96,14 +98,14 @@ def encode_prompts(job: Job, count: int) -> tuple[list[Composition], list[Schedu
     """The conditioning of prompt and negative prompt, the same for each of ``count`` pictures."""
     request = job.request
     calls = schedule_steps(job.sampler, request.steps)
-    prompt, _ = parse_networks(request.prompt)
+    prompts = job.prompts or (request.prompt,) * count
     negative = request.negative_prompt if request.compat == "forge" else parse_networks(request.negative_prompt)[0]
-    plans = [plan_prompt(prompt, calls, compat=request.compat)]
+    plans = [plan_prompt(parse_networks(prompt)[0], calls, compat=request.compat) for prompt in prompts]
     if request.cfg_scale != 1:
         plans.append(plan_negative(negative, calls))
     guidance = resolve_guidance(request.distilled_cfg_scale, job.networks.params.guidance_embed, request.compat)
-    positive, *rest = job.conditioner(plans, guidance, job.warnings)
-    return [positive] * count, [rest[0].parts[0][1]] * count if rest else None
+    made = job.conditioner(plans, guidance, job.warnings)
+    return made[:count], [made[count].parts[0][1]] * count if len(made) > count else None
 
 
 def conditionings(positives: Sequence[Composition], negatives: Sequence[Scheduled] | None) -> list[Any]:
@@ -146,10 +148,13 @@ def image_noise(job: Job, seeds: Sequence[int], subseeds: Sequence[int]) -> Imag
     )
 
 
-def plan_schedule(job: Job) -> Schedule:
-    """Which sigmas the pass walks."""
-    request = job.request
-    strength = None if job.picture is None else job.strength
+def denoising_strength(request: GenerationRequest) -> float:
+    """Of an image-to-image pass, as asked or the reference's default."""
+    return DEFAULT_STRENGTH if request.denoising_strength is None else request.denoising_strength
+
+
+def plan_schedule(request: GenerationRequest, sampler: str, scheduler: str, mu: float) -> Schedule:
+    """Which sigmas a request's pass walks, for a model of the time shift ``mu``."""
     options = ScheduleOptions(
         sigma_min=request.sigma_min,
         sigma_max=request.sigma_max,
@@ -159,15 +164,9 @@ def plan_schedule(job: Job) -> Schedule:
         use_old_karras=request.use_old_karras,
         always_discard_next_to_last=request.discard_next_to_last,
     )
-    return plan(
-        job.sampler,
-        job.scheduler,
-        request.steps,
-        job.networks.params.mu,
-        options=options,
-        strength=strength,
-        exact=strength is not None and request.img2img_fix_steps,
-    )
+    strength = None if request.image is None else denoising_strength(request)
+    exact = strength is not None and request.img2img_fix_steps
+    return plan(sampler, scheduler, request.steps, mu, options=options, strength=strength, exact=exact)
 
 
 def sampler_options(request: GenerationRequest) -> SamplerOptions:

@@ -25,12 +25,14 @@ class Tracker:
     """Reports the progress of one job and times its stages.
 
     Args:
+        steps: of each batch; a guess for samplers that choose their own.
         batch_sizes: pictures of each batch.
         preview: makes a picture of a latent; called at every ``preview_every``-th step, never where that is 0.
     """
 
     def __init__(
         self,
+        steps: int,
         batch_sizes: list[int],
         on_progress: OnProgress | None,
         cancel: Cancel | None,
@@ -38,7 +40,7 @@ class Tracker:
         preview_every: int = 0,
     ) -> None:
         self.timings: dict[str, float] = {}
-        self.steps = 0  # of each batch, known once the schedule is
+        self.steps = steps
         self._batch_sizes = batch_sizes
         self._on_progress, self._cancel = on_progress, cancel
         self._preview, self._preview_every = preview, preview_every

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..backend.checkpoint import Checkpoint
@@ -80,12 +80,16 @@ QUANTISED: tuple[tuple[str, str], ...] = (
 
 @dataclass(frozen=True)
 class Part:
-    """One network inside a file: parameter name -> key in the file."""
+    """One network inside a file: parameter name -> key in the file.
+
+    ``given`` are sizes that a caller adds, where neither shapes nor the file's metadata tell them.
+    """
 
     role: Role
     checkpoint: Checkpoint
     keys: Mapping[str, str]
     ignored: tuple[str, ...] = ()
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -93,7 +97,7 @@ class Part:
 
     @property
     def hints(self) -> dict[str, Any]:
-        """Sizes that shapes do not tell, as the file's own metadata gives them (key ``config``, a JSON object)."""
+        """Sizes that shapes do not tell: from the file's metadata (key ``config``, a JSON object), then as ``given``."""
         text = self.checkpoint.metadata.get("config", "{}")
         try:
             hints = json.loads(text)
@@ -101,7 +105,7 @@ class Part:
             hints = None
         if not isinstance(hints, dict):
             raise CorruptCheckpointError(f"{self.checkpoint.path.name}: its metadata 'config' is not a JSON object; save it again")
-        return hints
+        return {**hints, **self.given}
 
     @property
     def nbytes(self) -> int:

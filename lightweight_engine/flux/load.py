@@ -6,7 +6,6 @@ missing or unexpected key is an error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -29,10 +28,10 @@ NETWORKS: dict[Role, tuple[Any, Any]] = {
 }
 
 
-def read_params(part: Part, hints: Mapping[str, Any] | None = None) -> Any:
-    """The sizes of a part, from its shapes, its metadata and ``hints`` (which win)."""
+def read_params(part: Part) -> Any:
+    """The sizes of a part, from its shapes and hints."""
     try:
-        return NETWORKS[part.role][0].from_shapes(part.shapes, {**part.hints, **(hints or {})})
+        return NETWORKS[part.role][0].from_shapes(part.shapes, part.hints)
     except UnsupportedCheckpointError as error:
         raise UnsupportedCheckpointError(f"{part.checkpoint.path.name}: {error}") from None
     except (ValueError, ZeroDivisionError, TypeError) as error:
@@ -47,14 +46,12 @@ def load_part(
     device: torch.device,
     dtype: torch.dtype,
     keep_file_dtype: bool = False,
-    hints: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Build the network of a part and fill it.
 
     Args:
         dtype: that the network computes in.
         keep_file_dtype: matrices stay as they are in the file and are cast at each use; less memory, some time.
-        hints: sizes that neither shapes nor metadata tell.
 
     Returns:
         The network in evaluation mode, without gradients. On the CPU, tensors that need no conversion are views of
@@ -68,7 +65,7 @@ def load_part(
         raise UnsupportedCheckpointError(
             f"{name} stores its weights as {part.storage}; this version reads 16- and 32-bit files: use the bf16 file of the model"
         )
-    params = read_params(part, hints)
+    params = read_params(part)
     with torch.device("meta"):
         module = NETWORKS[part.role][1](params)
     expected = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}

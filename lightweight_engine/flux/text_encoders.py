@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .chunks import Chunk, clip_chunks, segments_of, t5_chunks
@@ -22,47 +21,6 @@ from .tokenizers import CLIPTokens, T5Tokens
 
 if TYPE_CHECKING:
     from ..request import Compat, Emphasis
-
-# --- arithmetic in another type than the weights are stored in --------------------------------------------------
-
-
-_SMALL = 1 << 20  # elements; what is smaller is stored in the type it is used in
-
-
-class _CastingLinear(nn.Linear):
-    """A linear layer that casts its weights to the type of its input."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(input.dtype)
-        return F.linear(input, self.weight.to(input.dtype), bias)
-
-
-class _CastingEmbedding(nn.Embedding):
-    """A table whose rows are cast when they are read."""
-
-    compute_dtype: torch.dtype
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input).to(self.compute_dtype)
-
-
-def compute_in(module: nn.Module, dtype: torch.dtype) -> None:
-    """Make an encoder compute in ``dtype`` with its large weights stored as they are, cast layer by layer.
-
-    The reference does so in float32, whatever the file holds.
-    """
-    for child in module.modules():
-        if type(child) is nn.Linear and child.weight.dtype != dtype:
-            child.__class__ = _CastingLinear
-        elif isinstance(child, nn.Embedding) and child.weight.numel() > _SMALL:
-            child.__class__ = _CastingEmbedding
-            vars(child)["compute_dtype"] = dtype
-        elif not isinstance(child, nn.Linear):
-            for name, parameter in child.named_parameters(recurse=False):
-                setattr(child, name, nn.Parameter(parameter.to(dtype), requires_grad=False))
-
-
-# --- one text ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +49,6 @@ class TextEncoders:
 
     Args:
         t5_length: T5 chunks are padded to at least so many tokens (256 in the reference, for dev and schnell).
-        compute_dtype: of the arithmetic; the networks are changed to it in place, their storage is not.
     """
 
     def __init__(
@@ -102,10 +59,7 @@ class TextEncoders:
         t5_tokenizer: T5Tokens,
         *,
         t5_length: int = 256,
-        compute_dtype: torch.dtype = torch.float32,
     ) -> None:
-        compute_in(clip, compute_dtype)
-        compute_in(t5, compute_dtype)
         self.clip = clip
         self.clip_tokenizer = clip_tokenizer
         self.t5 = t5

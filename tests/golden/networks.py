@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -21,4 +22,4 @@ def network(name: str, dtype: torch.dtype = torch.float32) -> Any:
     if not path.exists():
         pytest.skip(f"{path.name} is not in this copy of the goldens")
     (part,) = find_parts(open_checkpoint(path)).values()
-    return load_part(part, device=torch.device("cpu"), dtype=dtype, hints=model_config(name))
+    return load_part(replace(part, given=model_config(name)), device=torch.device("cpu"), dtype=dtype)

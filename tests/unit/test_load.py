@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,7 @@ def test_unknown_axes_need_a_hint(tmp_path: Path) -> None:
     part = find_parts(open_checkpoint(path))["transformer"]
     with pytest.raises(UnsupportedCheckpointError, match="RoPE axes"):
         read_params(part)
-    assert read_params(part, {"axes_dim": (8, 12, 12)}) == FLUX
+    assert read_params(replace(part, given={"axes_dim": (8, 12, 12)})) == FLUX
 
 
 def test_damaged_metadata(tmp_path: Path) -> None:
