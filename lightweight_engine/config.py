@@ -1,0 +1,318 @@
+"""Settings of the engine: each with its bounds, its help, and where its value came from. Loads no torch.
+
+Precedence: defaults < engine.toml < ``LWE_*`` environment < flags. ``EngineConfig.load`` reads them all;
+``EngineConfig(...)`` takes keyword arguments and nothing else, for programs that decide everything themselves.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+
+from .errors import ConfigError, RequestError
+from .labels import resolve_sampler
+from .request import GenerationRequest, ImageFormat, NoiseSource
+
+PREFIX = "LWE_"
+FILE_NAME = "engine.toml"
+FILE_VARIABLE = f"{PREFIX}CONFIG"
+
+DType = Literal["auto", "bf16", "fp16", "fp32"]
+
+# Forge's names of storage types; each may be followed by " (fp16 LoRA)".
+_FORGE_STORAGE = {
+    "Automatic": "auto",
+    "FP16": "fp16",
+    "FP32": "fp32",
+    "bnb-nf4": "nf4",
+    "bnb-fp4": "fp4",
+    "float8-e4m3fn": "fp8_e4m3",
+    "float8-e5m2": "fp8_e5m2",
+}
+_STORAGE = ("auto", "bf16", "fp16", "fp32", "fp8_e4m3", "fp8_e5m2", "nf4", "fp4")
+
+# Singular where one is the usual number.
+_ALIASES = {"tokenizer_dir": "tokenizer_dirs"}
+
+# A variable that is this much like the name of a setting is a slip; others with our prefix may belong to anyone.
+_LIKE_ENOUGH = 0.8
+
+
+def default_cache_dir() -> Path:
+    """Where fetched files and hashes are kept, by the XDG convention."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightweight-engine"
+
+
+def _setting(default: Any, section: str, help: str, *, later: bool = False, **bounds: Any) -> Any:
+    """A setting; ``later`` marks one that is checked already, but whose feature is not built yet."""
+    made = "default_factory" if callable(default) else "default"
+    return Field(**{made: default}, description=help, json_schema_extra={"section": section, "later": later}, **bounds)
+
+
+def _request(name: str) -> Any:
+    """The default of a request field, with the help that the request gives it."""
+    info = GenerationRequest.model_fields[name]
+    return _setting(info.default, "request", info.description or "")
+
+
+class EngineConfig(BaseModel):
+    """Every setting of the engine. Wrong ones raise ``ConfigError``, which says where the value came from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    models_dir: Path = _setting(
+        Path("models"), "files", "Folder with model files: ours, or that of a WebUI, Forge or ComfyUI. Only read."
+    )
+    checkpoint: str | None = _setting(None, "files", "Checkpoint to use, by name or path; left out, the first found.")
+    t5: str | None = _setting(None, "files", "T5 text encoder to use in place of the one found.")
+    clip: str | None = _setting(None, "files", "CLIP text encoder to use in place of the one found.")
+    vae: str | None = _setting(None, "files", "Autoencoder to use in place of the one found.")
+    tokenizer_dirs: tuple[Path, ...] = _setting((), "files", "Further folders to look for tokenizer files in.")
+    output_dir: Path = _setting(Path("outputs"), "files", "Where pictures are saved.")
+    cache_dir: Path = _setting(default_cache_dir, "files", "Where fetched tokenizers and hashes of files are kept.")
+    offline: bool = _setting(False, "files", "Fetch nothing from the network.")
+
+    device: str = _setting("auto", "device", "auto, cpu, cuda or cuda:N.")
+    threads: int = _setting(0, "device", "Threads on the CPU; 0 leaves it to torch.", ge=0, le=1024)
+    compute_dtype: DType = _setting("auto", "device", "What the transformer computes in.")
+    vae_dtype: DType = _setting("bf16", "device", "What the autoencoder computes in; on a CPU float32, unless set.")
+    keep_loaded: Literal["auto", "always", "never"] = _setting(
+        "auto", "device", "Whether networks stay in memory between stages; auto, where they fit together."
+    )
+    noise_source: NoiseSource = _setting("GPU", "device", "Where noise is drawn, as in Forge; on a CPU, GPU means CPU.")
+
+    storage_dtype: str = _setting(
+        "nf4", "memory", "How the transformer's weights are kept; Forge's names are understood too.", later=True
+    )
+    vram_state: Literal["NO_VRAM", "LOW_VRAM", "NORMAL_VRAM", "HIGH_VRAM", "SHARED"] = _setting(
+        "HIGH_VRAM", "memory", "How much of the GPU the models may take.", later=True
+    )
+    inference_reserve: float = _setting(
+        0.25, "memory", "Share of the GPU's memory that models leave free.", later=True, ge=0, le=0.9
+    )
+    allocator_fraction: float = _setting(
+        0.95, "memory", "Share of the GPU's memory that may be taken at all.", later=True, gt=0, le=1
+    )
+    pinned_memory: bool = _setting(True, "memory", "Keep weights that wait on the host in pinned memory.", later=True)
+    async_swap: bool = _setting(True, "memory", "Move weights while the GPU computes.", later=True)
+
+    max_side: int = _setting(4096, "limits", "Longest side of a picture, in pixels.", ge=16, le=16384)
+    max_outputs: int = _setting(64, "limits", "Pictures in one request.", ge=1, le=1024)
+    max_prompt_chars: int = _setting(20_000, "limits", "Characters in a prompt.", ge=1)
+    max_megapixel_steps: float = _setting(
+        4_000.0, "limits", "Cost of one request: megapixels x model calls x pictures.", gt=0
+    )
+
+    width: int | None = _request("width")
+    height: int | None = _request("height")
+    steps: int = _request("steps")
+    cfg_scale: float = _request("cfg_scale")
+    distilled_cfg_scale: float | None = _request("distilled_cfg_scale")
+    sampler: str = _request("sampler")
+    scheduler: str = _request("scheduler")
+    hr_scale: float = _request("hr_scale")
+    hr_steps: int = _request("hr_steps")
+    hr_upscaler: str = _request("hr_upscaler")
+    output_format: ImageFormat = _request("output_format")
+
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def __init__(self, /, *, origins: Mapping[str, str] | None = None, **settings: Any) -> None:
+        """``origins`` says where each of the settings came from, for messages and ``origin``."""
+        _refuse_unknown(settings, "")
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            raise ConfigError(_one_line(error, origins or {})) from None
+        self._origins.update(origins or {})
+
+    @classmethod
+    def load(cls, file: Path | None = None, environ: Mapping[str, str] | None = None, **flags: Any) -> EngineConfig:
+        """The settings of this machine: file, environment and ``flags`` over the defaults.
+
+        Args:
+            file: the TOML file to read; left out, that of ``LWE_CONFIG``, else ``engine.toml`` in the working folder
+                or in the user's configuration folder, where there is one.
+            environ: left out, the environment of this process.
+            flags: settings that win over all others; None counts as not given.
+
+        Raises:
+            ConfigError: a name is unknown, a value is wrong, or the file cannot be read.
+        """
+        environ = os.environ if environ is None else environ
+        values: dict[str, Any] = {}
+        origins: dict[str, str] = {}
+        given = {name: value for name, value in flags.items() if value is not None}
+        _refuse_unknown(given, "")
+        layers = (_from_file(_find_file(file, environ)), _from_environment(environ), _from_flags(given))
+        for name, value, origin in (row for layer in layers for row in layer):
+            values[name], origins[name] = value, origin
+        return cls(origins=origins, **values)
+
+    def origin(self, name: str) -> str:
+        """Where a setting's value came from: ``default``, a file, a variable, a flag, or ``argument``."""
+        if name in self._origins:
+            return self._origins[name]
+        return "argument" if name in self.model_fields_set else "default"
+
+    def is_set(self, name: str) -> bool:
+        """Whether somebody chose the value, even if it is the default's."""
+        return name in self.model_fields_set
+
+    def rows(self) -> Iterator[tuple[str, str, Any, str]]:
+        """(section, name, value, origin) of every setting, in order."""
+        for name, info in type(self).model_fields.items():
+            yield _extra(info)["section"], name, getattr(self, name), self.origin(name)
+
+    def request_defaults(self) -> dict[str, Any]:
+        """What a request that leaves these fields out is given."""
+        return {name: value for section, name, value, _ in self.rows() if section == "request"}
+
+    def without_effect(self) -> list[str]:
+        """One sentence for each setting that somebody chose and that does nothing yet."""
+        return [
+            f"{name} = {getattr(self, name)} ({self.origin(name)}) has no effect yet"
+            for name, info in type(self).model_fields.items()
+            if _extra(info)["later"] and self.is_set(name) and not self._is_idle(name, info.default)
+        ]
+
+    def reserve_mb(self, total_mb: int) -> int:
+        """Megabytes of a GPU's ``total_mb`` that models leave free."""
+        return int(total_mb * self.inference_reserve)
+
+    def _is_idle(self, name: str, default: Any) -> bool:
+        """Whether a chosen value asks for nothing that would not happen anyway."""
+        value = getattr(self, name)
+        if name == "storage_dtype":  # weights are kept as they are computed with
+            return value in ("auto", self.compute_dtype)
+        return value == default
+
+    @field_validator("tokenizer_dirs", mode="before")
+    @classmethod
+    def _split_list(cls, value: Any) -> Any:
+        """A list as one string is how an environment variable has it: parted as in PATH."""
+        return tuple(part for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
+
+    @field_validator("models_dir", "output_dir", "cache_dir", mode="after")
+    @classmethod
+    def _home(cls, value: Path) -> Path:
+        return value.expanduser()
+
+    @field_validator("device", mode="after")
+    @classmethod
+    def _device(cls, value: str) -> str:
+        name, _, index = value.partition(":")
+        if name not in ("auto", "cpu", "cuda") or (index and (name != "cuda" or not index.isdecimal())):
+            raise ValueError("must be auto, cpu, cuda or cuda:N")
+        return value
+
+    @field_validator("storage_dtype", mode="after")
+    @classmethod
+    def _storage(cls, value: str) -> str:
+        name = _FORGE_STORAGE.get(value.removesuffix(" (fp16 LoRA)"), value)
+        if name not in _STORAGE and not (name.startswith("gguf:") and len(name) > len("gguf:")):
+            choices = ", ".join([*_STORAGE, "gguf:TYPE", *_FORGE_STORAGE])
+            raise ValueError(f"must be one of {choices}")
+        return name
+
+    @model_validator(mode="after")
+    def _as_request(self) -> EngineConfig:
+        """The request's own rules hold for its defaults."""
+        try:
+            GenerationRequest(**self.request_defaults())
+            resolve_sampler(self.sampler, self.scheduler)
+        except RequestError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+
+Config = EngineConfig
+"""The name that the first plan of this engine gave."""
+
+
+def _extra(info: Any) -> dict[str, Any]:
+    return info.json_schema_extra
+
+
+def _one_line(error: ValidationError, origins: Mapping[str, str]) -> str:
+    """A validation error as one sentence for each setting, with where the value came from."""
+    parts = []
+    for item in error.errors(include_url=False):
+        name = str(item["loc"][0]) if item["loc"] else None
+        message = item["msg"].removeprefix("Value error, ")
+        if name is None:  # a rule of the request, whose message begins with the field's name
+            name, _, message = message.partition(": ")
+            parts.append(f"{name}{_came(name, origins)}: {message}")
+            continue
+        parts.append(f"{name}{_came(name, origins)}: {message[:1].lower()}{message[1:]}, not {item['input']!r:.80}")
+    return "; ".join(parts)
+
+
+def _came(name: str, origins: Mapping[str, str]) -> str:
+    return f" (from {origins[name]})" if name in origins else ""
+
+
+def _refuse_unknown(names: Mapping[str, Any], where: str) -> None:
+    for name in names:
+        if name not in EngineConfig.model_fields:
+            raise _unknown(name, where, _closest(name, 0.5))
+
+
+def _closest(name: str, cutoff: float) -> str | None:
+    return next(iter(difflib.get_close_matches(name.lower(), EngineConfig.model_fields, n=1, cutoff=cutoff)), None)
+
+
+def _unknown(name: str, where: str, meant: str | None) -> ConfigError:
+    hint = f"did you mean {meant!r}?" if meant else "`lightweight-engine config show` lists the names"
+    return ConfigError(f"{where}{name!r} is not a setting; {hint}")
+
+
+def _find_file(file: Path | None, environ: Mapping[str, str]) -> Path | None:
+    named = file or (Path(environ[FILE_VARIABLE]) if environ.get(FILE_VARIABLE) else None)
+    if named:
+        return named.expanduser()
+    home = Path(environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "lightweight-engine"
+    return next((path for path in (Path(FILE_NAME), home / FILE_NAME) if path.is_file()), None)
+
+
+def _from_file(path: Path | None) -> Iterator[tuple[str, Any, str]]:
+    """The settings of a TOML file; its relative paths start from the folder that it lies in."""
+    if path is None:
+        return
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"the settings file {path} cannot be read: {error.strerror}; give another") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the settings file {path} is not valid TOML ({error}); correct it") from None
+    _refuse_unknown(table, f"{path}: ")
+    for name, value in table.items():
+        if name in ("models_dir", "output_dir", "cache_dir") and isinstance(value, str):
+            value = path.parent / Path(value).expanduser()
+        elif name == "tokenizer_dirs" and isinstance(value, list):
+            value = [path.parent / Path(str(item)).expanduser() for item in value]
+        yield name, value, str(path)
+
+
+def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
+    """``LWE_NAME`` for each setting; an empty variable counts as not set."""
+    for variable, value in environ.items():
+        name = variable.removeprefix(PREFIX).lower()
+        name = _ALIASES.get(name, name)
+        if not variable.startswith(PREFIX) or variable == FILE_VARIABLE or not value:
+            continue
+        if name in EngineConfig.model_fields:
+            yield name, value, variable
+        elif (meant := _closest(name, _LIKE_ENOUGH)) is not None:
+            raise _unknown(variable, "the environment variable ", PREFIX + meant.upper())
+
+
+def _from_flags(given: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    for name, value in given.items():
+        yield name, value, f"--{name.replace('_', '-')}"

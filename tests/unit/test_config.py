@@ -1,0 +1,162 @@
+"""Settings: defaults, precedence, origins, and what wrong ones say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lightweight_engine.config import Config, EngineConfig
+from lightweight_engine.errors import ConfigError
+from lightweight_engine.request import GenerationRequest
+
+
+def load(tmp_path: Path, toml: str = "", environ: dict[str, str] | None = None, **flags: object) -> EngineConfig:
+    file = tmp_path / "engine.toml"
+    file.write_text(toml, encoding="utf-8")
+    return EngineConfig.load(file, environ or {}, **flags)
+
+
+def test_the_plans_defaults() -> None:
+    config = Config()
+    assert (config.steps, config.cfg_scale, config.distilled_cfg_scale, config.hr_steps) == (50, 1.0, 3.7, 10)
+    assert (config.hr_upscaler, config.vae_dtype, config.storage_dtype) == ("4x-UltraSharp", "bf16", "nf4")
+    assert (config.vram_state, config.allocator_fraction, config.noise_source) == ("HIGH_VRAM", 0.95, "GPU")
+    assert config.pinned_memory and config.async_swap
+    assert config.reserve_mb(81_090) == 20_272
+    assert (config.max_side, config.max_prompt_chars) == (4096, 20_000)
+
+
+def test_request_defaults_are_the_requests_own() -> None:
+    assert GenerationRequest(**Config().request_defaults()) == GenerationRequest()
+
+
+def test_precedence_and_origins(tmp_path: Path) -> None:
+    toml = 'steps = 10\ncfg_scale = 2.0\nsampler = "Heun"\ndistilled_cfg_scale = 3'
+    config = load(tmp_path, toml, {"LWE_STEPS": "11", "LWE_CFG_SCALE": "3.5"}, steps=12)
+    assert (config.steps, config.cfg_scale, config.sampler, config.scheduler) == (12, 3.5, "Heun", "Simple")
+    names = ("steps", "cfg_scale", "sampler", "scheduler")
+    file = str(tmp_path / "engine.toml")
+    assert [config.origin(name) for name in names] == ["--steps", "LWE_CFG_SCALE", file, "default"]
+    assert Config(steps=3).origin("steps") == "argument"
+
+
+def test_rows_name_every_setting_once() -> None:
+    assert [name for _, name, _, _ in Config().rows()] == list(EngineConfig.model_fields)
+    assert all(info.description for info in EngineConfig.model_fields.values())
+
+
+def test_flags_not_given_change_nothing(tmp_path: Path) -> None:
+    assert load(tmp_path, "steps = 7", steps=None).steps == 7
+
+
+def test_environment_values_are_read_by_type(tmp_path: Path) -> None:
+    environ = {"LWE_OFFLINE": "true", "LWE_THREADS": "2", "LWE_TOKENIZER_DIRS": "/a:/b", "LWE_DEVICE": "", "HOME": "/"}
+    config = load(tmp_path, environ=environ)
+    assert config.offline and config.threads == 2 and config.device == "auto"
+    assert config.tokenizer_dirs == (Path("/a"), Path("/b"))
+    assert load(tmp_path, environ={"LWE_TOKENIZER_DIR": "/a"}).tokenizer_dirs == (Path("/a"),)
+
+
+def test_paths_of_a_file_start_from_its_folder(tmp_path: Path) -> None:
+    config = load(tmp_path, 'models_dir = "m"\noutput_dir = "/o"\ntokenizer_dirs = ["t"]')
+    assert (config.models_dir, config.output_dir) == (tmp_path / "m", Path("/o"))
+    assert config.tokenizer_dirs == (tmp_path / "t",)
+
+
+def test_the_file_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, home = tmp_path / "work", tmp_path / "home"
+    work.mkdir()
+    (home / "lightweight-engine").mkdir(parents=True)
+    (home / "lightweight-engine" / "engine.toml").write_text("steps = 1")
+    named = tmp_path / "named.toml"
+    named.write_text("steps = 3")
+    monkeypatch.chdir(work)
+    environ = {"XDG_CONFIG_HOME": str(home)}
+    assert EngineConfig.load(environ=environ).steps == 1
+    (work / "engine.toml").write_text("steps = 2")
+    assert EngineConfig.load(environ=environ).steps == 2
+    assert EngineConfig.load(environ={**environ, "LWE_CONFIG": str(named)}).steps == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"stepz": 3}, "did you mean 'steps'"),
+        ({"quux_zzz": 3}, "config show"),
+        ({"steps": 0}, "steps"),
+        ({"steps": "many"}, "steps"),
+        ({"width": 8}, "width"),
+        ({"device": "gpu"}, "auto, cpu, cuda or cuda:N"),
+        ({"device": "cpu:1"}, "auto, cpu, cuda or cuda:N"),
+        ({"compute_dtype": "int8"}, "compute_dtype"),
+        ({"inference_reserve": 2}, "inference_reserve"),
+        ({"storage_dtype": "int3"}, "fp8_e4m3"),
+        ({"storage_dtype": "gguf:"}, "gguf:TYPE"),
+        ({"sampler": "Eulerr"}, "choose one of: DPM\\+\\+ 2M"),
+        ({"scheduler": "Turbo"}, "not valid for Flux"),
+        ({"max_side": 4}, "max_side"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as raised:
+        Config(**settings)
+    assert "\n" not in str(raised.value) and raised.value.exit_code == 2
+
+
+def test_an_error_says_where_the_value_came_from(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^steps \(from LWE_STEPS\)"):
+        load(tmp_path, environ={"LWE_STEPS": "0"})
+    with pytest.raises(ConfigError, match=r"^threads \(from --threads\)"):
+        load(tmp_path, threads=-1)
+    with pytest.raises(ConfigError, match=r"engine.toml: 'stepz' is not a setting; did you mean 'steps'"):
+        load(tmp_path, "stepz = 3")
+    with pytest.raises(ConfigError, match="did you mean 'LWE_MODELS_DIR'"):
+        load(tmp_path, environ={"LWE_MODEL_DIR": "x"})
+
+
+def test_other_programs_variables_are_left_alone(tmp_path: Path) -> None:
+    assert load(tmp_path, environ={"LWE_GOLDEN_DIR": "x", "LWE_BUILD": "7"}) == load(tmp_path)
+
+
+@pytest.mark.parametrize("toml", ["steps =", "\xff", "steps = 1\nsteps = 2"])
+def test_a_broken_file_is_refused(tmp_path: Path, toml: str) -> None:
+    (tmp_path / "engine.toml").write_bytes(toml.encode("latin-1"))
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        EngineConfig.load(tmp_path / "engine.toml", {})
+
+
+def test_a_missing_file_is_refused_where_it_was_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        EngineConfig.load(tmp_path / "none.toml", {})
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("bnb-nf4", "nf4"),
+        ("bnb-nf4 (fp16 LoRA)", "nf4"),
+        ("Automatic (fp16 LoRA)", "auto"),
+        ("float8-e4m3fn", "fp8_e4m3"),
+        ("float8-e5m2 (fp16 LoRA)", "fp8_e5m2"),
+        ("FP16", "fp16"),
+        ("gguf:Q4_K", "gguf:Q4_K"),
+    ],
+)
+def test_forges_storage_names(given: str, kept: str) -> None:
+    assert Config(storage_dtype=given).storage_dtype == kept
+
+
+def test_settings_without_effect_are_told_only_where_somebody_chose_them(tmp_path: Path) -> None:
+    assert Config().without_effect() == []
+    assert Config(storage_dtype="auto", pinned_memory=True, steps=3).without_effect() == []
+    assert Config(storage_dtype="bf16", compute_dtype="bf16").without_effect() == []
+    (nf4,) = load(tmp_path, environ={"LWE_STORAGE_DTYPE": "nf4"}).without_effect()
+    assert nf4 == "storage_dtype = nf4 (LWE_STORAGE_DTYPE) has no effect yet"
+    said = Config(vram_state="LOW_VRAM", inference_reserve=0.1, async_swap=False).without_effect()
+    assert [sentence.split()[0] for sentence in said] == ["vram_state", "inference_reserve", "async_swap"]
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(Exception, match="frozen"):
+        Config().steps = 3  # type: ignore[misc]
