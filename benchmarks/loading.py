@@ -100,7 +100,7 @@ def child(way: str, path: Path) -> None:
     model = WAYS[way](path)
     seconds = time.perf_counter() - start
     assert isinstance(model, nn.Module)
-    checksum = sum(float(parameter.view(-1)[:: 1024].float().sum()) for parameter in model.parameters())
+    checksum = sum(float(parameter.view(-1)[::1024].float().sum()) for parameter in model.parameters())
     print(json.dumps({"seconds": seconds, "peak": resident("VmHWM") - baseline, "checksum": checksum}))
 
 
@@ -126,7 +126,12 @@ def main() -> None:
             figures = json.loads(done.stdout.splitlines()[-1])
             checksums.add(round(figures["checksum"], 3))
             rows.append(
-                {"way": way, "seconds": figures["seconds"], "peak_gb": figures["peak"] / GIGABYTE, "peak_over_file": figures["peak"] / size}
+                {
+                    "way": way,
+                    "seconds": figures["seconds"],
+                    "peak_gb": figures["peak"] / GIGABYTE,
+                    "peak_over_file": figures["peak"] / size,
+                }
             )
     publish("loading", rows, file_gb=size / GIGABYTE)
 

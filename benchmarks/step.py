@@ -154,7 +154,9 @@ def main() -> None:
         ours, peer = steps_of(params, dtype, (32, 32), 256)
         difference = (ours().float() - peer().float()).norm() / peer().float().norm()
         if difference > tolerance:
-            raise SystemExit(f"{name}: the two networks disagree by {difference:.1e}: the comparison would mean nothing")
+            raise SystemExit(
+                f"{name}: the two networks disagree by {difference:.1e}: the comparison would mean nothing"
+            )
         mine, theirs = (spread(times) for times in measure(ours, peer, args.runs))
         rows.append(
             {

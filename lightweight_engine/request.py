@@ -135,7 +135,7 @@ class GenerationRequest(_Frozen):
     def _pairs(self) -> GenerationRequest:
         if self.lora_scales and len(self.lora_scales) not in (1, len(self.lora_urls)):
             raise ValueError(
-                f"lora_scales has {len(self.lora_scales)} numbers for {len(self.lora_urls)} lora_urls; give one for each"
+                f"lora_scales has {len(self.lora_scales)} numbers for {len(self.lora_urls)} lora_urls; give one each"
             )
         if self.sigma_min and self.sigma_max and self.sigma_min >= self.sigma_max:
             raise ValueError("sigma_min must be below sigma_max")

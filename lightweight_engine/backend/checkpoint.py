@@ -67,7 +67,8 @@ class Checkpoint:
     def _storage(self) -> UntypedStorage:
         import torch
 
-        return torch.UntypedStorage.from_file(str(self.path), shared=False, nbytes=os.path.getsize(self.path))
+        size = os.path.getsize(self.path)
+        return torch.UntypedStorage.from_file(str(self.path), shared=False, nbytes=size)  # type: ignore[return-value]
 
     def tensor(self, name: str) -> Tensor:
         """The tensor ``name`` on the CPU, a private view of the mapped file.
@@ -136,12 +137,17 @@ def _refuse_foreign(path: Path, start: bytes, size: int) -> None:
             f"{path.name} is not a model: it is a Git LFS pointer ({size} bytes); fetch the file itself"
         )
     if text.startswith((b"<!doctype", b"<html", b"<?xml")) or (size < MAX_HEADER and text.startswith(b"{")):
-        raise CorruptCheckpointError(f"{path.name} is not a model: it is a web page or an error message; download it again")
+        raise CorruptCheckpointError(
+            f"{path.name} is not a model: it is a web page or an error message; download it again"
+        )
     if start.startswith(b"GGUF"):
-        raise UnsupportedCheckpointError(f"{path.name} is a GGUF file, which this version does not read; use the bf16 safetensors file")
+        raise UnsupportedCheckpointError(
+            f"{path.name} is a GGUF file, which this version does not read; use the bf16 safetensors file"
+        )
     if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
         raise UnsupportedCheckpointError(
-            f"{path.name} is a pickle (.pt, .ckpt, .bin), which can run code when opened; use the safetensors file of the model"
+            f"{path.name} is a pickle (.pt, .ckpt, .bin), which can run code when opened; "
+            "use the safetensors file of the model"
         )
     if size < 10:
         raise CorruptCheckpointError(f"{path.name} has {size} bytes and is not a model; download it again")
@@ -154,7 +160,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _parse_header(path: Path, header: bytes, data_start: int, size: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+def _parse_header(
+    path: Path, header: bytes, data_start: int, size: int
+) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     try:
         rows = json.loads(header.decode("utf-8"), object_pairs_hook=_unique)
         if not isinstance(rows, dict):
@@ -168,7 +176,9 @@ def _parse_header(path: Path, header: bytes, data_start: int, size: int) -> tupl
     end = data_start
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if info.start != end:
-            raise CorruptCheckpointError(f"{path.name}: the bytes of {name!r} overlap others or leave a hole; download it again")
+            raise CorruptCheckpointError(
+                f"{path.name}: the bytes of {name!r} overlap others or leave a hole; download it again"
+            )
         end = info.end
     if end > size:
         raise _incomplete(path, end, size)
@@ -187,5 +197,7 @@ def _tensor_info(name: str, row: Any, data_start: int) -> TensorInfo:
     if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in whole):
         raise ValueError(f"{name!r} has a size that is not a whole number")
     if math.prod(shape) * DTYPES[dtype][0] != end - start:
-        raise ValueError(f"{name!r} has {end - start} bytes, its shape {list(shape)} needs {math.prod(shape) * DTYPES[dtype][0]}")
+        raise ValueError(
+            f"{name!r} has {end - start} bytes, its shape {list(shape)} needs {math.prod(shape) * DTYPES[dtype][0]}"
+        )
     return TensorInfo(dtype, shape, data_start + start, data_start + end)

@@ -38,7 +38,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def compute_dtype(setting: str, device: torch.device) -> torch.dtype:
-    """The dtype that the transformer runs in: as set, or bfloat16 where the GPU has it, float16 else, float32 on a CPU."""
+    """The dtype to compute in: as set; else bfloat16 where the GPU has it, float16 where not, float32 on a CPU."""
     if setting != "auto":
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[setting]
     if device.type != "cuda":
@@ -47,7 +47,7 @@ def compute_dtype(setting: str, device: torch.device) -> torch.dtype:
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that can be allocated: free on the GPU, or available to this process on the host (cgroup limits honoured)."""
+    """Bytes that can be allocated: free on the GPU, or on the host with cgroup limits honoured."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return min(_host_available(), _cgroup_available())

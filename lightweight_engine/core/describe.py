@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..flux.conditioner import resolve_guidance
+from ..flux.prompt import parse_networks
 from ..request import GenerationRequest, GenerationResult, ModelFile
 from .infotext import GenerationFacts, ImageFacts, infotext, sampler_parameters
 from .infotext_parse import has_weights
@@ -47,8 +48,10 @@ def describe(job: Job, size: tuple[int, int], seed: int, subseed: int, model: Mo
     image = None
     if job.strength is not None:
         image = ImageFacts(denoising_strength=job.strength, noise_multiplier=request.initial_noise_multiplier)
+    # The reference shows the prompt without its tags; ours keeps them: the text alone can make the picture again.
+    prompt = parse_networks(request.prompt)[0] if request.compat == "forge" else request.prompt
     facts = GenerationFacts(
-        prompt=request.prompt,
+        prompt=prompt,
         negative_prompt=request.negative_prompt,
         steps=request.steps,
         sampler=job.sampler,

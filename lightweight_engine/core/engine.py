@@ -160,7 +160,9 @@ class LightweightEngine:
         seed = random_seed() if request.seed == -1 else request.seed
         subseed = random_seed() if request.subseed == -1 else request.subseed
         groups = batches(request, seed, subseed)
-        job, tracker = self._job(request, networks, [len(seeds) for seeds, _ in groups], on_progress, cancel, preview_every)
+        job, tracker = self._job(
+            request, networks, [len(seeds) for seeds, _ in groups], on_progress, cancel, preview_every
+        )
         images: list[Image.Image] = []
         for seeds, subseeds in groups:
             tracker.start_batch()

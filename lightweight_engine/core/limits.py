@@ -24,12 +24,15 @@ def check_limits(request: GenerationRequest, size: tuple[int, int], calls: int, 
     height, width = size
     for field, side in (("width", width), ("height", height)):
         if side > config.max_side:
-            raise RequestError(f"{field}: {side} is over the limit of {config.max_side} pixels (max_side); ask for less", field=field)
+            raise RequestError(
+                f"{field}: {side} is over the limit of {config.max_side} pixels (max_side); ask for less", field=field
+            )
     for field in ("prompt", "negative_prompt"):
         length = len(getattr(request, field))
         if length > config.max_prompt_chars:
             raise RequestError(
-                f"{field}: {length:,} characters are over the limit of {config.max_prompt_chars:,} (max_prompt_chars); shorten it",
+                f"{field}: {length:,} characters are over the limit of {config.max_prompt_chars:,} "
+                "(max_prompt_chars); shorten it",
                 field=field,
             )
     if request.num_outputs > config.max_outputs:
@@ -40,7 +43,8 @@ def check_limits(request: GenerationRequest, size: tuple[int, int], calls: int, 
     cost = height * width / 1e6 * calls * request.num_outputs
     if cost > config.max_megapixel_steps:
         raise RequestError(
-            f"steps: {width}x{height} x {calls} evaluations x {request.num_outputs} pictures is {cost:,.0f} megapixel-steps, "
-            f"over the limit of {config.max_megapixel_steps:,.0f} (max_megapixel_steps); ask for fewer or smaller pictures",
+            f"steps: {width}x{height} x {calls} evaluations x {request.num_outputs} pictures is {cost:,.0f} "
+            f"megapixel-steps, over the limit of {config.max_megapixel_steps:,.0f} (max_megapixel_steps); "
+            "ask for fewer or smaller pictures",
             field="steps",
         )

@@ -205,8 +205,8 @@ def _root_of(path: Path, roots: Sequence[Path]) -> Path:
 
 def read_entry(path: Path, name: str, *, strict: bool = False) -> Entry:
     """What a file is, from its header; with ``strict``, the error itself instead of an entry with a problem."""
+    size = path.stat().st_size if path.exists() else 0
     try:
-        size = path.stat().st_size if path.exists() else 0
         return Entry(path, name, size, find_parts(open_checkpoint(path)))
     except EngineError as error:
         if strict:

@@ -49,7 +49,13 @@ class Networks:
     """
 
     def __init__(
-        self, models: ModelSet, device: torch.device, precision: Precision, *, tokenizers: Callable[[], tuple[CLIPTokens, T5Tokens]], keep: bool = True
+        self,
+        models: ModelSet,
+        device: torch.device,
+        precision: Precision,
+        *,
+        tokenizers: Callable[[], tuple[CLIPTokens, T5Tokens]],
+        keep: bool = True,
     ) -> None:
         self.models = models
         self.device = device

@@ -32,9 +32,13 @@ DEFAULT_STRENGTH = 0.75
 class Job:
     """What is the same for every picture of a request.
 
-    ``forecast`` is None where the number of steps depends on the latent, ``size`` is (height, width) in pixels, ``picture`` the start picture ``[1, 3, H, W]`` in 0..1, ``after_step`` is
-    called with (step, latent, denoised) and may raise to stop. ``prompts``, if given, are one for each picture of a
-    batch instead of the request's own.
+    Args:
+        forecast: None where the number of steps depends on the latent.
+        size: (height, width) in pixels.
+        picture: the start picture ``[1, 3, H, W]`` in 0..1.
+        enter: called with the name of a stage as it begins.
+        after_step: called with (step, latent, denoised); may raise to stop.
+        prompts: if given, one for each picture of a batch instead of the request's own.
     """
 
     request: GenerationRequest
@@ -80,7 +84,9 @@ def draw(job: Job, seeds: Sequence[int], subseeds: Sequence[int]) -> Drawn:
     with networks.use("transformer") as transformer:
         velocity = Velocity(transformer)
         velocity.precompute(job.forecast.sigmas if job.forecast else (), conditionings(positives, negatives))
-        denoise = Guided(velocity, positives, negatives, request.cfg_scale, rules=skip_rules(job), compat=request.compat)
+        denoise = Guided(
+            velocity, positives, negatives, request.cfg_scale, rules=skip_rules(job), compat=request.compat
+        )
         latent = job.schedule.start(
             noise.first(),
             start,
@@ -125,7 +131,11 @@ def encode_picture(job: Job, seeds: Sequence[int]) -> Tensor | None:
         latents = []
         for seed in seeds:
             # The reference draws on the global generator; a stream of the seed makes the picture repeatable.
-            eps = torch.randn(shape) if job.request.compat == "forge" else TorchStream(side_seed(seed), "cpu").randn(shape)
+            eps = (
+                torch.randn(shape)
+                if job.request.compat == "forge"
+                else TorchStream(side_seed(seed), "cpu").randn(shape)
+            )
             latents.append(autoencoder.encode(job.picture.to(weight), eps.to(weight)).float())
     return torch.cat(latents)
 

@@ -55,7 +55,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Replay:
-    """A picture made again. ``identical`` is None where the first one's pixels are not known (jpg, webp, no sidecar)."""
+    """A picture made again. ``identical`` is None where the first one's pixels are unknown (jpg or webp alone)."""
 
     result: GenerationResult
     identical: bool | None
@@ -81,7 +81,9 @@ def read_recipe(path: Path) -> Recipe:
             ) from None
     text = read_infotext(path)
     if not text:
-        raise RequestError(f"{path.name} carries no parameters and has no sidecar; it cannot be made again", field="image")
+        raise RequestError(
+            f"{path.name} carries no parameters and has no sidecar; it cannot be made again", field="image"
+        )
     return Recipe(GenerationRequest(**request_fields(text)), None)
 
 

@@ -43,7 +43,9 @@ RULES: dict[Role, PartRule] = {
         {},
         re.compile(r"^(text_projection|visual_projection|vision_model\.|visual\.|logit_scale$)|position_ids$"),
     ),
-    "autoencoder": PartRule("decoder.up.0.block.0.norm1.weight", {}, re.compile(r"^(loss\.|quant_conv\.|post_quant_conv\.)")),
+    "autoencoder": PartRule(
+        "decoder.up.0.block.0.norm1.weight", {}, re.compile(r"^(loss\.|quant_conv\.|post_quant_conv\.)")
+    ),
 }
 
 # A key or part of one -> what the file is. Checked where no part of Flux.1 is found, most telling first.
@@ -56,7 +58,10 @@ FOREIGN: tuple[tuple[str, str], ...] = (
     ("redux_up.weight", "a Flux Redux adapter, not a checkpoint"),
     ("controlnet_", "a ControlNet, not a checkpoint"),
     ("ip_adapter", "an IP-Adapter, not a checkpoint"),
-    ("single_transformer_blocks.", "a Flux checkpoint in the diffusers layout, which this version does not read; use the single BFL file"),
+    (
+        "single_transformer_blocks.",
+        "a Flux checkpoint in the diffusers layout, which this version does not read; use the single BFL file",
+    ),
     ("transformer_blocks.0.attn.norm_added_k", "a diffusers checkpoint, which this version does not read"),
     ("joint_blocks.", "a Stable Diffusion 3 checkpoint, which is another model"),
     ("input_blocks.", "a Stable Diffusion 1, 2 or XL checkpoint, which is another model"),
@@ -97,14 +102,16 @@ class Part:
 
     @property
     def hints(self) -> dict[str, Any]:
-        """Sizes that shapes do not tell: from the file's metadata (key ``config``, a JSON object), then as ``given``."""
+        """Sizes that shapes do not tell: the metadata's ``config`` (a JSON object), then those ``given``."""
         text = self.checkpoint.metadata.get("config", "{}")
         try:
             hints = json.loads(text)
         except ValueError:
             hints = None
         if not isinstance(hints, dict):
-            raise CorruptCheckpointError(f"{self.checkpoint.path.name}: its metadata 'config' is not a JSON object; save it again")
+            raise CorruptCheckpointError(
+                f"{self.checkpoint.path.name}: its metadata 'config' is not a JSON object; save it again"
+            )
         return {**hints, **self.given}
 
     @property
@@ -139,7 +146,11 @@ def find_parts(checkpoint: Checkpoint) -> dict[Role, Part]:
     """
     if any(marker in key for key in checkpoint.tensors for marker in LORA_MARKERS):
         raise UnsupportedCheckpointError(f"{checkpoint.path.name} is a LoRA; it belongs in models/Lora")
-    prefixes = {role: prefix for role, rule in RULES.items() if (prefix := _prefix(checkpoint, rule.anchor)) is not None}
+    prefixes: dict[Role, str] = {}
+    for role, rule in RULES.items():
+        prefix = _prefix(checkpoint, rule.anchor)
+        if prefix is not None:
+            prefixes[role] = prefix
     if not prefixes:
         raise UnsupportedCheckpointError(f"{checkpoint.path.name} is {_foreign_name(checkpoint)}")
     return {role: _part(role, checkpoint, prefix, prefixes) for role, prefix in prefixes.items()}

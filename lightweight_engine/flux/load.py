@@ -63,7 +63,8 @@ def load_part(
     name = part.checkpoint.path.name
     if part.storage != "plain":
         raise UnsupportedCheckpointError(
-            f"{name} stores its weights as {part.storage}; this version reads 16- and 32-bit files: use the bf16 file of the model"
+            f"{name} stores its weights as {part.storage}; this version reads 16- and 32-bit files: "
+            "use the bf16 file of the model"
         )
     params = read_params(part)
     with torch.device("meta"):
@@ -98,4 +99,6 @@ def _check_keys(name: str, role: Role, expected: Shapes, found: Shapes) -> None:
         if rows
     ]
     if problems:
-        raise UnsupportedCheckpointError(f"{name}: its {role} does not fit Flux.1: {'; '.join(problems)}; use a Flux.1 file")
+        raise UnsupportedCheckpointError(
+            f"{name}: its {role} does not fit Flux.1: {'; '.join(problems)}; use a Flux.1 file"
+        )

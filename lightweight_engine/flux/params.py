@@ -20,7 +20,9 @@ def count_blocks(shapes: Shapes, prefix: str) -> int:
     """How many consecutively numbered children ``prefix`` has: ``prefix.0.…``, ``prefix.1.…``, …"""
     start = len(prefix) + 1
     numbers = {
-        key[start:].split(".", 1)[0] for key in shapes if key.startswith(prefix + ".") and key[start : start + 1].isdigit()
+        key[start:].split(".", 1)[0]
+        for key in shapes
+        if key.startswith(prefix + ".") and key[start : start + 1].isdigit()
     }
     return len(numbers)
 
@@ -147,7 +149,9 @@ class CLIPParams:
         vocab, hidden = _shape(shapes, "text_model.embeddings.token_embedding.weight")
         heads = int((hints or {}).get("num_attention_heads", max(hidden // 64, 1)))
         if hidden % heads:
-            raise UnsupportedCheckpointError(f"{heads} CLIP heads do not divide the width {hidden}; correct num_attention_heads")
+            raise UnsupportedCheckpointError(
+                f"{heads} CLIP heads do not divide the width {hidden}; correct num_attention_heads"
+            )
         return cls(
             vocab_size=vocab,
             hidden_size=hidden,

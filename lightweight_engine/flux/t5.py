@@ -22,7 +22,10 @@ def relative_buckets(length: int, num_buckets: int, max_distance: int, device: t
     half = num_buckets // 2
     exact = half // 2
     distance = relative.abs()
-    far = exact + (torch.log(distance.float().clamp(min=1) / exact) / math.log(max_distance / exact) * (half - exact)).long()
+    far = (
+        exact
+        + (torch.log(distance.float().clamp(min=1) / exact) / math.log(max_distance / exact) * (half - exact)).long()
+    )
     return (relative > 0).long() * half + torch.where(distance < exact, distance, far.clamp(max=half - 1))
 
 
@@ -111,7 +114,8 @@ class T5Encoder(nn.Module):
 
     def position_bias(self, length: int) -> Tensor:
         """The relative bias ``[1, N, T, T]``, held by block 0 and shared by all."""
-        table = self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
+        table = self.get_submodule("encoder.block.0.layer.0.SelfAttention.relative_attention_bias")
+        assert isinstance(table, nn.Embedding)
         buckets = relative_buckets(length, self.params.num_buckets, self.params.max_distance, table.weight.device)
         return table(buckets).permute(2, 0, 1)[None]
 

@@ -53,9 +53,10 @@ def _tiling(function: Callable[[Tensor], Tensor], x: Tensor, tile: Tile, overlap
 def _mean_of_three(
     function: Callable[[Tensor], Tensor], x: Tensor, shapes: tuple[Tile, Tile, Tile], overlap: int, scale: float
 ) -> Tensor:
-    pictures = [
-        sum(_tiling(function, x[i : i + 1], shape, overlap, scale) for shape in shapes) / 3.0 for i in range(len(x))
-    ]
+    pictures = []
+    for picture in x.split(1):
+        first, second, third = (_tiling(function, picture, shape, overlap, scale) for shape in shapes)
+        pictures.append((first + second + third) / 3.0)
     return torch.cat(pictures)
 
 
@@ -76,7 +77,7 @@ def encode_tiled(
     tile: Tile = (512, 512),
     overlap: int = 64,
 ) -> Tensor:
-    """Pixels ``[B, 3, H, W]`` in 0..1 to latents, in tiles of ``tile`` (H, W) pixels; ``draw(shape)`` is called per tile."""
+    """Pixels ``[B, 3, H, W]`` in 0..1 to latents, in tiles of ``tile`` pixels; ``draw(shape)`` is called per tile."""
     rows, columns = tile
     shapes = ((rows, columns), (rows // 2, columns * 2), (rows * 2, columns // 2))
 

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from ..backend.attention import attention
 from .params import FluxParams
 
-
 EMBEDDING_DIM = 256
 
 # The float32 exponential that the reference ran on rounds these two near-ties (0.47 and 0.50 of a last place) upwards.
@@ -156,7 +155,9 @@ class DoubleBlock(nn.Module):
         self.txt_attn = SelfAttention(params)
         self.txt_mlp = nn.Sequential(nn.Linear(dim, mlp), nn.GELU(approximate="tanh"), nn.Linear(mlp, dim))
 
-    def forward(self, img: Tensor, txt: Tensor, img_mod: Tensor, txt_mod: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, img: Tensor, txt: Tensor, img_mod: Tensor, txt_mod: Tensor, rotary: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Image tokens ``[B, L, D]`` and text tokens ``[B, T, D]``; modulations are ``[B, 1, 6*D]``."""
         img_shift1, img_scale1, img_gate1, img_shift2, img_scale2, img_gate2 = img_mod.chunk(6, dim=-1)
         txt_shift1, txt_scale1, txt_gate1, txt_shift2, txt_scale2, txt_gate2 = txt_mod.chunk(6, dim=-1)
@@ -230,7 +231,10 @@ class Modulations:
     def stack(parts: Sequence[Modulations]) -> Modulations:
         """The rows of all ``parts``, one after another."""
         return Modulations(
-            [(torch.cat([img for img, _ in pairs]), torch.cat([txt for _, txt in pairs])) for pairs in zip(*(p.double for p in parts), strict=True)],
+            [
+                (torch.cat([img for img, _ in pairs]), torch.cat([txt for _, txt in pairs]))
+                for pairs in zip(*(p.double for p in parts), strict=True)
+            ],
             [torch.cat(mods) for mods in zip(*(p.single for p in parts), strict=True)],
             torch.cat([p.final for p in parts]),
         )
@@ -249,8 +253,12 @@ class Flux(nn.Module):
         if params.guidance_embed:
             self.guidance_in = MLPEmbedder(EMBEDDING_DIM, dim)
         self.txt_in = nn.Linear(params.context_in_dim, dim)
-        self.double_blocks = nn.ModuleList(DoubleBlock(params) for _ in range(params.depth))
-        self.single_blocks = nn.ModuleList(SingleBlock(params) for _ in range(params.depth_single_blocks))
+        self.double_blocks: Sequence[DoubleBlock] = nn.ModuleList(  # type: ignore[assignment]
+            DoubleBlock(params) for _ in range(params.depth)
+        )
+        self.single_blocks: Sequence[SingleBlock] = nn.ModuleList(  # type: ignore[assignment]
+            SingleBlock(params) for _ in range(params.depth_single_blocks)
+        )
         self.final_layer = LastLayer(params)
 
     def condition(self, timestep: Tensor, pooled: Tensor, guidance: Tensor | None = None) -> Tensor:

@@ -97,7 +97,7 @@ class Velocity:
         return self._rotary[key]
 
     def __call__(self, latent: Tensor, sigma: float, conditionings: Sequence[Conditioning]) -> Tensor:
-        """Velocity ``[B, 16, h, w]`` (float32) of ``latent`` ``[B, 16, h, w]``; one conditioning per member, equally long."""
+        """Velocity ``[B, 16, h, w]`` (float32) of a latent; one conditioning per member, equally long."""
         height, width = latent.shape[-2:]
         text = torch.cat([self._text(cond) for cond in conditionings])
         rotary = self._rotations((height + 1) // 2, (width + 1) // 2, text.shape[1])

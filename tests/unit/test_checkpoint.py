@@ -21,21 +21,33 @@ def write(path: Path, header: dict, data: bytes = b"", *, raw: bytes | None = No
     return path
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.float8_e4m3fn]
+)
 def test_tensors_are_those_that_were_saved(tmp_path: Path, dtype: torch.dtype) -> None:
-    saved = {"a.weight": torch.randn(3, 5).to(dtype), "b": torch.arange(7).to(dtype), "scalar": torch.ones(()).to(dtype)}
+    saved = {
+        "a.weight": torch.randn(3, 5).to(dtype),
+        "b": torch.arange(7).to(dtype),
+        "scalar": torch.ones(()).to(dtype),
+    }
     save_file(saved, tmp_path / "x.safetensors", metadata={"config": "{}"})
     checkpoint = open_checkpoint(tmp_path / "x.safetensors")
     assert checkpoint.metadata == {"config": "{}"}
     for name, tensor in saved.items():
         read = checkpoint.tensor(name)
         assert read.dtype == dtype and read.shape == tensor.shape
-        assert torch.equal(read.view(torch.uint8) if dtype == torch.float8_e4m3fn else read, tensor.view(torch.uint8) if dtype == torch.float8_e4m3fn else tensor)
+        assert torch.equal(
+            read.view(torch.uint8) if dtype == torch.float8_e4m3fn else read,
+            tensor.view(torch.uint8) if dtype == torch.float8_e4m3fn else tensor,
+        )
 
 
 def test_unaligned_tensors_are_read(tmp_path: Path) -> None:
     values = torch.randn(4)
-    header = {"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}, "b": {"dtype": "F32", "shape": [4], "data_offsets": [1, 17]}}
+    header = {
+        "a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},
+        "b": {"dtype": "F32", "shape": [4], "data_offsets": [1, 17]},
+    }
     path = write(tmp_path / "x.safetensors", header, b"\x07" + values.numpy().tobytes())
     assert torch.equal(open_checkpoint(path).tensor("b"), values)
 

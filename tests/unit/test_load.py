@@ -49,7 +49,9 @@ def all_in_one(folder: Path) -> Path:
         merged |= load_file(save(folder / f"{name}.safetensors", module, prefix=prefix))
     merged["text_encoders.clip_l.transformer.text_projection.weight"] = torch.zeros(32, 32)
     merged["text_encoders.clip_l.logit_scale"] = torch.zeros(())
-    save_file(merged, folder / "aio.safetensors", metadata={"config": '{"axes_dim": [8, 12, 12], "num_attention_heads": 2}'})
+    save_file(
+        merged, folder / "aio.safetensors", metadata={"config": '{"axes_dim": [8, 12, 12], "num_attention_heads": 2}'}
+    )
     return folder / "aio.safetensors"
 
 
@@ -76,7 +78,9 @@ def test_matching_dtypes_are_views_of_the_file(tmp_path: Path) -> None:
 
 
 def test_kept_file_dtype_gives_the_same_numbers(tmp_path: Path) -> None:
-    part = find_parts(open_checkpoint(save(tmp_path / "x.safetensors", network(T5Encoder, T5), dtype=torch.float16)))["t5"]
+    part = find_parts(open_checkpoint(save(tmp_path / "x.safetensors", network(T5Encoder, T5), dtype=torch.float16)))[
+        "t5"
+    ]
     upcast = load_part(part, device=CPU, dtype=torch.float32)
     kept = load_part(part, device=CPU, dtype=torch.float32, keep_file_dtype=True)
     assert any(isinstance(module, CastLinear) for module in kept.modules())

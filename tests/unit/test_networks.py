@@ -47,7 +47,9 @@ def test_transformer_equals_diffusers(guidance_embed: bool) -> None:
     pytest.importorskip("diffusers", reason="diffusers is the oracle here; it is installed with the extra 'test'")
     from benchmarks.step import build
 
-    params = FluxParams(**{**FLUX.__dict__, "guidance_embed": guidance_embed, "mlp_hidden": 256, "depth": 2, "depth_single_blocks": 2})
+    params = FluxParams(
+        **{**FLUX.__dict__, "guidance_embed": guidance_embed, "mlp_hidden": 256, "depth": 2, "depth_single_blocks": 2}
+    )
     ours, peer = build(params, torch.float32)
     latent, context, pooled = torch.randn(2, 16, 6, 10), torch.randn(2, 7, 48), torch.randn(2, 32)
     sigma = torch.tensor([0.3, 0.9])
@@ -72,8 +74,8 @@ def test_transformer_equals_diffusers(guidance_embed: bool) -> None:
 def test_t5_equals_transformers() -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is the oracle here")
     config = transformers.T5Config(
-        vocab_size=T5.vocab_size, d_model=T5.hidden_size, d_kv=T5.head_dim, d_ff=T5.mlp_hidden, num_layers=T5.num_layers,
-        num_heads=T5.num_heads, feed_forward_proj="gated-gelu", dropout_rate=0.0,
+        vocab_size=T5.vocab_size, d_model=T5.hidden_size, d_kv=T5.head_dim, d_ff=T5.mlp_hidden,
+        num_layers=T5.num_layers, num_heads=T5.num_heads, feed_forward_proj="gated-gelu", dropout_rate=0.0,
     )  # fmt: skip
     ours = network(T5Encoder, T5)
     peer = transformers.T5EncoderModel(config).eval()
@@ -175,7 +177,7 @@ def test_autoencoder_sizes() -> None:
         latent = model.encode(torch.rand(1, 3, 41, 55), torch.zeros(1, 16, 5, 6))
         assert latent.shape == (1, 16, 5, 6)
         pixels = model.decode(latent)
-    assert pixels.shape == (1, 3, 40, 48) and 0 <= pixels.min() and pixels.max() <= 1
+    assert pixels.shape == (1, 3, 40, 48) and pixels.min() >= 0 and pixels.max() <= 1
 
 
 def test_a_single_tile_is_the_whole_picture() -> None:
@@ -191,4 +193,4 @@ def test_preview_finds_the_colours_of_a_linear_autoencoder() -> None:
     with torch.inference_mode():
         assert preview(torch.randn(1, 16, 5, 7)).shape == (1, 3, 5, 7)
     fields = colour_fields(4, 64)
-    assert fields.shape == (4, 3, 64, 64) and 0 <= fields.min() and fields.max() <= 1
+    assert fields.shape == (4, 3, 64, 64) and fields.min() >= 0 and fields.max() <= 1

@@ -9,22 +9,25 @@ from typing import Any
 
 import pytest
 import torch
-from checks.vae import assert_pixels
 from goldens import Case, model_config, model_path
 from PIL import Image
 from recorded_tokenizers import golden_tokenizers
 
+from checks.vae import assert_pixels
 from lightweight_engine.backend.checkpoint import open_checkpoint
 from lightweight_engine.config import EngineConfig
 from lightweight_engine.core.engine import LightweightEngine
 from lightweight_engine.core.images import to_uint8
+from lightweight_engine.core.infotext_parse import parse_infotext
 from lightweight_engine.core.models import ModelSet
 from lightweight_engine.core.networks import Networks, Precision
 from lightweight_engine.flux.keymaps import find_parts
+from lightweight_engine.request import GenerationRequest
 
 SAME_NAME = (
-    "prompt", "negative_prompt", "emphasis", "steps", "scheduler", "cfg_scale", "distilled_cfg_scale", "width", "height",
-    "seed", "subseed", "subseed_strength", "batch_size", "denoising_strength", "eta", "s_churn", "s_tmin", "s_tmax", "s_noise",
+    "prompt", "negative_prompt", "emphasis", "steps", "scheduler", "cfg_scale", "distilled_cfg_scale", "width",
+    "height", "seed", "subseed", "subseed_strength", "batch_size", "denoising_strength", "eta", "s_churn", "s_tmin",
+    "s_tmax", "s_noise",
     "seed_resize_from_w", "seed_resize_from_h", "s_min_uncond", "skip_early_cond", "initial_noise_multiplier",
 )  # fmt: skip
 OTHER_NAME = {"sampler_name": "sampler", "randn_source": "noise_source"}
@@ -57,6 +60,16 @@ def request_fields(case: Case) -> dict[str, Any]:
     return {**fields, "compat": "forge", "num_outputs": case.get("batch_size", 1) * case.get("n_iter", 1)}
 
 
+def assert_infotext(ours: LightweightEngine, request: GenerationRequest, case: Case) -> None:
+    """The last picture's text says the same, but for the names of model and program."""
+    names = {"Model", "Model hash", "Version"}
+    mine, golden = (
+        {key: value for key, value in parse_infotext(text, defaults=False).items() if key not in names}
+        for text in (ours.run(request).infotexts[-1], case["infotext"])
+    )
+    assert mine == golden
+
+
 def check(case: Case) -> None:
     ours = engine(case["model"])
     fields = request_fields(case)
@@ -73,7 +86,11 @@ def check(case: Case) -> None:
     if "global_seed" in case.data:
         torch.manual_seed(case["global_seed"])
     drawn = ours.draw(request, prompts)
+    if not prompts:
+        assert_infotext(ours, request, case)
     golden = case.tensor("latent")
     tolerance = 1e-4 * max(1.0, float(golden.abs().max()))
     torch.testing.assert_close(drawn.latent, golden.float(), rtol=0, atol=tolerance)
-    assert_pixels(torch.as_tensor(to_uint8(drawn.pixels)), case.tensor("image").view(drawn.pixels.permute(0, 2, 3, 1).shape))
+    assert_pixels(
+        torch.as_tensor(to_uint8(drawn.pixels)), case.tensor("image").view(drawn.pixels.permute(0, 2, 3, 1).shape)
+    )

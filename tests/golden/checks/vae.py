@@ -22,7 +22,9 @@ def assert_pixels(ours: Tensor, golden: Tensor) -> None:
 
 @torch.inference_mode()
 def check(case: Case) -> None:
-    {"decode": _decode, "encode": _encode, "decode_tiled": _decode_tiled, "encode_tiled": _encode_tiled}[case["op"]](case)
+    {"decode": _decode, "encode": _encode, "decode_tiled": _decode_tiled, "encode_tiled": _encode_tiled}[case["op"]](
+        case
+    )
 
 
 def _decode(case: Case) -> None:
@@ -35,8 +37,12 @@ def _decode(case: Case) -> None:
 
 def _encode(case: Case) -> None:
     model = network("ae")
-    torch.testing.assert_close(model.encoder(2 * case.tensor("image") - 1), case.tensor("moments"), rtol=0, atol=TOLERANCE)
-    torch.testing.assert_close(model.encode(case.tensor("image"), case.tensor("eps")), case.tensor("latent"), rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(
+        model.encoder(2 * case.tensor("image") - 1), case.tensor("moments"), rtol=0, atol=TOLERANCE
+    )
+    torch.testing.assert_close(
+        model.encode(case.tensor("image"), case.tensor("eps")), case.tensor("latent"), rtol=0, atol=TOLERANCE
+    )
 
 
 def _decode_tiled(case: Case) -> None:
