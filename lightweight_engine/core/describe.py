@@ -48,14 +48,15 @@ def describe(job: Job, size: tuple[int, int], seed: int, subseed: int, model: Mo
     image = None
     if job.strength is not None:
         image = ImageFacts(denoising_strength=job.strength, noise_multiplier=request.initial_noise_multiplier)
-    # The reference shows the prompt without its tags; ours keeps them: the text alone can make the picture again.
-    prompt = parse_networks(request.prompt)[0] if request.compat == "forge" else request.prompt
+    # The reference names sampler and scheduler as asked, and the prompt without its tags. Ours names what ran, and
+    # keeps the tags, so that the text alone can make the picture again.
+    asked = request.compat == "forge"
     facts = GenerationFacts(
-        prompt=prompt,
+        prompt=parse_networks(request.prompt)[0] if asked else request.prompt,
         negative_prompt=request.negative_prompt,
         steps=request.steps,
-        sampler=job.sampler,
-        scheduler=job.scheduler,
+        sampler=request.sampler if asked else job.sampler,
+        scheduler=request.scheduler if asked else job.scheduler,
         cfg_scale=request.cfg_scale,
         distilled_cfg_scale=resolve_guidance(
             request.distilled_cfg_scale, job.networks.params.guidance_embed, request.compat

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -145,9 +145,7 @@ class ImageNoise:
 
     def brownian(self, sigma_min: float, sigma_max: float) -> BrownianNoise:
         """The noise of the SDE samplers for these pictures."""
-        return BrownianNoise(
-            self.shape, self.seeds, sigma_min, sigma_max, source=self.source, device=self.device
-        )
+        return BrownianNoise(self.shape, self.seeds, sigma_min, sigma_max, source=self.source, device=self.device)
 
     def _first_of(self, index: int) -> Tensor:
         seed, stream = self.seeds[index], self._streams[index]
@@ -190,63 +188,77 @@ def paste_centred(canvas: Tensor, patch: Tensor) -> Tensor:
     return result
 
 
+class _Node(NamedTuple):
+    """An interval of a Brownian tree: its place among the nodes of its depth, its times, its increment."""
+
+    place: int
+    depth: int
+    low: float
+    high: float
+    increment: Tensor
+
+
 class BrownianTree:
     """A Brownian path on ``[start, end]`` that a seed alone determines, whatever is asked of it in whatever order.
 
     Increments come from halving: a node's seed follows from the entropy and its place in the tree, and times are
     rounded to six decimals. Source: the halfway tree of torchsde 0.2.6 (Apache-2.0), whose values it reproduces.
+
+    Args:
+        draw: the standard normal draw of a seed.
     """
 
     _DIGITS = 6
     _POOL_SIZE = 24
-    _KEPT_NODES = 64
+    _KEPT_NODES = 32
 
     def __init__(self, start: float, end: float, entropy: int, draw: Callable[[int], Tensor]) -> None:
-        self._bounds = (round(start, self._DIGITS), round(end, self._DIGITS))
         self._entropy = entropy
         self._draw = draw
-        seed = np.random.SeedSequence(entropy, pool_size=self._POOL_SIZE).generate_state(3)[0]
-        self._whole = draw(int(seed)) * math.sqrt(end - start)
+        whole = self._seeded(3) * math.sqrt(end - start)
+        self._root = _Node(0, 0, round(start, self._DIGITS), round(end, self._DIGITS), whole)
         self._left_halves: dict[tuple[int, int], Tensor] = {}
 
     def increment(self, start: float, end: float) -> Tensor:
         """W(end) - W(start) for ``start <= end``; times outside the tree are moved to its ends."""
-        low, high = self._bounds
-        start, end = (round(min(max(t, low), high), self._DIGITS) for t in (start, end))
+        root = self._root
+        start, end = (round(min(max(t, root.low), root.high), self._DIGITS) for t in (start, end))
         if start == end:
-            return torch.zeros_like(self._whole)
+            return torch.zeros_like(root.increment)
         pieces: list[Tensor] = []
-        self._collect(pieces, start, end, low, high, self._whole, (0, 0))
+        self._collect(pieces, start, end, root)
         return sum(pieces[1:], start=pieces[0])
 
-    def _collect(
-        self, pieces: list[Tensor], start: float, end: float, low: float, high: float, whole: Tensor, node: tuple[int, int]
-    ) -> None:
-        """Append the increments of the largest nodes that make up ``[start, end]``, a part of the node ``[low, high]``."""
-        if (start, end) == (low, high):
-            pieces.append(whole)
+    def _collect(self, pieces: list[Tensor], start: float, end: float, node: _Node) -> None:
+        """Append the increments of the largest nodes that make up ``[start, end]``, a part of ``node``."""
+        if (start, end) == (node.low, node.high):
+            pieces.append(node.increment)
             return
-        middle = round(0.5 * (high + low), self._DIGITS)
-        left = self._left_half(node, low, middle, high, whole)
-        place, depth = node
-        if start < middle:
-            self._collect(pieces, start, min(end, middle), low, middle, left, (2 * place, depth + 1))
-        if end > middle:
-            self._collect(pieces, max(start, middle), end, middle, high, whole - left, (2 * place + 1, depth + 1))
+        left, right = self._halves(node)
+        if start < left.high:
+            self._collect(pieces, start, min(end, left.high), left)
+        if end > right.low:
+            self._collect(pieces, max(start, right.low), end, right)
 
-    def _left_half(self, node: tuple[int, int], low: float, middle: float, high: float, whole: Tensor) -> Tensor:
-        """The increment over ``[low, middle]`` given that over ``[low, high]``: the Brownian bridge."""
-        if node in self._left_halves:
-            self._left_halves[node] = self._left_halves.pop(node)
-            return self._left_halves[node]
-        sequence = np.random.SeedSequence(self._entropy, spawn_key=node, pool_size=self._POOL_SIZE)
-        noise = self._draw(int(sequence.generate_state(4)[0]))
-        before, after, scale = middle - low, high - middle, 1 / (high - low)
-        half = before * whole * scale + math.sqrt(before * after * scale) * noise
-        self._left_halves[node] = half
+    def _halves(self, node: _Node) -> tuple[_Node, _Node]:
+        """A node's two halves: the left one from the Brownian bridge, the right one what remains."""
+        middle = round(0.5 * (node.high + node.low), self._DIGITS)
+        key = (node.place, node.depth)
+        half = self._left_halves.pop(key, None)
+        if half is None:
+            before, after, scale = middle - node.low, node.high - middle, 1 / (node.high - node.low)
+            half = before * node.increment * scale + math.sqrt(before * after * scale) * self._seeded(4, key)
+        self._left_halves[key] = half  # last in, so that the first to go is the longest unused
         if len(self._left_halves) > self._KEPT_NODES:
             del self._left_halves[next(iter(self._left_halves))]
-        return half
+        left = _Node(2 * node.place, node.depth + 1, node.low, middle, half)
+        right = _Node(2 * node.place + 1, node.depth + 1, middle, node.high, node.increment - half)
+        return left, right
+
+    def _seeded(self, words: int, key: tuple[int, ...] = ()) -> Tensor:
+        """The draw of a node; ``words`` is how many seeds the source takes for it, of which the first is used."""
+        sequence = np.random.SeedSequence(self._entropy, spawn_key=key, pool_size=self._POOL_SIZE)
+        return self._draw(int(sequence.generate_state(words)[0]))
 
 
 class BrownianNoise:
