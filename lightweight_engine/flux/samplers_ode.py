@@ -220,7 +220,10 @@ def deis_weights(sigmas: Sigmas, i: int, max_order: int = 3) -> list[float]:
     beta_0 = ends[1] - 0.5 * beta_slope
     beta_1 = beta_slope + beta_0
     newest = torch.tensor(sigmas[max(i - max_order + 1, 0) : i + 2])
-    times = ((beta_0**2 + 2 * beta_slope * (newest**2 + 1).log()).sqrt() - beta_0) / beta_slope
+    root = (
+        (beta_0**2 + 2 * beta_slope * (newest**2 + 1).log()).double().sqrt().float()
+    )  # not every CPU rounds sqrt right
+    times = (root - beta_0) / beta_slope
     start, end = times[-2], times[-1]
     tau = torch.linspace(float(start), float(end), 10_000)
     alpha = torch.exp(-0.5 * tau**2 * (beta_1 - beta_0) - tau * beta_0)

@@ -56,11 +56,16 @@ def _t5_bucket(case: Case) -> None:
 
 
 def _deis(case: Case) -> None:
-    """A step whose next sigma is 0 is Euler's and has no row to compare; nor has the first."""
+    """A step whose next sigma is 0 is Euler's and has no row to compare; nor has the first.
+
+    Close to 0 the method's float32 alpha is a few units in the last place from one, and the last bit of ``exp``, which
+    math libraries do not agree on, moves a weight by more than the tolerance of the others.
+    """
     sigmas = case["sigmas"]
     for i, row in enumerate(case["coeffs"]):
         if row and sigmas[i + 1] > 0:
-            assert deis_weights(sigmas, i) == pytest.approx(row, rel=0, abs=TOLERANCE)
+            tolerance = TOLERANCE if sigmas[i + 1] > 1e-3 else 5e-5
+            assert deis_weights(sigmas, i) == pytest.approx(row, rel=0, abs=tolerance)
 
 
 def _lms(case: Case) -> None:
