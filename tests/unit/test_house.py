@@ -1,0 +1,329 @@
+"""The rules of the house: floors, arrows, and what may be imported where. Read from the source by ast.
+
+A module is named by its path below the package, as ``flux.prompt``. Imports inside functions count; those under
+``TYPE_CHECKING`` count for floors, and not for arrows and circles, as they never run.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+PACKAGE = PROJECT / "lightweight_engine"
+
+# A folder may import those below it; folders on one floor do not import one another.
+FLOORS = {"": 0, "backend": 1, "flux": 2, "upscalers": 2, "extensions": 3, "core": 4, "apps": 5}
+
+# Inside a folder: which module may import which. A module without a row imports none of its neighbours.
+ARROWS = {
+    # floor 0
+    "request": "errors",
+    "labels": "errors",
+    "config": "errors labels request",
+    # flux: networks know params only; samplers know their parts; text goes prompt -> chunks -> encoders -> conditioner
+    "flux.autoencoder": "params",
+    "flux.clip": "params",
+    "flux.t5": "params",
+    "flux.transformer": "params",
+    "flux.load": "autoencoder clip keymaps params t5 transformer",
+    "flux.tiling": "autoencoder",
+    "flux.preview": "autoencoder",
+    "flux.velocity": "conditioning latents transformer",
+    "flux.prompt": "prompt_schedule",
+    "flux.chunks": "prompt tokenizers",
+    "flux.text_encoders": "chunks clip prompt t5 tokenizers",
+    "flux.conditioner": "conditioning prompt text_encoders",
+    "flux.guidance": "conditioning sampler_parts",
+    "flux.dpm_solver": "sampler_parts",
+    "flux.samplers_ode": "sampler_parts",
+    "flux.samplers_stochastic": "sampler_parts samplers_ode schedules",
+    "flux.samplers_discrete": "sampler_parts schedules",
+    "flux.unipc": "sampler_parts samplers_discrete schedules",
+    "flux.samplers": "dpm_solver samplers_discrete samplers_ode samplers_stochastic sampler_parts unipc",
+    "flux.sampling": "noise sampler_parts samplers schedules",
+    # core
+    "core.images": "image_text",
+    "core.infotext_parse": "infotext",
+    "core.networks": "models",
+    "core.processing": "networks",
+    "core.describe": "infotext infotext_parse",
+    "core.replay": "describe filenames images infotext_parse",
+    "core.engine": "describe download images limits models networks processing progress",
+    # apps
+    "apps.cli": "console",
+    "apps.options": "console",
+    "apps.session": "console options progress",
+    "apps.generate": "console options session",
+    "apps.demo": "console options session",
+    "apps.replay": "console options session",
+    "apps.info": "console",
+    "apps.models": "console options",
+    "apps.settings": "console options",
+    "apps.doctor": "console options",
+    "apps.progress": "console",
+}
+
+# Package -> the only modules that may import it ("" is nobody). A name ending in "." stands for a whole folder.
+ONLY = {
+    "fastapi": "apps.",
+    "uvicorn": "apps.",
+    "typer": "apps.",
+    "click": "apps.",
+    "rich": "apps.",
+    "triton": "backend.kernels.",
+    "ultralytics": "extensions.detectors",
+    "spandrel": "upscalers.",
+    "socket": "backend.net",
+    "ssl": "backend.net",
+    "http": "backend.net",
+    "cog": "",
+    "requests": "",
+    "httpx": "",
+    "transformers": "",
+    "diffusers": "",
+    "huggingface_hub": "",
+}
+
+# Heavy or seldom used: imported inside the functions that use them, never at the top of a module.
+LAZY = ("scipy", "PIL", "ftfy", "regex", "tokenizers", "typer", "rich", "triton", "spandrel", "ultralytics")
+LAZY_EXCEPTIONS = {"core.engine": {"PIL"}}
+
+# Modules that a program may import without paying for torch.
+LIGHT = ("", "errors", "request", "labels", "config", "core.models", "core.images", "core.infotext_parse", "apps.cli")
+
+
+@dataclass(frozen=True)
+class Import:
+    """``target`` is a module of ours, or the top package of another's."""
+
+    source: str
+    target: str
+    ours: bool
+    typing_only: bool
+    top: bool
+    line: int
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def sources() -> dict[str, ast.Module]:
+    return {
+        name_of(path): ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if "__pycache__" not in path.parts
+    }
+
+
+@cache
+def imports() -> tuple[Import, ...]:
+    return tuple(row for name, tree in sources().items() for row in _imports_of(name, tree))
+
+
+def _imports_of(name: str, tree: ast.Module) -> list[Import]:
+    is_folder = (PACKAGE / name.replace(".", "/")).is_dir()
+    package = name.split(".") if is_folder else name.split(".")[:-1]
+    package = [part for part in package if part]
+    typing_only = {id(inner) for node in ast.walk(tree) if _checks_types(node) for inner in ast.walk(node)}
+    rows = []
+    for node in ast.walk(tree):
+        common = {"typing_only": id(node) in typing_only, "top": node in tree.body, "line": getattr(node, "lineno", 0)}
+        if isinstance(node, ast.Import):
+            rows += [Import(name, alias.name.split(".")[0], False, **common) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            rows.append(Import(name, (node.module or "").split(".")[0], False, **common))
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] + (node.module or "").split(".") * bool(node.module)
+            for alias in node.names:
+                module = ".".join([*base, alias.name])
+                rows.append(Import(name, module if module in sources() else ".".join(base), True, **common))
+    return rows
+
+
+def _checks_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def folder(module: str) -> str:
+    return module.split(".")[0] if "." in module or module in FLOORS else ""
+
+
+def test_every_folder_has_a_floor() -> None:
+    assert {folder(name) for name in sources()} <= set(FLOORS)
+    assert not (PACKAGE / "utils").exists(), "utils is a folder named by not knowing"
+
+
+def test_imports_go_down_only() -> None:
+    wrong = [
+        f"{row.source}:{row.line} imports {row.target}"
+        for row in imports()
+        if row.ours
+        and row.source
+        and row.target  # the package itself holds only names
+        and folder(row.source) != folder(row.target)
+        and FLOORS[folder(row.source)] <= FLOORS[folder(row.target)]
+    ]
+    assert wrong == []
+
+
+def test_arrows_inside_a_folder() -> None:
+    wrong = [
+        f"{row.source} -> {row.target}"
+        for row in imports()
+        if row.ours
+        and not row.typing_only
+        and row.source
+        and row.target
+        and folder(row.source) == folder(row.target)
+        and row.target.split(".")[-1] not in ARROWS.get(row.source, "").split()
+    ]
+    assert sorted(set(wrong)) == [], "an arrow that the table does not have; is it wanted?"
+
+
+def test_the_table_of_arrows_is_of_this_house() -> None:
+    assert sorted(set(ARROWS) - set(sources())) == []
+    for source, targets in ARROWS.items():
+        prefix = source.rpartition(".")[0]
+        gone = [t for t in targets.split() if (f"{prefix}.{t}" if prefix else t) not in sources()]
+        assert gone == [], source
+
+
+def test_no_circles() -> None:
+    below = {
+        name: {row.target for row in imports() if row.ours and row.source == name and not row.typing_only}
+        for name in sources()
+    }
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join([*path, name])
+        if name not in done:
+            for target in sorted(below.get(name, ())):
+                if target != name and target:
+                    visit(target, (*path, name))
+            done.add(name)
+
+    for name in sources():
+        visit(name, ())
+
+
+def test_who_may_import_what() -> None:
+    wrong = []
+    for row in imports():
+        allowed = ONLY.get(row.target) if not row.ours else None
+        if allowed is None:
+            continue
+        fits = row.source.startswith(allowed) if allowed.endswith(".") else allowed and row.source == allowed
+        if not fits:
+            wrong.append(f"{row.source}:{row.line} imports {row.target}")
+    assert wrong == []
+
+
+def test_heavy_packages_are_imported_where_they_are_used() -> None:
+    wrong = [
+        f"{row.source}:{row.line} imports {row.target} at its top"
+        for row in imports()
+        if row.target in LAZY and row.top and row.target not in LAZY_EXCEPTIONS.get(row.source, ())
+    ]
+    assert wrong == []
+
+
+def test_no_print_and_no_global() -> None:
+    wrong = []
+    for name, tree in sources().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Global):
+                wrong.append(f"{name}:{node.lineno} global")
+            called = node.func if isinstance(node, ast.Call) else None
+            if isinstance(called, ast.Name) and called.id == "print" and folder(name) != "apps":
+                wrong.append(f"{name}:{node.lineno} print")
+    assert wrong == []
+
+
+def test_no_work_at_import() -> None:
+    """The top of a module declares; it runs no loop, opens nothing, and calls nothing for its effect."""
+    wrong = []
+    for name, tree in sources().items():
+        for node in tree.body:
+            effect = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+            running = isinstance(node, ast.For | ast.While | ast.With | ast.Try | ast.Delete)
+            branch = isinstance(node, ast.If) and not _checks_types(node) and name != "__main__"
+            if effect or running or branch:
+                wrong.append(f"{name}:{node.lineno} {type(node).__name__}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("module", LIGHT, ids=lambda name: name or "package")
+def test_light_modules_load_no_torch(module: str) -> None:
+    full = f"lightweight_engine.{module}".rstrip(".")
+    assert _loaded(f"import {full}") == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["--version"], ["config", "show"]])
+def test_help_loads_no_torch(arguments: list[str]) -> None:
+    code = f"from lightweight_engine.apps.cli import main\ntry: main({arguments!r})\nexcept SystemExit as e: assert not e.code, e"
+    assert _loaded(code) == []
+
+
+def _loaded(code: str) -> list[str]:
+    """Which of the heavy packages are loaded after some code ran in a fresh process."""
+    heavy = ("torch", "numpy", "scipy", "transformers", "diffusers", "tokenizers", "PIL")
+    code += f"\nimport sys; print('LOADED', *(name for name in {heavy} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT, check=False)
+    assert done.returncode == 0, done.stderr
+    return next(line for line in reversed(done.stdout.splitlines()) if line.startswith("LOADED")).split()[1:]
+
+
+def test_public_names() -> None:
+    package = import_module("lightweight_engine")
+    assert package.__all__ == sorted(package.__all__, key=package.__all__.index)
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = package.no_such_name
+
+
+def test_every_module_says_what_it_is() -> None:
+    assert [name for name, tree in sources().items() if not ast.get_docstring(tree)] == []
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    listed = [*project["dependencies"], *(row for extra in project["optional-dependencies"].values() for row in extra)]
+    text = (PROJECT / "docs" / "dependencies.md").read_text(encoding="utf-8")
+    names = {re.split(r"[<>=\[ ;]", row)[0] for row in listed} - {"lightweight-engine"}
+    assert [name for name in sorted(names) if f"`{name}`" not in text] == []
+    assert project["license"] == "Apache-2.0"
+    assert "Apache License" in (PROJECT / "LICENSE").read_text(encoding="utf-8")
+
+
+# Parted, so that this file does not match itself.
+PRIVATE = re.compile("|".join(["/ro" + "ot/", "/wo" + "rk/", r"/ho" + r"me/\w", "/opt/(pyp" + "i|wheels)", "pythonhosted", r"index-u" + "rl", "/sim" + "ple/"]))  # fmt: skip
+
+
+def test_no_place_of_one_machine_is_committed() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], capture_output=True, text=True, cwd=PROJECT, check=False)
+    if listed.returncode:
+        pytest.skip("this is no git checkout, so there is no list of committed files")
+    wrong = []
+    for name in filter(None, listed.stdout.split("\0")):
+        path = PROJECT / name
+        if name.startswith("tests/golden/data/") or name == Path(__file__).relative_to(PROJECT).as_posix():
+            continue
+        data = path.read_bytes() if path.is_file() else b"\0"
+        if b"\0" not in data[:8192] and (match := PRIVATE.search(data.decode("utf-8", "replace"))):
+            wrong.append(f"{name}: {match[0]}")
+    assert wrong == []
