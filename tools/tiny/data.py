@@ -1,0 +1,205 @@
+"""Training drawings: drawn by worker processes into shared memory while training already runs.
+
+``Drawings`` holds pictures, captions as token ids, and attributes, by picture size. ``Latents`` encodes them as they come.
+"""
+
+from __future__ import annotations
+
+import mmap
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightweight_engine.flux.autoencoder import Autoencoder
+
+from .captions import caption
+from .draw import SIZES, training_drawing
+from .people import ATTRIBUTES, values
+from .tokens import CLIP_LENGTH, Tokens
+
+CHUNK = 64
+CAPTIONS = 8  # per drawing
+T5_KEPT = 96  # tokens kept of a caption; the padding up to 256 is added in the batch
+
+Size = tuple[int, int]
+
+
+def _shared(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Zeroed memory that forked workers write into."""
+    count = int(np.prod(shape))
+    return np.frombuffer(mmap.mmap(-1, max(count, 1) * np.dtype(dtype).itemsize), dtype, count).reshape(shape)
+
+
+@dataclass
+class Bucket:
+    """All drawings of one size; the first ``ready`` of them are done."""
+
+    size: Size
+    count: int
+    ready: int = 0
+    images: np.ndarray = field(init=False)  # [N, H, W, 3] uint8
+    clip: np.ndarray = field(init=False)  # [N, CAPTIONS, 77]
+    t5: np.ndarray = field(init=False)  # [N, CAPTIONS, T5_KEPT]
+    labels: np.ndarray = field(init=False)  # [N, attributes], -1 where the view does not show it
+
+    def __post_init__(self) -> None:
+        width, height = self.size
+        self.images = _shared((self.count, height, width, 3), np.uint8)
+        self.clip = _shared((self.count, CAPTIONS, CLIP_LENGTH), np.int16)
+        self.t5 = _shared((self.count, CAPTIONS, T5_KEPT), np.int16)
+        self.labels = _shared((self.count, len(ATTRIBUTES)), np.int8)
+
+
+_WORK: tuple[dict[Size, Bucket], int, bool | None] | None = None  # what forked workers inherit
+
+
+def _start_worker() -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+
+def _draw_chunk(job: tuple[Size, int, int]) -> tuple[Size, int]:
+    size, first, number = job
+    assert _WORK is not None
+    buckets, seed, held_out = _WORK
+    bucket, tokens = buckets[size], Tokens.shipped()
+    last = min(first + CHUNK, bucket.count)
+    for i in range(first, last):
+        drawing = training_drawing(seed, number + i - first, size, held_out)
+        rng = np.random.default_rng([seed, number + i - first, 1])
+        bucket.images[i] = np.asarray(drawing.image)
+        bucket.labels[i] = [
+            values(name).index(value) if drawing.view == "bust" else -1 for name, value in drawing.person.attributes.items()
+        ]
+        for k in range(CAPTIONS):
+            text = caption(drawing.person, rng, drawing.view).text
+            bucket.clip[i, k], bucket.t5[i, k] = tokens.clip_ids(text), tokens.t5_ids(text, T5_KEPT)
+    return size, last
+
+
+class Drawings:
+    """Starts drawing ``count`` pictures in the background. Make it before CUDA is used: workers are forked."""
+
+    def __init__(self, count: int, seed: int, *, workers: int | None = None, held_out: bool | None = False,
+                 sizes: dict[Size, float] | None = None) -> None:  # fmt: skip
+        global _WORK  # noqa: PLW0603 - the one way that shared memory reaches forked workers
+        shares = sizes or SIZES
+        self.buckets = {size: Bucket(size, max(1, round(count * share))) for size, share in shares.items()}
+        self.shares = shares
+        Tokens.shipped()
+        _WORK = (self.buckets, seed, held_out)
+        context = multiprocessing.get_context("fork")
+        self._pool = context.Pool(workers or max(1, (os.cpu_count() or 2) - 1), initializer=_start_worker)
+        self._results = self._pool.imap(_draw_chunk, list(self._jobs()))
+        self._thread = threading.Thread(target=self._collect, daemon=True)
+        self._thread.start()
+
+    def _jobs(self) -> Iterator[tuple[Size, int, int]]:
+        """Chunks of all sizes in turn, so that every size is ready early."""
+        jobs = []
+        for size, bucket in self.buckets.items():
+            starts = range(0, bucket.count, CHUNK)
+            jobs += [((first + 1) / bucket.count, size, first) for first in starts]
+        for number, (_, size, first) in enumerate(sorted(jobs)):
+            yield size, first, number * CHUNK
+
+    def _collect(self) -> None:
+        for size, last in self._results:  # in order, so that what is ready is a prefix
+            self.buckets[size].ready = last
+
+    @property
+    def ready(self) -> int:
+        return sum(bucket.ready for bucket in self.buckets.values())
+
+    @property
+    def count(self) -> int:
+        return sum(bucket.count for bucket in self.buckets.values())
+
+    def wait(self, count: int | None = None) -> None:
+        """Until ``count`` drawings (at most all) are ready, and a chunk of every size."""
+        wanted = min(count or self.count, self.count)
+        while self.ready < wanted or not all(bucket.ready for bucket in self.buckets.values()):
+            if not self._thread.is_alive() and self.ready < self.count:
+                raise RuntimeError("a drawing process failed")
+            self._thread.join(0.05)
+
+    def close(self) -> None:
+        self._pool.terminate()
+
+
+class Batches:
+    """Draws sizes by their share and pictures of one size by lot."""
+
+    def __init__(self, drawings: Drawings, seed: int) -> None:
+        self.drawings = drawings
+        self.rng = np.random.default_rng(seed)
+        shares = np.array(list(drawings.shares.values()))
+        self._sizes, self._shares = list(drawings.shares), shares / shares.sum()
+
+    def size(self) -> Size:
+        return self._sizes[self.rng.choice(len(self._sizes), p=self._shares)]
+
+    def block(self, batch: int, device: torch.device, area: int = 256 * 256) -> tuple[Tensor, Tensor]:
+        """Pictures ``[B, 3, H, W]`` in 0..1 and labels ``[B, attributes]``; neighbours in memory, which is no order.
+
+        ``batch`` is for pictures of ``area`` pixels; larger pictures come in fewer, smaller ones in more.
+        """
+        bucket = self.drawings.buckets[self.size()]
+        batch = min(bucket.ready, max(1, round(batch * area / (bucket.size[0] * bucket.size[1]))))
+        first = int(self.rng.integers(bucket.ready - batch + 1))
+        images = torch.from_numpy(bucket.images[first : first + batch]).to(device)
+        labels = torch.from_numpy(bucket.labels[first : first + batch]).to(device).long()
+        return images.permute(0, 3, 1, 2).float() / 255, labels
+
+
+@dataclass
+class LatentBucket:
+    mean: Tensor  # [N, 16, h, w]
+    clip: Tensor
+    t5: Tensor
+    ready: int = 0
+
+
+class Latents:
+    """The drawings through the autoencoder, kept on the device; ``update`` adds what has been drawn since."""
+
+    def __init__(self, drawings: Drawings, autoencoder: Autoencoder, device: torch.device) -> None:
+        self.drawings, self.device = drawings, device
+        self.autoencoder = autoencoder.to(device, torch.bfloat16).eval()
+        self.buckets = {}
+        for size, bucket in drawings.buckets.items():
+            shape = (bucket.count, autoencoder.params.z_channels, size[1] // 8, size[0] // 8)
+            self.buckets[size] = LatentBucket(
+                torch.empty(shape, dtype=torch.bfloat16, device=device),
+                torch.empty(bucket.clip.shape, dtype=torch.int16, device=device),
+                torch.empty(bucket.t5.shape, dtype=torch.int16, device=device),
+            )
+
+    @torch.no_grad()
+    def update(self, chunks: int | None = None) -> None:
+        """Encode up to ``chunks`` chunks (None: all that are drawn)."""
+        for size, bucket in self.drawings.buckets.items():
+            mine = self.buckets[size]
+            while mine.ready < bucket.ready and (chunks is None or chunks > 0):
+                span = slice(mine.ready, min(mine.ready + CHUNK, bucket.ready))
+                pixels = torch.from_numpy(bucket.images[span]).to(self.device).permute(0, 3, 1, 2).to(torch.bfloat16) / 255
+                moments = self.autoencoder.encoder(2 * pixels - 1).float()
+                mine.mean[span] = self.autoencoder.sample(moments, torch.zeros_like(moments[:, :16])).to(torch.bfloat16)
+                mine.clip[span] = torch.from_numpy(bucket.clip[span]).to(self.device)
+                mine.t5[span] = torch.from_numpy(bucket.t5[span]).to(self.device)
+                mine.ready = span.stop
+                chunks = None if chunks is None else chunks - 1
+
+    def batch(self, size: Size, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents ``[B, 16, h, w]`` (float32), CLIP ids ``[B, 77]`` and T5 ids ``[B, T5_KEPT]`` by lot."""
+        mine = self.buckets[size]
+        rows = torch.randint(mine.ready, (batch,), generator=generator, device=self.device)
+        which = torch.randint(CAPTIONS, (batch,), generator=generator, device=self.device)
+        return mine.mean[rows].float(), mine.clip[rows, which].long(), mine.t5[rows, which].long()

@@ -1,0 +1,117 @@
+"""Draw people: ``python -m tools.tiny.draw`` writes a contact sheet.
+
+A drawing is fixed by its seed and number: the same two give the same picture on every machine with the same Pillow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .figure import BACKGROUND, WHITE, Look, draw_person, hand, shade
+from .people import Person, random_person
+from .pen import Pen, gradient, mix
+
+# (width, height) -> share of the training pictures
+SIZES: dict[tuple[int, int], float] = {
+    (256, 256): 0.42,
+    (192, 256): 0.12,
+    (256, 192): 0.08,
+    (192, 320): 0.08,
+    (320, 192): 0.08,
+    (128, 128): 0.08,
+    (320, 320): 0.07,
+    (384, 384): 0.07,
+}
+CLOSE_UPS = 0.1  # share of pictures of a face or hand that fills the frame, which later passes redraw
+FACE, HAND, BUST = "face", "hand", "bust"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture and what it shows; ``view`` is "bust", or "face" or "hand" for a close-up."""
+
+    person: Person
+    view: str
+    image: Image.Image
+
+
+def backdrop(person: Person, rng: np.random.Generator) -> Image.Image:
+    color = shade(BACKGROUND[person.background], rng, 5)
+    other = mix(color, WHITE if rng.random() < 0.6 else (70, 70, 80), rng.uniform(0.03, 0.16))
+    return gradient(color, other, rng.uniform(0, 2 * math.pi))
+
+
+def draw(person: Person, width: int, height: int, rng: np.random.Generator, view: str = BUST) -> Image.Image:
+    """The picture of a person, ``width`` x ``height`` pixels."""
+    pen = Pen(width, height, backdrop(person, rng))
+    look = Look.of(person, rng)
+    if rng.random() < 0.3:  # a disc behind the head
+        disc = pen.frame(width * rng.uniform(0.3, 0.7), height * rng.uniform(0.25, 0.6), 1.0)
+        disc.stroke([(0, 0), (0.01, 0)], shade(mix(BACKGROUND[person.background], WHITE, 0.25), rng, 4), min(width, height) * rng.uniform(0.6, 1.0))
+    if view == HAND:
+        size = min(width, height) * rng.uniform(1.2, 1.9)
+        at = pen.frame(width * rng.uniform(0.4, 0.6), height * rng.uniform(0.7, 0.95), size, rng.uniform(-25, 25), rng.random() < 0.5)
+        at.line = 0.015
+        at.stroke([(0, 0.1), (0.05, 0.9)], look.shirt, 0.21, look.shirt_line)
+        hand(at, look)
+        return pen.result()
+    if view == FACE:
+        size = min(width, height) * rng.uniform(0.62, 0.86)
+        middle = height * rng.uniform(0.46, 0.56)
+    else:
+        wide = 2.22 if person.hands != "none" else 1.9
+        size = min(width / wide, height / 2.05) * rng.uniform(0.9, 1.03)
+        middle = max(size * rng.uniform(0.84, 0.98), height * (0.38 if height > width * 1.2 else 0.36))
+    slack = 0.0 if person.hands != "none" and view == BUST else 0.05
+    slack += max(0.0, (width / (2.2 * size) - 1) * 0.25) if view == BUST else 0.0
+    at = pen.frame(width * (0.5 + rng.uniform(-slack, slack)), middle, size)
+    at.line = 0.02 * rng.uniform(0.9, 1.1)
+    draw_person(at, look)
+    return pen.result()
+
+
+def training_drawing(seed: int, number: int, size: tuple[int, int] | None = None, held_out: bool | None = False) -> Drawing:
+    """Drawing ``number`` of the endless set ``seed``; ``size`` (width, height), else by lot."""
+    rng = np.random.default_rng([seed, number])
+    person = random_person(rng, held_out=held_out)
+    if size is None:
+        size = list(SIZES)[rng.choice(len(SIZES), p=list(SIZES.values()))]
+    view = BUST
+    if rng.random() < CLOSE_UPS and min(size) > 128:
+        view = FACE if rng.random() < 0.7 else HAND
+    return Drawing(person, view, draw(person, *size, rng, view))
+
+
+def sheet(images: list[Image.Image], columns: int, cell: tuple[int, int] | None = None, gap: int = 4) -> Image.Image:
+    """Pictures side by side, each in a cell of ``cell`` pixels."""
+    width, height = cell or images[0].size
+    rows = -(-len(images) // columns)
+    page = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
+    for i, image in enumerate(images):
+        x, y = i % columns * (width + gap) + gap, i // columns * (height + gap) + gap
+        page.paste(image, (x + (width - image.width) // 2, y + (height - image.height) // 2))
+    return page
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("outputs/tiny/drawings.png"))
+    parser.add_argument("--count", type=int, default=40)
+    parser.add_argument("--columns", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--mixed-sizes", action="store_true", help="sizes as in training, not 256x256")
+    args = parser.parse_args()
+    size = None if args.mixed_sizes else (256, 256)
+    images = [training_drawing(args.seed, i, size).image for i in range(args.count)]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    sheet(images, args.columns, (320, 320) if args.mixed_sizes else None).save(args.out)
+
+
+if __name__ == "__main__":
+    main()

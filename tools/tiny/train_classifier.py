@@ -1,0 +1,123 @@
+"""Train the attribute classifier: ``python -m tools.tiny.train_classifier --seconds 50``.
+
+Half of the pictures it learns from went through the autoencoder, with a little noise on the latent, so that it judges
+what is drawn and not how crisply. Reports its accuracy on drawings of combinations that were kept from training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightweight_engine.flux.autoencoder import Autoencoder
+
+from .classifier import WEIGHTS, Classifier, resized, save_classifier
+from .data import Batches, Drawings
+from .files import load
+from .people import ATTRIBUTES
+from .training import Course, best_device, save_history
+
+log = logging.getLogger("tiny")
+
+
+@torch.no_grad()
+def varied(pixels: Tensor, autoencoder: Autoencoder) -> Tensor:
+    """Half of the batch through the autoencoder; light, contrast and noise by lot."""
+    half = len(pixels) // 2
+    if half:
+        source = pixels[:half].to(torch.bfloat16)
+        latent = autoencoder.encode(source, torch.randn(half, 16, source.shape[2] // 8, source.shape[3] // 8, device=source.device, dtype=source.dtype))
+        latent = latent + torch.rand(half, 1, 1, 1, device=latent.device) * 0.25 * torch.randn_like(latent)
+        pixels = torch.cat([autoencoder.decode(latent.to(torch.bfloat16)), pixels[half:]])
+    rows = (len(pixels), 1, 1, 1)
+    light = 1 + 0.08 * torch.randn(rows, device=pixels.device)
+    shift = 0.03 * torch.randn(rows, device=pixels.device)
+    noise = torch.rand(rows, device=pixels.device) * 0.04 * torch.randn_like(pixels)
+    return (pixels * light + shift + noise).clamp(0, 1)
+
+
+def train(drawings: Drawings, autoencoder: Autoencoder, out: Path, path: Path, *, seconds: float, batch: int, seed: int) -> Classifier:
+    device = best_device()
+    torch.manual_seed(seed)
+    autoencoder = autoencoder.to(device, torch.bfloat16)
+    network = Classifier().to(device)
+    batches = Batches(drawings, seed)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.02)
+    course = Course(seconds, lr=2e-3)
+    while course.progress < 1:
+        pixels, labels = batches.block(batch, device)
+        with torch.autocast(device.type, torch.bfloat16):
+            scores = network(resized(varied(pixels, autoencoder)))
+        loss = sum(F.cross_entropy(scores[name].float(), labels[:, i], ignore_index=-1) for i, name in enumerate(ATTRIBUTES))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 2.0)
+        for group in optimizer.param_groups:
+            group["lr"] = course.rate()
+        optimizer.step()
+        course.count(loss=loss)
+        course.note("classifier", 100)
+    course.note("classifier")
+    save_classifier(network, path)
+    save_history(out / "history.json", "classifier", course)
+    return network.eval()
+
+
+@torch.no_grad()
+def accuracy(network: Classifier, drawings: Drawings, autoencoder: Autoencoder | None = None) -> dict[str, float]:
+    """The share of held-out drawings in which each attribute is found; through the autoencoder if one is given."""
+    device = next(network.parameters()).device
+    right: dict[str, list[float]] = {name: [] for name in ATTRIBUTES}
+    for bucket in drawings.buckets.values():
+        for first in range(0, bucket.ready, 64):
+            pixels = torch.from_numpy(bucket.images[first : first + 64]).to(device).permute(0, 3, 1, 2).float() / 255
+            if autoencoder is not None:
+                dtype = autoencoder.decoder.conv_in.weight.dtype
+                noise = torch.zeros(len(pixels), 16, pixels.shape[2] // 8, pixels.shape[3] // 8, device=device, dtype=dtype)
+                pixels = autoencoder.decode(autoencoder.encode(pixels.to(dtype), noise))
+            labels = torch.from_numpy(bucket.labels[first : first + 64]).to(device).long()
+            scores = network(resized(pixels))
+            for i, name in enumerate(ATTRIBUTES):
+                shown = labels[:, i] >= 0
+                right[name] += (scores[name].argmax(-1) == labels[:, i])[shown].float().tolist()
+    return {name: round(sum(rows) / max(1, len(rows)), 4) for name, rows in right.items()}
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, default=Path("outputs/tiny"), help="where the autoencoder lies")
+    parser.add_argument("--out", type=Path, default=Path("outputs/tiny"))
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--seconds", type=float, default=50)
+    parser.add_argument("--batch", type=int, default=96)
+    parser.add_argument("--drawings", type=int, default=24_000)
+    parser.add_argument("--held-out", type=int, default=2_000)
+    parser.add_argument("--seed", type=int, default=2)
+    args = parser.parse_args()
+    drawings, unseen = Drawings(args.drawings, args.seed), Drawings(args.held_out, args.seed + 1000, held_out=True)
+    drawings.wait(min(args.drawings, 8000))
+    autoencoder = load("autoencoder", args.models)
+    network = train(drawings, autoencoder, args.out, args.weights, seconds=args.seconds, batch=args.batch, seed=args.seed)
+    unseen.wait()
+    report(network, unseen, autoencoder, args.out / "classifier.json")
+    drawings.close()
+    unseen.close()
+
+
+def report(network: Classifier, unseen: Drawings, autoencoder: Autoencoder, path: Path) -> None:
+    """Write and log the accuracy on held-out drawings, as drawn and through the autoencoder."""
+    figures = {"drawings": accuracy(network, unseen), "reconstructed": accuracy(network, unseen, autoencoder), "count": unseen.ready}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    log.info("classifier on held-out drawings: %s", figures)
+
+
+if __name__ == "__main__":
+    main()
