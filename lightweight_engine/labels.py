@@ -120,7 +120,7 @@ def resolve_sampler(
     unknown scheduler Automatic, which stays as it is.
 
     Raises:
-        RequestError: (``fixed`` only) a name is unknown or not valid for a flow model; the message lists the valid ones.
+        RequestError: (``fixed`` only) a name is unknown or not valid for a flow model; the message lists valid ones.
     """
     if compat == "forge":
         return _resolve_as_reference(sampler, scheduler)

@@ -86,7 +86,7 @@ class Guided:
         self.unconditional: Tensor | None = None
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
-        """The denoised latent ``[B, C, h, w]`` in float32. ``unconditional`` then holds that of the negatives, if any."""
+        """The denoised latent ``[B, C, h, w]`` in float32; ``unconditional`` is then that of the negatives, if any."""
         call, self.calls = self.calls, self.calls + 1
         guided = self._negatives is not None and not self._rules.skips(call, sigma)
         parts = [part.at(call) for picture in self._positives for _, part in picture.parts]
@@ -154,7 +154,7 @@ class Guided:
 
 
 def shared_length(first: int, second: int) -> int | None:
-    """The context length at which two groups can share a call, by repeating whole contexts; None where it is too long."""
+    """The context length at which two groups can share a call, by repeating whole contexts; None where too long."""
     length = math.lcm(first, second)
     return length if length // min(first, second) <= _MAX_TILING else None
 

@@ -115,7 +115,11 @@ class ImageNoise:
         seed_delta: int = 0,
         compat: Compat = "fixed",
     ) -> None:
-        self.shape, self.seeds, self.source, self.device, self.compat = shape, tuple(seeds), source, device, compat
+        self.shape = shape
+        self.seeds = tuple(seeds)
+        self.source: Source = source
+        self.device = device
+        self.compat: Compat = compat
         self._subseeds = subseeds if subseed_strength > 0 else ()
         self._subseed_strength = subseed_strength
         self._first_shape = (shape[0], *resize_from) if resize_from else shape
@@ -163,7 +167,7 @@ class ImageNoise:
 
 
 def slerp(weight: float, low: Tensor, high: Tensor) -> Tensor:
-    """Between two noises ``[C, h, w]`` along the arc, column by column; the reference's rule, its near-equal case included."""
+    """Between two noises ``[C, h, w]`` along the arc, column by column, by the reference's rule."""
     unit_low = low / low.norm(dim=1, keepdim=True)
     unit_high = high / high.norm(dim=1, keepdim=True)
     cosine = (unit_low * unit_high).sum(1)
@@ -287,7 +291,7 @@ class BrownianNoise:
         self._trees = [BrownianTree(sigma_min, sigma_max, seed, draw) for seed in seeds]
 
     def __call__(self, sigma: float, sigma_next: float) -> Tensor:
-        """Noise of variance one for the step between two sigmas, ``[B, C, h, w]``; the sign turns with the direction."""
+        """Unit noise for the step between two sigmas, ``[B, C, h, w]``; its sign turns with the direction."""
         low, high = min(sigma, sigma_next), max(sigma, sigma_next)
         scale = math.copysign(1 / math.sqrt(high - low), sigma_next - sigma)
         return torch.stack([tree.increment(low, high) for tree in self._trees]) * scale

@@ -42,7 +42,7 @@ class VariancePreserving:
 def _toward(
     x: Tensor, epsilon: Tensor, direction: Tensor, alpha: float, alpha_next: float, kept: float = 0.0
 ) -> Tensor:
-    """DDIM's step: to the picture along ``epsilon``, and back to ``alpha_next`` along ``direction``, less ``kept`` variance."""
+    """DDIM's step: to the picture along ``epsilon``, back along ``direction``, less the variance ``kept``."""
     picture = (x - epsilon * math.sqrt(1 - alpha)) / math.sqrt(alpha)
     return picture * math.sqrt(alpha_next) + direction * math.sqrt(max(1 - alpha_next - kept, 0.0))
 

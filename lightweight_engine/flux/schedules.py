@@ -153,9 +153,7 @@ def _beta(steps: int, levels: Levels) -> Tensor:
     try:
         from scipy.stats import beta
     except ImportError:
-        raise MissingDependencyError(
-            "the scheduler Beta needs scipy; install it with: pip install 'lightweight-engine[samplers]'"
-        ) from None
+        raise MissingDependencyError("the scheduler Beta needs scipy; install it with: pip install scipy") from None
     quantiles = 1 - torch.linspace(0, 1, steps, dtype=torch.float64)
     ramp = torch.as_tensor(beta.ppf(quantiles.numpy(), levels.options.beta_alpha, levels.options.beta_beta))
     return _with_zero(levels.sigma_min + (levels.sigma_max - levels.sigma_min) * ramp).float()
@@ -231,7 +229,7 @@ def make_sigmas(
 
 
 def discrete_timesteps(steps: int) -> list[int]:
-    """The table positions, falling, that DDIM, DDIM CFG++, PLMS and UniPC walk: within the first thousand of the table."""
+    """The table positions, falling, that DDIM, DDIM CFG++, PLMS and UniPC walk: within its first thousand."""
     return [min(t + 1, 999) for t in range(0, 1000, 1000 // steps)][::-1]
 
 
