@@ -210,7 +210,8 @@ def deis(denoise: Denoise, x: Tensor, sigmas: Sigmas, noise: Noise, after_step: 
 def deis_weights(sigmas: Sigmas, i: int, max_order: int = 3) -> list[float]:
     """Weights of the newest slopes at step ``i``, newest first.
 
-    They are integrals in the time of a variance-preserving diffusion, in float32, whose rounding the reference's values carry. Euler's weight for the first step and one that ends at 0.
+    They are integrals in the time of a variance-preserving diffusion, in float32, whose rounding the reference's
+    values carry. Euler's weight for the first step and for one that ends at 0.
     """
     if i == 0 or sigmas[i + 1] <= 0:
         return [sigmas[i + 1] - sigmas[i]]
