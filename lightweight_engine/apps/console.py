@@ -1,0 +1,113 @@
+"""What a command says: data on stdout, words on stderr, and every error as one line with its exit code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+from types import TracebackType
+from typing import Any, NoReturn
+
+from ..errors import EngineError
+
+EXIT_CODES = {
+    0: "done",
+    1: "an error that should not have happened (please report it)",
+    2: "a wrong option, setting or request",
+    3: "a model file is missing or cannot be used",
+    4: "not enough memory",
+    5: "cancelled by a program",
+    6: "a download failed",
+    7: "a result could not be written",
+    8: "an optional package is missing",
+    9: "replay: the picture differs; doctor: something must be repaired",
+    130: "stopped by Ctrl-C",
+}
+DIFFERENT = 9
+INTERRUPTED = 130
+
+
+class Console:
+    """The two streams of one command, as a context that turns errors into words and an exit code.
+
+    Args:
+        json: the command prints one JSON object on stdout; a failed one prints ``{"error": …}``.
+        debug: tracebacks and the library's log are shown.
+    """
+
+    def __init__(self, *, json: bool = False, debug: bool = False, quiet: bool = False) -> None:
+        self.json = json
+        self.debug = debug
+        self.quiet = quiet
+
+    def __enter__(self) -> Console:
+        level = logging.DEBUG if self.debug else logging.ERROR
+        logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, EngineError):
+            self.fail(error, error.exit_code)
+        elif isinstance(error, BrokenPipeError):  # whoever read stdout has gone; nothing is left to say
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(0)
+        elif isinstance(error, Exception) and not _is_control_flow(error):
+            self.fail(error, 1)
+
+    @property
+    def terminal(self) -> bool:
+        """Whether a person watches the words."""
+        return sys.stderr.isatty()
+
+    def data(self, text: str) -> None:
+        """A line of the result."""
+        print(text, flush=True)
+
+    def result(self, value: Any) -> None:
+        """The whole result as one JSON object."""
+        print(json.dumps(value, ensure_ascii=True, indent=2, default=str), flush=True)
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def warn(self, text: str) -> None:
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+    def fail(self, error: BaseException, code: int) -> NoReturn:
+        """End the command with the error as one line."""
+        known = isinstance(error, EngineError)
+        text = " ".join(str(error).split()) if known else f"{type(error).__name__}: {error}"
+        if self.debug:
+            traceback.print_exception(error)
+        elif not known:
+            text += "; run again with --debug and report what it shows"
+        print(f"error: {text}", file=sys.stderr, flush=True)
+        if self.json:
+            field = getattr(error, "field", None)
+            self.result({"error": {"type": type(error).__name__, "message": text, "field": field, "exit_code": code}})
+        raise SystemExit(code) from None
+
+
+def _is_control_flow(error: Exception) -> bool:
+    """The command-line library ends commands and reports wrong options by exceptions of its own."""
+    return type(error).__module__.split(".")[0] in ("typer", "click")
+
+
+def human_bytes(count: float) -> str:
+    """A size as a person reads it: 4.3 MB, 22.7 GB (powers of 1000)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Rows as aligned lines; the last column is as long as it likes."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)] if rows else []
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,176 @@
+"""``doctor``: what this machine has, what is missing, and how to repair it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import typer
+
+from ..errors import EngineError
+from .console import DIFFERENT, Console, human_bytes
+from .options import Debug, Json, check_models_dir, load_config, takes_settings
+
+if TYPE_CHECKING:
+    from ..config import EngineConfig
+
+LEAST_TORCH = (2, 10)
+LITTLE_DISK = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at. ``fix`` is the one thing to do where the state is not ok."""
+
+    name: str
+    state: Literal["ok", "note", "bad"]
+    found: str
+    fix: str = ""
+
+
+@takes_settings
+def doctor(json: Json = False, debug: Debug = False, **settings: Any) -> None:
+    """Look for problems and say how to repair each. Ends with code 9 where something must be repaired."""
+    with Console(json=json, debug=debug) as console:
+        config = load_config(settings)
+        checks = []
+        for look in (_python, _torch, _device, _settings, _models, _tokenizers, _folders, _packages):
+            for check in look(config):
+                checks.append(check)
+                if not json:
+                    console.data(f"{check.state:4}  {check.name}: {check.found}")
+                    if check.fix:
+                        console.data(f"      -> {check.fix}")
+        bad = sum(check.state == "bad" for check in checks)
+        if json:
+            console.result({"ok": not bad, "checks": [asdict(check) for check in checks]})
+        else:
+            console.say(f"{bad} thing{'s' * (bad != 1)} to repair" if bad else "ready")
+    if bad:
+        raise typer.Exit(DIFFERENT)
+
+
+def _python(config: EngineConfig) -> Iterator[Check]:
+    found = f"{platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores"
+    yield Check("python", "ok", found)
+
+
+def _torch(config: EngineConfig) -> Iterator[Check]:
+    try:
+        version = metadata.version("torch")
+        import torch
+    except (ImportError, OSError) as error:
+        yield Check("torch", "bad", f"cannot be imported: {error}", "pip install --force-reinstall torch")
+        return
+    numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:2])
+    cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+    if numbers < LEAST_TORCH:
+        yield Check("torch", "bad", f"{version}, {cuda}", "pip install --upgrade 'torch>=2.10'")
+    else:
+        yield Check("torch", "ok", f"{version}, {cuda}")
+
+
+def _device(config: EngineConfig) -> Iterator[Check]:
+    if util.find_spec("torch") is None:
+        return
+    from ..backend.devices import available_memory, compute_dtype, pick_device
+
+    try:
+        device = pick_device(config.device)
+    except EngineError as error:
+        yield Check("device", "bad", str(error), "set device to auto")
+        return
+    free = human_bytes(available_memory(device))
+    dtype = str(compute_dtype(config.compute_dtype, device)).removeprefix("torch.")
+    yield Check("device", "ok", f"{device}, {free} free, computes in {dtype}")
+    if device.type == "cpu" and config.device == "auto":
+        yield Check("gpu", "note", "torch sees no CUDA GPU", "real Flux models need one to be of use; `tiny` does not")
+
+
+def _settings(config: EngineConfig) -> Iterator[Check]:
+    chosen = [f"{name} ({came})" for _, name, _, came in config.rows() if came != "default"]
+    yield Check("settings", "ok", ", ".join(chosen) or "all at their defaults")
+    for sentence in config.without_effect():
+        yield Check("settings", "note", sentence, "leave it out until the feature is there")
+
+
+def _models(config: EngineConfig) -> Iterator[Check]:
+    from ..core.models import TINY, ModelLibrary
+
+    try:
+        check_models_dir(config)
+    except EngineError as error:
+        yield Check("models", "bad", str(error))
+        return
+    library = ModelLibrary([config.models_dir])
+    entries = library.ls()
+    for entry in entries:
+        if entry.problem:
+            yield Check("model file", "note", entry.problem, f"replace or remove {entry.path}")
+    if not any("transformer" in entry.roles for entry in entries):
+        where = f"no Flux checkpoint in {config.models_dir}; the demonstration model `tiny` is used"
+        yield Check("models", "note", where, "put a checkpoint into Stable-diffusion/ there, or set --models-dir")
+        library = ModelLibrary([TINY])
+    try:
+        chosen = library.choose(config.checkpoint, t5=config.t5, clip=config.clip, autoencoder=config.vae)
+    except EngineError as error:
+        yield Check("models", "bad", str(error), "see `lightweight-engine models ls`")
+        return
+    files = dict.fromkeys(part.checkpoint.path.name for part in chosen.parts.values())
+    yield Check("models", "ok", f"{chosen.name}: {', '.join(files)}")
+
+
+def _tokenizers(config: EngineConfig) -> Iterator[Check]:
+    from ..flux.tokenizers import find_tokenizer, hub_cache
+
+    folders = [*config.tokenizer_dirs, config.models_dir, config.cache_dir]
+    for kind in ("clip", "t5"):
+        found = find_tokenizer(kind, folders, hub_cache(dict(os.environ)))
+        if found:
+            yield Check(f"{kind} tokenizer", "ok", str(found))
+        elif config.offline:
+            fix = f"put its files into {config.models_dir / 'tokenizers'}, or switch offline off"
+            yield Check(f"{kind} tokenizer", "note", "not found, and offline is on; only `tiny` can be used", fix)
+        else:
+            yield Check(f"{kind} tokenizer", "ok", "not found; fetched once when a real model first needs it")
+
+
+def _folders(config: EngineConfig) -> Iterator[Check]:
+    for name, folder in (("output_dir", config.output_dir), ("cache_dir", config.cache_dir)):
+        there = _nearest(folder)
+        free = shutil.disk_usage(there).free
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            yield Check(name, "bad", f"{folder} cannot be written to", f"set {name} to a folder of yours")
+        elif free < LITTLE_DISK:
+            yield Check(name, "note", f"{folder} has {human_bytes(free)} free", "free some space")
+        else:
+            yield Check(name, "ok", f"{folder}, {human_bytes(free)} free")
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _packages(config: EngineConfig) -> Iterator[Check]:
+    wanted = ("numpy", "safetensors", "tokenizers", "ftfy", "regex", "pydantic", "pillow", "scipy")
+    versions, missing = [], []
+    for name in wanted:
+        try:
+            versions.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    yield Check("packages", "ok", ", ".join(versions))
+    if missing:
+        yield Check("packages", "bad", f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}")
+
+
+def register(app: typer.Typer) -> None:
+    app.command("doctor")(doctor)

@@ -1,0 +1,104 @@
+"""``generate``: pictures from a prompt."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..labels import resolve_sampler, sampler_labels, scheduler_labels
+from ..request import GenerationRequest
+from .console import Console
+from .options import Debug, Json, Quiet, load_config, split_request, takes_request
+from .session import start_engine, watched
+
+if TYPE_CHECKING:
+    from ..core.images import Saved
+    from ..request import GenerationResult
+
+
+def _list_samplers(wanted: bool) -> None:
+    if wanted:
+        typer.echo("\n".join(sampler_labels()))
+        raise typer.Exit
+
+
+def _list_schedulers(wanted: bool) -> None:
+    if wanted:
+        typer.echo("\n".join(scheduler_labels()))
+        raise typer.Exit
+
+
+Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw; - reads it from standard input.")]
+Quality = Annotated[int, typer.Option("--quality", min=1, max=100, help="Of jpg and webp. (1 to 100)")]
+ListSamplers = Annotated[
+    bool, typer.Option("--list-samplers", callback=_list_samplers, is_eager=True, help="Print the samplers and stop.")
+]
+ListSchedulers = Annotated[
+    bool,
+    typer.Option("--list-schedulers", callback=_list_schedulers, is_eager=True, help="Print the schedulers and stop."),
+]
+
+
+@takes_request
+def generate(
+    prompt: Prompt,
+    quality: Quality = 80,
+    list_samplers: ListSamplers = False,
+    list_schedulers: ListSchedulers = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+    **values: Any,
+) -> None:
+    """Draw pictures from a prompt and print where they were saved."""
+    with Console(json=json, quiet=quiet, debug=debug) as console:
+        given, settings = split_request(values)
+        config = load_config(settings)
+        text = sys.stdin.read().strip() if prompt == "-" else prompt
+        request = GenerationRequest(**{**config.request_defaults(), **given, "prompt": text})
+        resolve_sampler(request.sampler, request.scheduler, request.compat)  # a slip is told before anything is loaded
+        engine = start_engine(console, config)
+        with watched(console) as options:
+            result = engine.run(request, **options)
+        from ..core.replay import save_result
+
+        saved = save_result(result, config.output_dir, quality=quality)
+        warnings = [*result.warnings, *(warning for row in saved for warning in row.warnings)]
+        for warning in warnings:
+            console.warn(warning)
+        if json:
+            console.result(_as_data(result, saved, warnings))
+        else:
+            for row in saved:
+                console.data(str(row.path))
+        console.say(f"{len(saved)} picture{'s' * (len(saved) != 1)} in {sum(result.timings.values()):.1f} s")
+
+
+def _as_data(result: GenerationResult, saved: list[Saved], warnings: list[str]) -> dict[str, Any]:
+    images = [
+        {
+            "path": str(row.path),
+            "sidecar": str(row.sidecar) if row.sidecar else None,
+            "seed": result.seeds[i],
+            "subseed": result.subseeds[i],
+            "width": result.images[i].width,
+            "height": result.images[i].height,
+            "infotext": result.infotexts[i],
+        }
+        for i, row in enumerate(saved)
+    ]
+    return {
+        "images": images,
+        "models": [file.model_dump() for file in result.models],
+        "device": result.device,
+        "timings": result.timings,
+        "peak_memory": result.peak_memory,
+        "versions": result.versions,
+        "warnings": warnings,
+    }
+
+
+def register(app: typer.Typer) -> None:
+    app.command("generate")(generate)

@@ -1,0 +1,156 @@
+"""Command-line options, derived from the fields of the request and of the settings, so that none is typed twice."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import types
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+
+from ..config import EngineConfig
+from ..errors import ConfigError
+from ..request import GenerationRequest
+
+# Settings that have an option of their own; --set reaches the others.
+SETTINGS = (
+    "models_dir",
+    "checkpoint",
+    "t5",
+    "clip",
+    "vae",
+    "output_dir",
+    "device",
+    "threads",
+    "compute_dtype",
+    "vae_dtype",
+    "offline",
+)
+
+SHORT = {"width": "-W", "height": "-H", "steps": "-s", "num_outputs": "-n", "output_dir": "-o"}
+_ENDLESS = 1_000_000  # an upper bound that says nothing to a person
+
+METAVARS = {"image": "PICTURE", "models_dir": "FOLDER", "output_dir": "FOLDER"}
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the log.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Settings file to read.")]
+Assignments = Annotated[
+    list[str], typer.Option("--set", metavar="NAME=VALUE", help="Any setting of `config show`; repeatable.")
+]
+
+
+def takes_settings(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command that ends in ``**settings`` the options of the settings."""
+    return _with_parameters(function, setting_parameters())
+
+
+def takes_request(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command that ends in ``**values`` the options of the request and of the settings."""
+    return _with_parameters(function, [*request_parameters(), *setting_parameters()])
+
+
+def request_parameters() -> list[inspect.Parameter]:
+    """An option for every field of the request but the prompt, which is an argument."""
+    fields = GenerationRequest.model_fields
+    return [_parameter(name, info) for name, info in fields.items() if name != "prompt"]
+
+
+def setting_parameters() -> list[inspect.Parameter]:
+    """An option for every setting in ``SETTINGS``, the settings file, and ``--set``."""
+    own = [_parameter(name, EngineConfig.model_fields[name]) for name in SETTINGS]
+    return [*own, _keyword("config_file", ConfigFile, None), _keyword("assignments", Assignments, [])]
+
+
+def split_request(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The request fields that were given, and the values that are about settings."""
+    fields = {name: value for name, value in values.items() if name in GenerationRequest.model_fields}
+    given = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items() if v not in (None, [])}
+    return given, {name: value for name, value in values.items() if name not in fields}
+
+
+def load_config(settings: Mapping[str, Any], **forced: Any) -> EngineConfig:
+    """The settings with those of the command line on top; ``forced`` ones win over all."""
+    flags = {name: settings.get(name) for name in SETTINGS}
+    for assignment in settings.get("assignments") or ():
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {assignment!r:.80} has no '='; write --set NAME=VALUE")
+        flags[name.strip().replace("-", "_")] = value.strip()
+    return EngineConfig.load(settings.get("config_file"), **{**flags, **forced})
+
+
+def check_models_dir(config: EngineConfig) -> None:
+    """Refuse a models folder that somebody named and that is not there or may not be read.
+
+    The default one may be absent: then the model that ships with the engine is used.
+    """
+    folder = config.models_dir
+    if not config.is_set("models_dir"):
+        return
+    where = f"models_dir (from {config.origin('models_dir')})"
+    if not folder.is_dir():
+        raise ConfigError(f"{where}: there is no folder {folder}; name the one that holds Stable-diffusion/ or unet/")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise ConfigError(f"{where}: {folder} may not be read by this user; change its permissions")
+
+
+def _with_parameters(function: Callable[..., Any], added: Iterable[inspect.Parameter]) -> Callable[..., Any]:
+    """Replace the ``**`` of a function's signature, which is what the command line is built from."""
+    signature = inspect.signature(function, eval_str=True)
+    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    parameters = [*(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own), *added]
+    setattr(function, "__signature__", signature.replace(parameters=parameters))  # noqa: B010 - unknown to type checkers
+    function.__annotations__ = {p.name: p.annotation for p in parameters}
+    return function
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _parameter(name: str, info: Any) -> inspect.Parameter:
+    """The option of a field. Its default is None, which is "not given": the field's own default stays in one place."""
+    kind, choices = _plain_type(info.annotation)
+    dashed = name.replace("_", "-")
+    spelling = f"--{dashed}/--no-{dashed}" if kind is bool else f"--{dashed}"
+    names = [SHORT[name], spelling] if name in SHORT else [spelling]
+    metavar = METAVARS.get(name) or ("|".join(choices) if choices else None)
+    option = typer.Option(*names, help=_help(info), metavar=metavar, show_default=False)
+    if get_origin(kind) is list:
+        return _keyword(name, Annotated[kind, option], [])
+    return _keyword(name, Annotated[kind | None, option], None)
+
+
+def _plain_type(annotation: Any) -> tuple[Any, tuple[str, ...]]:
+    """A type that the command line can read, and the choices of a literal. Bounds are checked by the model itself."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        inner = [part for part in get_args(annotation) if part is not type(None)]
+        return _plain_type(inner[0])
+    if get_origin(annotation) is Literal:
+        return str, tuple(map(str, get_args(annotation)))
+    if get_origin(annotation) is tuple:
+        return list[get_args(annotation)[0]], ()  # type: ignore[misc]
+    return (str if annotation is Any else annotation), ()
+
+
+def _help(info: Any) -> str:
+    """The field's help with its bounds and its default."""
+    low, above, high = (_limit(info, name) for name in ("ge", "gt", "le"))
+    notes = []
+    if low is not None or above is not None:
+        start = f"above {above}" if low is None else str(low)
+        notes.append(f"{start} to {high}" if high is not None and high < _ENDLESS else f"{start} or more")
+    default = info.get_default(call_default_factory=True)
+    if default not in (None, "", (), False):
+        notes.append(f"default {default}")
+    text = info.description or ""
+    return f"{text} ({'; '.join(notes)})" if notes else text
+
+
+def _limit(info: Any, name: str) -> Any:
+    return next((getattr(rule, name) for rule in info.metadata if hasattr(rule, name)), None)

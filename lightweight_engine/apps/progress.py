@@ -1,0 +1,122 @@
+"""The progress of a job for a person: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .console import Console
+
+if TYPE_CHECKING:
+    from ..request import Progress
+
+SECONDS_BETWEEN_LINES = 5.0
+
+STAGES = {"load": "loading", "encode": "reading the prompt", "sample": "drawing", "decode": "decoding", "done": "done"}
+
+
+class Reporter(AbstractContextManager["Reporter"], Protocol):
+    """Shows what it is called with while its context lasts."""
+
+    def __call__(self, progress: Progress) -> None: ...
+
+
+def reporter(console: Console, label: str = "") -> Reporter:
+    """The reporter that suits the console: nothing when quiet, a bar on a terminal, lines otherwise."""
+    if console.quiet:
+        return Silent()
+    return Bar(label) if console.terminal else Lines(console, label)
+
+
+def describe(progress: Progress) -> str:
+    """Stage, step, speed and time left in one line."""
+    parts = [STAGES[progress.stage]]
+    if progress.image_count > 1:
+        parts.append(f"picture {progress.image_index + 1} of {progress.image_count}")
+    if progress.stage == "sample":
+        parts.append(f"step {progress.step}/{progress.steps}")
+    if progress.steps_per_second:
+        parts.append(speed(progress.steps_per_second))
+    if progress.eta_seconds is not None and progress.stage != "done":
+        parts.append(f"{clock(progress.eta_seconds)} left")
+    return ", ".join(parts)
+
+
+def speed(steps_per_second: float) -> str:
+    """Steps a second, or seconds a step where that is the larger number."""
+    return f"{steps_per_second:.2f} it/s" if steps_per_second >= 1 else f"{1 / steps_per_second:.2f} s/it"
+
+
+def clock(seconds: float) -> str:
+    """A stretch of time as M:SS or H:MM:SS."""
+    minutes, rest = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Silent(nullcontext[Any]):
+    """Shows nothing."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __call__(self, progress: Progress) -> None:
+        return
+
+
+class Lines:
+    """A line for each stage, and one every few seconds while a stage lasts."""
+
+    def __init__(self, console: Console, label: str = "") -> None:
+        self._console = console
+        self._prefix = f"{label}: " if label else ""
+        self._stage = ""
+        self._last = 0.0
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if progress.stage != self._stage or now - self._last >= SECONDS_BETWEEN_LINES:
+            self._console.say(self._prefix + describe(progress))
+            self._stage, self._last = progress.stage, now
+
+
+class Bar:
+    """A bar that is redrawn in place and gone when the job is done."""
+
+    def __init__(self, label: str = "") -> None:
+        from rich.console import Console as Terminal
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Columns
+
+        self._columns = Columns(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            console=Terminal(stderr=True),
+            transient=True,
+        )
+        self._label = label
+        self._task = self._columns.add_task(label or STAGES["load"], total=1.0)
+
+    def __enter__(self) -> Bar:
+        self._columns.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._columns.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        text = describe(progress)
+        self._columns.update(
+            self._task, completed=progress.fraction, description=f"{self._label}: {text}" if self._label else text
+        )

@@ -1,0 +1,77 @@
+"""``replay``: a saved picture made again and compared with itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .console import DIFFERENT, Console
+from .options import Debug, Json, Quiet, load_config, takes_settings
+from .session import start_engine, watched
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..core.replay import Replay
+
+Picture = Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture that was saved by this engine, or by Forge.")]
+Save = Annotated[bool, typer.Option("--save", help="Save the new picture too.")]
+ROLES = {"transformer": "checkpoint", "t5": "t5", "clip": "clip", "autoencoder": "vae"}
+
+
+@takes_settings
+def replay(
+    image: Picture, save: Save = False, json: Json = False, quiet: Quiet = False, debug: Debug = False, **settings: Any
+) -> None:
+    """Make a picture again from its sidecar or its text, and say whether it is the same, bit for bit."""
+    with Console(json=json, quiet=quiet, debug=debug) as console:
+        from ..core.replay import read_recipe, save_result
+        from ..core.replay import replay as make_again
+
+        sidecar = read_recipe(image).sidecar  # read before the model, so that a wrong file is told at once
+        engine = start_engine(console, load_config({**_same_files(sidecar), **_given(settings)}))
+        with watched(console) as options:
+            outcome = make_again(engine, image, **options)
+        for warning in outcome.result.warnings:
+            console.warn(warning)
+        paths = [str(row.path) for row in save_result(outcome.result, engine.config.output_dir)] if save else []
+        if json:
+            differences = list(outcome.differences)
+            console.result({"identical": outcome.identical, "differences": differences, "saved": paths})
+        else:
+            for line in [_verdict(outcome), *outcome.differences, *paths]:
+                console.data(line)
+    if outcome.identical is False:
+        raise typer.Exit(DIFFERENT)
+
+
+def _verdict(outcome: Replay) -> str:
+    if outcome.identical is None:
+        return "made again; whether it is the same is not known, as the first picture's pixels were not kept exactly"
+    return "identical: every pixel is the same" if outcome.identical else "different: not every pixel is the same"
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value not in (None, [])}
+
+
+def _same_files(sidecar: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The settings that choose the files which the picture was made with, where they are still there."""
+    from ..core.models import TINY
+
+    rows = (sidecar or {}).get("models") or ()
+    paths = {ROLES[row["role"]]: Path(row["path"]) for row in rows if row.get("role") in ROLES}
+    if paths and all(path.parent.parent.name == TINY.name and _ours(path, TINY) for path in paths.values()):
+        return {"models_dir": TINY}
+    return {name: str(path) for name, path in paths.items() if path.is_file()}
+
+
+def _ours(path: Path, folder: Path) -> bool:
+    """Whether a file of that name lies at that place of ``folder``, wherever the package was installed then."""
+    return (folder / path.parent.name / path.name).is_file()
+
+
+def register(app: typer.Typer) -> None:
+    app.command("replay")(replay)

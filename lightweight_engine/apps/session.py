@@ -1,0 +1,66 @@
+"""An engine in the hands of one command: started with words, run with progress, stopped by Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ..errors import GenerationCancelled
+from .console import INTERRUPTED, Console
+from .options import check_models_dir
+from .progress import reporter
+
+if TYPE_CHECKING:
+    from ..config import EngineConfig
+    from ..core.engine import LightweightEngine
+
+
+def start_engine(console: Console, config: EngineConfig) -> LightweightEngine:
+    """An engine that is ready; says which model it has, and that it is `tiny` where none was found."""
+    check_models_dir(config)
+    console.say("loading ...")
+    begin = time.perf_counter()
+    from ..core.engine import LightweightEngine
+
+    engine = LightweightEngine(config)
+    engine.setup()
+    took = time.perf_counter() - begin
+    name = "tiny, the demonstration model" if engine.models.is_tiny else engine.models.name
+    console.say(f"model: {name}; device: {engine.networks.device}; ready in {took:.1f} s")
+    return engine
+
+
+@contextmanager
+def watched(console: Console, label: str = "") -> Iterator[dict[str, Any]]:
+    """The options of ``LightweightEngine.run`` that show progress on stderr and stop within one step at Ctrl-C.
+
+    A job stopped so ends the command with exit code 130.
+    """
+    with _interrupt() as cancel, reporter(console, label) as show:
+        try:
+            yield {"on_progress": show, "cancel": cancel}
+        except GenerationCancelled:
+            if cancel.is_set():
+                console.fail(GenerationCancelled("stopped by Ctrl-C; this job saved nothing"), INTERRUPTED)
+            raise
+
+
+@contextmanager
+def _interrupt() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; the second one ends the process at once."""
+    cancel = threading.Event()
+    previous: Any = signal.getsignal(signal.SIGINT)
+
+    def stop(number: int, frame: Any) -> None:
+        cancel.set()
+        signal.signal(signal.SIGINT, previous)
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield cancel
+    finally:
+        signal.signal(signal.SIGINT, previous)

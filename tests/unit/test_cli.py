@@ -1,0 +1,372 @@
+"""The command line: what goes to which stream, exit codes, and what each command prints. On a small random model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from factories import AE, CLIP, T5, network, save, save_flux
+
+from lightweight_engine import __version__
+from lightweight_engine.apps.cli import COMMANDS, main
+from lightweight_engine.apps.console import EXIT_CODES
+from lightweight_engine.errors import EngineError
+from lightweight_engine.flux.autoencoder import Autoencoder
+from lightweight_engine.flux.clip import CLIPText
+from lightweight_engine.flux.t5 import T5Encoder
+from lightweight_engine.labels import sampler_labels
+from lightweight_engine.request import GenerationRequest
+
+PROJECT = Path(__file__).resolve().parents[2]
+TOKENIZERS = PROJECT / "lightweight_engine" / "tiny" / "tokenizers"
+VOCABULARY = 4096  # more than the tokenizers of the embedded model have
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Done]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder in the layout of a WebUI: a small random family with the embedded model's tokenizers."""
+    root = tmp_path_factory.mktemp("webui") / "models"
+    save_flux(root / "Stable-diffusion" / "small.safetensors")
+    save(root / "text_encoder" / "t5.safetensors", network(T5Encoder, replace(T5, vocab_size=VOCABULARY)))
+    clip = network(CLIPText, replace(CLIP, vocab_size=VOCABULARY))
+    save(root / "text_encoder" / "clip.safetensors", clip, config={"num_attention_heads": 2})
+    save(root / "VAE" / "ae.safetensors", network(Autoencoder, AE))
+    shutil.copytree(TOKENIZERS, root / "tokenizers")
+    return root
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Run the command line in this process, in an empty working folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> Done:
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Done(int(stopped.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+def draw(cli: Cli, models: Path, *more: object) -> Done:
+    small = ("--width", 64, "--height", 64, "--steps", 2, "--seed", 5, "--device", "cpu")
+    return cli("generate", "a cat", "--models-dir", models, *small, *more)
+
+
+# --- help and names -----------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_command_and_exit_code(cli: Cli) -> None:
+    done = cli("--help")
+    assert done.code == 0
+    assert all(name in done.out for name in COMMANDS)
+    assert all(f"{code:3}  {meaning}" in done.out for code, meaning in EXIT_CODES.items())
+
+
+def test_every_error_has_a_documented_exit_code() -> None:
+    def codes(kind: type[EngineError]) -> set[int]:
+        return {kind.exit_code}.union(*(codes(below) for below in kind.__subclasses__()))
+
+    assert codes(EngineError) <= set(EXIT_CODES)
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    assert all(f"| {code} | {meaning} |" in readme for code, meaning in EXIT_CODES.items())
+
+
+def test_every_request_field_is_an_option(cli: Cli) -> None:
+    text = cli("generate", "--help").out
+    names = [name for name in GenerationRequest.model_fields if name != "prompt"]
+    assert [name for name in names if f"--{name.replace('_', '-')}" not in text] == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_short_help_is_not_out_of_step(cli: Cli, name: str) -> None:
+    assert cli(name, "--help").code == 0
+
+
+def test_help_is_fast() -> None:
+    """Under 300 ms for the whole process; the best of some runs, as the machine may be busy."""
+    times = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "lightweight_engine", "--help"], cwd=PROJECT, check=True, stdout=-3)
+        times.append(time.perf_counter() - begin)
+    assert min(times) < 0.3
+
+
+def test_version_and_lists(cli: Cli) -> None:
+    assert cli("--version").out.strip() == __version__
+    assert cli("generate", "--list-samplers").out.split("\n")[:-1] == sampler_labels()
+    assert "Simple" in cli("generate", "--list-schedulers").out.split("\n")
+
+
+def test_completion_offers_commands_and_options() -> None:
+    environ = {**os.environ, "_LIGHTWEIGHT_ENGINE_COMPLETE": "complete_bash", "COMP_CWORD": "1"}
+    for words, expected in (("lightweight-engine gen", "generate"), ("lightweight-engine mo", "models")):
+        done = subprocess.run(
+            [sys.executable, "-m", "lightweight_engine"],
+            env={**environ, "COMP_WORDS": words},
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert expected in done.stdout
+
+
+# --- generate -----------------------------------------------------------------------------------------------------
+
+
+def test_generate_prints_paths_on_stdout_and_words_on_stderr(cli: Cli, models: Path, tmp_path: Path) -> None:
+    done = draw(cli, models, "-n", 2)
+    assert done.code == 0, done.err
+    paths = [Path(line) for line in done.out.splitlines()]
+    assert [path.suffix for path in paths] == [".png", ".png"]
+    assert all(path.is_file() and path.with_suffix(".json").is_file() for path in paths)
+    assert all((tmp_path / path).is_relative_to(tmp_path / "outputs") for path in paths)
+    assert "model: small" in done.err
+    assert "step" in done.err
+
+
+def test_json_is_one_object_on_stdout(cli: Cli, models: Path) -> None:
+    done = draw(cli, models, "--json", "--output-format", "webp", "-o", "elsewhere")
+    data = json.loads(done.out)
+    (image,) = data["images"]
+    assert Path(image["path"]).parts[0] == "elsewhere"
+    assert (image["seed"], image["width"], Path(image["path"]).suffix) == (5, 64, ".webp")
+    assert {row["role"] for row in data["models"]} == {"transformer", "t5", "clip", "autoencoder"}
+    assert data["timings"]["sample"] > 0
+
+
+def test_quiet_says_nothing_but_warnings(cli: Cli, models: Path) -> None:
+    done = draw(cli, models, "--quiet")
+    assert all(line.startswith("warning:") for line in done.err.splitlines())
+
+
+def test_the_prompt_may_come_from_standard_input(cli: Cli, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a dog\n"))
+    done = cli("generate", "-", "--models-dir", models, "-W", 64, "-H", 64, "-s", 1, "--json")
+    assert json.loads(done.out)["images"][0]["infotext"].startswith("a dog\n")
+
+
+def test_nothing_is_written_into_the_models_folder(cli: Cli, models: Path) -> None:
+    before = sorted((path, path.stat().st_mtime_ns) for path in models.rglob("*"))
+    assert draw(cli, models).code == 0
+    assert cli("models", "verify", "small", "--models-dir", models).code == 0
+    assert sorted((path, path.stat().st_mtime_ns) for path in models.rglob("*")) == before
+
+
+def test_settings_of_file_environment_and_flag(cli: Cli, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("engine.toml").write_text("steps = 1\nwidth = 64\nheight = 64\n")
+    monkeypatch.setenv("LWE_SCHEDULER", "Normal")
+    done = cli("generate", "a cat", "--models-dir", models, "--set", "sampler=Heun", "--json")
+    text = json.loads(done.out)["images"][0]["infotext"]
+    assert "Steps: 1, Sampler: Heun, Schedule type: Normal" in text
+    assert "Size: 64x64" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--steps", 0], 2, "steps"),
+        (["--steps", "many"], 2, "--steps"),
+        (["--no-such-option"], 2, "no-such-option"),
+        (["--sampler", "Eulr"], 2, "choose one of: DPM++ 2M"),
+        (["--scheduler", "Turbo"], 2, "not valid for Flux"),
+        (["--set", "stepz=3"], 2, "did you mean 'steps'"),
+        (["--set", "steps"], 2, "NAME=VALUE"),
+        (["--config", "none.toml"], 2, "cannot be read"),
+        (["--device", "tpu"], 2, "auto, cpu, cuda"),
+        (["--checkpoint", "absent"], 3, "no model file is called 'absent'"),
+        (["--checkpoint", "ae"], 3, "not a checkpoint"),
+        (["--width", 9000], 2, "max_side"),
+        (["--image", "none.png"], 2, "there is no such file"),
+        (["-o", "/dev/null/x"], 7, "cannot write"),
+        (["--models-dir", "absent"], 2, "there is no folder"),
+    ],
+)
+def test_wrong_input_is_one_line_with_its_exit_code(
+    cli: Cli, models: Path, arguments: list[object], code: int, said: str
+) -> None:
+    done = draw(cli, models, *arguments)
+    assert done.code == code, done.err
+    assert said in done.err
+    assert done.out == ""
+    assert "Traceback" not in done.err
+    last = done.err.strip().splitlines()[-1]
+    assert last.lower().startswith("error: ")
+
+
+def test_errors_as_json(cli: Cli, models: Path) -> None:
+    done = draw(cli, models, "--json", "--steps", 0)
+    error = json.loads(done.out)["error"]
+    assert (error["type"], error["field"], error["exit_code"]) == ("RequestError", "steps", 2)
+    assert done.code == 2
+
+
+def test_debug_shows_the_traceback(cli: Cli, models: Path) -> None:
+    assert "Traceback" in draw(cli, models, "--debug", "--steps", 0).err
+
+
+def test_an_error_of_our_own_is_told_without_traceback(cli: Cli, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightweight_engine.core.replay.save_result", lambda *a, **k: 1 / 0)
+    done = draw(cli, models)
+    assert done.code == 1
+    assert "Traceback" not in done.err
+    assert "ZeroDivisionError" in done.err
+    assert "--debug" in done.err
+
+
+def _start(*arguments: str, folder: Path) -> subprocess.Popen[str]:
+    environ = {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "lightweight_engine", *arguments]
+    return subprocess.Popen(command, cwd=folder, env=environ, stdout=-1, stderr=-1, text=True)
+
+
+def test_ctrl_c_stops_within_a_step_and_saves_nothing(models: Path, tmp_path: Path) -> None:
+    size = ("--width", "256", "--height", "256", "--steps", "1000", "--device", "cpu")
+    process = _start("generate", "a cat", "--models-dir", str(models), *size, folder=tmp_path)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "step " in line:
+            break
+    process.send_signal(signal.SIGINT)
+    begin = time.monotonic()
+    _, words = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "stopped by Ctrl-C" in words
+    assert time.monotonic() - begin < 15
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_closed_pipe_is_no_error(models: Path, tmp_path: Path) -> None:
+    process = _start("models", "ls", "--models-dir", str(models), folder=tmp_path)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert "Traceback" not in process.stderr.read()
+    assert process.wait(30) == 0
+
+
+# --- the other commands -------------------------------------------------------------------------------------------
+
+
+def test_info_prints_the_text_and_the_sidecar(cli: Cli, models: Path) -> None:
+    (path,) = draw(cli, models).out.splitlines()
+    done = cli("info", path)
+    assert done.out.startswith("a cat\nSteps: 2, Sampler: Euler, Schedule type: Simple")
+    assert "File of transformer: small" in done.out
+    data = json.loads(cli("info", path, "--json").out)
+    assert data["parameters"]["Steps"] == "2"
+    assert data["sidecar"]["seed"] == 5
+    Path(path).with_suffix(".json").unlink()
+    assert json.loads(cli("info", path, "--json").out)["sidecar"] is None
+
+
+def test_info_of_what_has_none(cli: Cli, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "bare.png")
+    (tmp_path / "text.png").write_text("hello")
+    for name, said in (("bare.png", "carries no parameters"), ("text.png", "not a picture"), ("no.png", "no such")):
+        done = cli("info", name)
+        assert (done.code, done.out) == (2, "")
+        assert said in done.err
+
+
+def test_replay_makes_the_same_picture_again(cli: Cli, models: Path) -> None:
+    (path,) = draw(cli, models, "--sampler", "Euler a").out.splitlines()
+    done = cli("replay", path, "--device", "cpu")
+    assert done.code == 0, done.err
+    assert done.out.startswith("identical")
+    assert cli("replay", path, "--device", "cpu", "--json").out.count('"identical": true') == 1
+
+
+def test_replay_says_when_the_picture_differs(cli: Cli, models: Path) -> None:
+    (path,) = draw(cli, models).out.splitlines()
+    sidecar = Path(path).with_suffix(".json")
+    data = json.loads(sidecar.read_text())
+    data["pixels_sha256"] = "0" * 64
+    data["versions"]["torch"] = "1.0"
+    sidecar.write_text(json.dumps(data))
+    done = cli("replay", path, "--device", "cpu")
+    assert done.code == 9
+    assert done.out.startswith("different")
+    assert "another torch: 1.0 then" in done.out
+
+
+def test_models_ls_tells_what_each_file_is(cli: Cli, models: Path) -> None:
+    done = cli("models", "ls", "--models-dir", models, "--json")
+    files = {row["name"]: row for row in json.loads(done.out)["files"]}
+    assert files["Stable-diffusion/small.safetensors"]["roles"] == ["transformer"]
+    assert all(row["used"] for row in files.values())
+    lines = cli("models", "ls", "--models-dir", models).out.splitlines()
+    assert len(lines) == 1 + len(files)
+
+
+def test_models_verify(cli: Cli, models: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    source = models / "VAE" / "ae.safetensors"
+    done = cli("models", "verify", source)
+    assert done.code == 0, done.err
+    assert "all in place and finite" in done.out
+    tensors = load_file(source)
+    next(iter(tensors.values())).view(-1)[0] = torch.nan
+    save_file(tensors, tmp_path / "nan.safetensors")
+    (tmp_path / "short.safetensors").write_bytes(source.read_bytes()[:-10])
+    for name, said in (("nan", "not finite"), ("short", "incomplete")):
+        done = cli("models", "verify", tmp_path / f"{name}.safetensors")
+        assert (done.code, done.out) == (3, "")
+        assert said in done.err
+
+
+def test_config_show_with_origins(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LWE_THREADS", "1")
+    data = json.loads(cli("config", "show", "--json", "--device", "cpu").out)
+    assert data["threads"] == {"value": 1, "origin": "LWE_THREADS"}
+    assert data["device"] == {"value": "cpu", "origin": "--device"}
+    assert data["steps"]["origin"] == "default"
+    lines = cli("config", "show", "--origin").out.splitlines()
+    assert next(line for line in lines if line.startswith("threads")).split() == ["threads", "1", "LWE_THREADS"]
+
+
+def test_doctor_is_content_with_a_whole_folder(cli: Cli, models: Path) -> None:
+    done = cli("doctor", "--models-dir", models, "--json")
+    checks = {row["name"]: row for row in json.loads(done.out)["checks"]}
+    assert done.code == 0, done.out
+    assert "small.safetensors" in checks["models"]["found"]
+    assert str(models) in checks["clip tokenizer"]["found"]
+
+
+def test_doctor_says_what_to_repair(cli: Cli, models: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(models / "Stable-diffusion", broken / "Stable-diffusion")
+    (broken / "Stable-diffusion" / "half.safetensors").write_bytes(b"<html>")
+    done = cli("doctor", "--models-dir", broken, "--output-dir", "/dev/null/x")
+    assert done.code == 9
+    assert "-> replace or remove" in done.out
+    assert "holds no T5 text encoder" in done.out
+    assert "-> set output_dir to a folder of yours" in done.out
