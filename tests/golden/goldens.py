@@ -6,8 +6,12 @@ The folder is the one that LWE_GOLDEN_DIR names, else ``../shared/golden`` besid
 
 from __future__ import annotations
 
+import atexit
 import json
+import lzma
 import os
+import shutil
+import tempfile
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -103,5 +107,20 @@ def model_config(name: str) -> dict[str, Any]:
     return json.loads((golden_dir() / "models" / "models.json").read_text(encoding="utf-8"))[name]["config"]
 
 
+@cache
 def model_path(name: str) -> Path:
-    return golden_dir() / "models" / f"{name}.safetensors"
+    """The file of a golden model; the slim copy keeps them compressed, and they are unpacked for this process."""
+    path = golden_dir() / "models" / f"{name}.safetensors"
+    packed = path.with_name(f"{path.name}.xz")
+    if path.exists() or not packed.exists():
+        return path
+    unpacked = _unpacked() / path.name
+    unpacked.write_bytes(lzma.decompress(packed.read_bytes()))
+    return unpacked
+
+
+@cache
+def _unpacked() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="goldens-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
