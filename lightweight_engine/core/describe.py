@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ def device_name(device: torch.device) -> str:
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()})"
 
 
-def describe(job: Job, size: tuple[int, int], seed: int, subseed: int, model: ModelFile) -> str:
+def describe(job: Job, size: tuple[int, int], seed: int, subseed: int, files: Sequence[ModelFile]) -> str:
     """The text of one picture of ``size`` (width, height), as Forge writes it."""
     request = job.request
     weights = has_weights(request.prompt) or has_weights(request.negative_prompt)
@@ -51,6 +52,7 @@ def describe(job: Job, size: tuple[int, int], seed: int, subseed: int, model: Mo
     # The reference names sampler and scheduler as asked, and the prompt without its tags. Ours names what ran, and
     # keeps the tags, so that the text alone can make the picture again.
     asked = request.compat == "forge"
+    model = next(file for file in files if file.role == "transformer")
     facts = GenerationFacts(
         prompt=parse_networks(request.prompt)[0] if asked else request.prompt,
         negative_prompt=request.negative_prompt,

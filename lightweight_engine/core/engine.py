@@ -5,33 +5,28 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
-from torch import Tensor
 
 from ..backend.devices import PeakMemory, available_memory, compute_dtype, pick_device, release_cached
 from ..config import EngineConfig
 from ..errors import MemoryBudgetError
-from ..flux.conditioner import Conditioner, EmbeddingCache
-from ..flux.noise import random_seed
-from ..flux.prompt import parse_networks
-from ..flux.sampling import forecast
+from ..flux.conditioner import EmbeddingCache
 from ..flux.tokenizers import CLIPTokenizer, T5Tokenizer, hub_cache
-from ..labels import resolve_sampler, schedule_steps
 from ..request import GenerationRequest, GenerationResult
 from .describe import describe, device_name, versions
 from .download import tokenizer_folder
-from .images import open_image, to_images
-from .limits import check_limits
+from .images import to_images
+from .jobs import plan_job
 from .models import TINY, HashCache, ModelLibrary, ModelSet
 from .networks import Networks, Precision
-from .processing import Drawn, Job, batches, draw, plan_schedule, sampler_options
-from .progress import Cancel, OnProgress, Tracker
+from .processing import Batch, Drawn, Job, draw
+from .progress import Cancel, OnProgress, Tracker, Watch
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +89,7 @@ class LightweightEngine:
             try:
                 networks.load_all()
             except torch.OutOfMemoryError as error:
-                raise self._out_of_memory(error, device) from None
+                raise _out_of_memory(error, device) from None
             self._networks = networks
 
     def generate(self, **fields: Any) -> list[Image.Image]:
@@ -129,13 +124,14 @@ class LightweightEngine:
             GenerationCancelled: ``cancel`` was set.
             MemoryBudgetError: the device ran out of memory. The engine stays usable after each of these.
         """
+        watch = Watch(on_progress, cancel, preview_every)
         with self._lock:
             networks = self.networks
             memory = PeakMemory(networks.device)
             try:
-                return self._run(request, networks, memory, on_progress, cancel, preview_every)
+                return self._run(request, networks, memory, watch)
             except torch.OutOfMemoryError as error:
-                raise self._out_of_memory(error, networks.device) from None
+                raise _out_of_memory(error, networks.device) from None
             finally:
                 if networks.device.type == "cuda":
                     release_cached(networks.device)
@@ -148,61 +144,15 @@ class LightweightEngine:
             self._networks = None
             self._embeddings.clear()
 
-    def _run(
-        self,
-        request: GenerationRequest,
-        networks: Networks,
-        memory: PeakMemory,
-        on_progress: OnProgress | None,
-        cancel: Cancel | None,
-        preview_every: int,
-    ) -> GenerationResult:
-        seed = random_seed() if request.seed == -1 else request.seed
-        subseed = random_seed() if request.subseed == -1 else request.subseed
-        groups = batches(request, seed, subseed)
-        job, tracker = self._job(
-            request, networks, [len(seeds) for seeds, _ in groups], on_progress, cancel, preview_every
-        )
-        images: list[Image.Image] = []
-        for seeds, subseeds in groups:
-            tracker.start_batch()
-            images += to_images(draw(job, seeds, subseeds).pixels)
-        tracker.finish()
-        all_seeds = [s for seeds, _ in groups for s in seeds]
-        all_subseeds = [s for _, subseeds in groups for s in subseeds]
-        files = networks.models.files(self._hashes)
-        transformer = next(file for file in files if file.role == "transformer")
-        return GenerationResult(
-            images=tuple(images),
-            seeds=tuple(all_seeds),
-            subseeds=tuple(all_subseeds),
-            infotexts=tuple(
-                describe(job, images[i].size, s, sub, transformer)
-                for i, (s, sub) in enumerate(zip(all_seeds, all_subseeds, strict=True))
-            ),
-            request=request,
-            models=files,
-            timings=tracker.timings,
-            peak_memory=memory.bytes(),
-            device=device_name(networks.device),
-            versions=versions(),
-            warnings=tuple(dict.fromkeys(job.warnings)),
-        )
-
     def draw(self, request: GenerationRequest, prompts: Sequence[str] = ()) -> Drawn:
         """The pictures of a request as tensors on the device, for those who go on working on them.
 
         Args:
-            prompts: one for each picture of a batch, instead of the request's own.
+            prompts: one for each picture, instead of the request's own for all.
         """
         with self._lock:
-            groups = batches(request, request.seed, max(request.subseed, 0))
-            job, tracker = self._job(request, self.networks, [len(seeds) for seeds, _ in groups], None, None, 0)
-            job = replace(job, prompts=tuple(prompts))
-            drawn = []
-            for seeds, subseeds in groups:
-                tracker.start_batch()
-                drawn.append(draw(job, seeds, subseeds))
+            job, tracker = plan_job(request, self.networks, self.config, self._embeddings, Watch(), prompts)
+            drawn = [each for _, each in _draw_all(job, tracker)]
             return Drawn(torch.cat([each.latent for each in drawn]), torch.cat([each.pixels for each in drawn]))
 
     def use(self, networks: Networks) -> None:
@@ -210,59 +160,32 @@ class LightweightEngine:
         with self._lock:
             self._networks = networks
 
-    def _job(
-        self,
-        request: GenerationRequest,
-        networks: Networks,
-        batch_sizes: list[int],
-        on_progress: OnProgress | None,
-        cancel: Cancel | None,
-        preview_every: int,
-    ) -> tuple[Job, Tracker]:
-        sampler, scheduler = resolve_sampler(request.sampler, request.scheduler, request.compat)
-        warnings = [*self._notes, *_without_effect(request)]
-        size = self._size(request, warnings)
-        schedule = plan_schedule(request, sampler, scheduler, networks.params.mu)
-        foreseen = forecast(schedule, sampler_options(request))
-        calls = len(foreseen.sigmas) if foreseen else schedule_steps(sampler, request.steps)
-        check_limits(request, size, calls, self.config)
-        previewer = _previewer(networks) if preview_every else None
-        tracker = Tracker(
-            foreseen.reports if foreseen else request.steps, batch_sizes, on_progress, cancel, previewer, preview_every
-        )
-        job = Job(
+    def _run(
+        self, request: GenerationRequest, networks: Networks, memory: PeakMemory, watch: Watch
+    ) -> GenerationResult:
+        job, tracker = plan_job(request, networks, self.config, self._embeddings, watch)
+        files = networks.models.files(self._hashes)
+        images, seeds, subseeds, infotexts = [], [], [], []
+        for batch, drawn in _draw_all(job, tracker):
+            for image, seed, subseed in zip(to_images(drawn.pixels), batch.seeds, batch.subseeds, strict=True):
+                images.append(image)
+                seeds.append(seed)
+                subseeds.append(subseed)
+                infotexts.append(describe(job, image.size, seed, subseed, files))
+        tracker.finish()
+        return GenerationResult(
+            images=tuple(images),
+            seeds=tuple(seeds),
+            subseeds=tuple(subseeds),
+            infotexts=tuple(infotexts),
             request=request,
-            networks=networks,
-            conditioner=self._conditioner(request, networks),
-            sampler=sampler,
-            scheduler=scheduler,
-            schedule=schedule,
-            forecast=foreseen,
-            size=size,
-            noise_source=request.noise_source or self.config.noise_source,
-            picture=_picture(request, size),
-            enter=tracker.enter,
-            after_step=tracker.after_step,
-            warnings=warnings,
+            models=files,
+            timings=tracker.timings,
+            peak_memory=memory.bytes(),
+            device=device_name(networks.device),
+            versions=versions(),
+            warnings=tuple(dict.fromkeys((*self._notes, *job.warnings))),
         )
-        return job, tracker
-
-    def _conditioner(self, request: GenerationRequest, networks: Networks) -> Conditioner:
-        return Conditioner(
-            networks.text_encoders, networks.models.key, self._embeddings, request.emphasis, request.compat
-        )
-
-    def _size(self, request: GenerationRequest, warnings: list[str]) -> tuple[int, int]:
-        """(height, width) of the picture: as asked, or the model's own; cut to whole latent cells."""
-        default = (256, 256) if self.models.is_tiny else (1344, 768)
-        asked = (request.height or default[0], request.width or default[1])
-        factor = self.networks.autoencoder_factor
-        size = (asked[0] // factor * factor, asked[1] // factor * factor)
-        if asked != size:
-            warnings.append(f"the picture is {size[1]}x{size[0]}: sides are multiples of {factor} pixels")
-        elif any(side % (2 * factor) for side in size):
-            warnings.append(f"sides that are no multiple of {2 * factor} pixels are padded while drawing, as in Forge")
-        return size
 
     def _choose_models(self) -> ModelSet:
         config = self.config
@@ -294,41 +217,17 @@ class LightweightEngine:
             return self.config.keep_loaded == "always"
         return sum(part.nbytes for part in models.parts.values()) <= 0.8 * available_memory(device)
 
-    def _out_of_memory(self, error: Exception, device: torch.device) -> MemoryBudgetError:
-        release_cached(device)
-        first = str(error).splitlines()[0]
-        return MemoryBudgetError(
-            f"{device} ran out of memory ({first}; {available_memory(device) >> 20:,} MiB are free now); "
-            "ask for a smaller picture or fewer at once"
-        )
+
+def _draw_all(job: Job, tracker: Tracker) -> Iterator[tuple[Batch, Drawn]]:
+    for batch in job.batches:
+        tracker.start_batch()
+        yield batch, draw(job, batch)
 
 
-def _previewer(networks: Networks) -> Callable[[Tensor], Image.Image]:
-    preview = networks.preview()
-    return lambda denoised: to_images(preview(denoised[:1]))[0]
-
-
-def _picture(request: GenerationRequest, size: tuple[int, int]) -> Tensor | None:
-    """The start picture ``[1, 3, H, W]`` in 0..1 at ``size``: transparency on white, resized as a whole."""
-    if request.image is None:
-        return None
-    image = request.image if isinstance(request.image, Image.Image) else open_image(request.image)
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "RGBA":
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
-    if image.size != (size[1], size[0]):
-        image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-
-
-def _without_effect(request: GenerationRequest) -> list[str]:
-    """What a request asks for that this version does not do yet."""
-    _, tags = parse_networks(request.prompt)
-    asked = {
-        "the hires pass (enable_hr, hr_scale)": request.hires,
-        "lora_urls": bool(request.lora_urls),
-        "adetailer": request.adetailer,
-        f"the tags {', '.join(map(str, tags))}": bool(tags),
-    }
-    return [f"{what} has no effect yet in this version" for what, wanted in asked.items() if wanted]
+def _out_of_memory(error: Exception, device: torch.device) -> MemoryBudgetError:
+    release_cached(device)
+    first = str(error).splitlines()[0]
+    return MemoryBudgetError(
+        f"{device} ran out of memory ({first}; {available_memory(device) >> 20:,} MiB are free now); "
+        "ask for a smaller picture or fewer at once"
+    )

@@ -1,10 +1,11 @@
-"""Pictures in and out: pixels to bytes with their text, bytes to pixels and text, and saving that leaves nothing half done.
+"""Pictures in and out: pixels to bytes with their text and back, and saving that leaves nothing half done.
 
 numpy and Pillow are imported where they are used, torch never: ``info`` on the command line stays fast.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -291,10 +292,8 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _remove(path: Path) -> None:
-    try:
+    with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
-    except OSError:
-        pass
 
 
 _REASONS = {

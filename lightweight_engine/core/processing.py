@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import RequestError
 from ..flux.conditioner import Conditioner, resolve_guidance
 from ..flux.conditioning import Composition, Scheduled
 from ..flux.guidance import Guided, SkipRules
@@ -38,7 +37,7 @@ class Job:
         picture: the start picture ``[1, 3, H, W]`` in 0..1.
         enter: called with the name of a stage as it begins.
         after_step: called with (step, latent, denoised); may raise to stop.
-        prompts: if given, one for each picture of a batch instead of the request's own.
+        batches: what is drawn at once, in order.
     """
 
     request: GenerationRequest
@@ -54,12 +53,21 @@ class Job:
     enter: Callable[[str], None]
     after_step: Callable[[int, Tensor, Tensor], None]
     warnings: list[str]
-    prompts: tuple[str, ...] = ()
+    batches: tuple[Batch, ...]
 
     @property
     def strength(self) -> float | None:
         """The denoising strength of an image-to-image pass; None for text-to-image."""
         return denoising_strength(self.request) if self.picture is not None else None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures that are drawn at once: a seed, a subseed and a prompt for each."""
+
+    seeds: tuple[int, ...]
+    subseeds: tuple[int, ...]
+    prompts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -71,14 +79,14 @@ class Drawn:
 
 
 @torch.inference_mode()
-def draw(job: Job, seeds: Sequence[int], subseeds: Sequence[int]) -> Drawn:
+def draw(job: Job, batch: Batch) -> Drawn:
     """Draw one batch of pictures."""
     request, networks = job.request, job.networks
 
     job.enter("encode")
-    positives, negatives = encode_prompts(job, len(seeds))
-    start = encode_picture(job, seeds)
-    noise = image_noise(job, seeds, subseeds)
+    positives, negatives = encode_prompts(job, batch.prompts)
+    start = encode_picture(job, batch.seeds)
+    noise = image_noise(job, batch)
 
     job.enter("sample")
     with networks.use("transformer") as transformer:
@@ -100,17 +108,17 @@ def draw(job: Job, seeds: Sequence[int], subseeds: Sequence[int]) -> Drawn:
         return Drawn(latent, autoencoder.decode(latent))
 
 
-def encode_prompts(job: Job, count: int) -> tuple[list[Composition], list[Scheduled] | None]:
-    """The conditioning of prompt and negative prompt, the same for each of ``count`` pictures."""
+def encode_prompts(job: Job, prompts: Sequence[str]) -> tuple[list[Composition], list[Scheduled] | None]:
+    """The conditioning of each picture's prompt, and of the negative prompt where guidance needs one."""
     request = job.request
     calls = schedule_steps(job.sampler, request.steps)
-    prompts = job.prompts or (request.prompt,) * count
     negative = request.negative_prompt if request.compat == "forge" else parse_networks(request.negative_prompt)[0]
     plans = [plan_prompt(parse_networks(prompt)[0], calls, compat=request.compat) for prompt in prompts]
     if request.cfg_scale != 1:
         plans.append(plan_negative(negative, calls))
     guidance = resolve_guidance(request.distilled_cfg_scale, job.networks.params.guidance_embed, request.compat)
     made = job.conditioner(plans, guidance, job.warnings)
+    count = len(prompts)
     return made[:count], [made[count].parts[0][1]] * count if len(made) > count else None
 
 
@@ -140,17 +148,17 @@ def encode_picture(job: Job, seeds: Sequence[int]) -> Tensor | None:
     return torch.cat(latents)
 
 
-def image_noise(job: Job, seeds: Sequence[int], subseeds: Sequence[int]) -> ImageNoise:
+def image_noise(job: Job, batch: Batch) -> ImageNoise:
     """The noise of a batch, as the request and the reference's rules have it."""
     request, factor = job.request, job.networks.autoencoder_factor
     height, width = job.size
     resized = request.seed_resize_from_h > 0 and request.seed_resize_from_w > 0
     return ImageNoise(
         (16, height // factor, width // factor),
-        seeds,
+        batch.seeds,
         source=job.noise_source,
         device=job.networks.device,
-        subseeds=subseeds,
+        subseeds=batch.subseeds,
         subseed_strength=request.subseed_strength,
         resize_from=(request.seed_resize_from_h // factor, request.seed_resize_from_w // factor) if resized else None,
         seed_delta=request.eta_noise_seed_delta,
@@ -176,7 +184,16 @@ def plan_schedule(request: GenerationRequest, sampler: str, scheduler: str, mu: 
     )
     strength = None if request.image is None else denoising_strength(request)
     exact = strength is not None and request.img2img_fix_steps
-    return plan(sampler, scheduler, request.steps, mu, options=options, strength=strength, exact=exact)
+    return plan(
+        sampler,
+        scheduler,
+        request.steps,
+        mu,
+        options=options,
+        strength=strength,
+        exact=exact,
+        compat=request.compat,
+    )
 
 
 def sampler_options(request: GenerationRequest) -> SamplerOptions:
@@ -189,17 +206,5 @@ def skip_rules(job: Job) -> SkipRules:
         request.s_min_uncond,
         request.s_min_uncond_all,
         request.skip_early_cond,
-        schedule_steps(job.sampler, request.steps),
+        schedule_steps(job.sampler, job.schedule.steps),
     )
-
-
-def batches(request: GenerationRequest, seed: int, subseed: int) -> list[tuple[list[int], list[int]]]:
-    """Seeds and subseeds of every batch: counting up, except that a variation keeps the seed and counts its subseed."""
-    count = request.num_outputs
-    varied = request.subseed_strength > 0
-    if max(seed + (0 if varied else count), subseed + count) >= 2**63:
-        raise RequestError("seed: the seeds that follow it are over 2**63; give a smaller one", field="seed")
-    seeds = [seed if varied else seed + i for i in range(count)]
-    subseeds = [subseed + i for i in range(count)]
-    step = request.batch_size
-    return [(seeds[i : i + step], subseeds[i : i + step]) for i in range(0, count, step)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..errors import GenerationCancelled
@@ -21,29 +22,36 @@ class Cancel(Protocol):
     def is_set(self) -> bool: ...
 
 
+@dataclass(frozen=True)
+class Watch:
+    """How a caller follows a job: a function told of its progress, an event that stops it, steps between previews."""
+
+    on_progress: OnProgress | None = None
+    cancel: Cancel | None = None
+    preview_every: int = 0
+
+
 class Tracker:
     """Reports the progress of one job and times its stages.
 
     Args:
         steps: of each batch; a guess for samplers that choose their own.
         batch_sizes: pictures of each batch.
-        preview: makes a picture of a latent; called at every ``preview_every``-th step, never where that is 0.
+        watch: who is told.
+        preview: makes a picture of a latent.
     """
 
     def __init__(
         self,
         steps: int,
         batch_sizes: list[int],
-        on_progress: OnProgress | None,
-        cancel: Cancel | None,
+        watch: Watch,
         preview: Callable[[Any], Any] | None = None,
-        preview_every: int = 0,
     ) -> None:
         self.timings: dict[str, float] = {}
         self.steps = steps
         self._batch_sizes = batch_sizes
-        self._on_progress, self._cancel = on_progress, cancel
-        self._preview, self._preview_every = preview, preview_every
+        self._watch, self._preview = watch, preview
         self._batch = -1
         self._stage = "load"
         self._stage_start = self._sample_start = time.perf_counter()
@@ -64,7 +72,7 @@ class Tracker:
         """A step is finished. Raises GenerationCancelled where the caller asked to stop."""
         part = min((step + 1) / max(self.steps, 1), 1.0)
         picture = None
-        if self._preview and self._preview_every and (step + 1) % self._preview_every == 0:
+        if self._preview and (step + 1) % self._watch.preview_every == 0:
             picture = self._preview(denoised)
         self._report(_ENCODE + (1 - _ENCODE - _DECODE) * part, step + 1, picture)
 
@@ -72,12 +80,12 @@ class Tracker:
         self.enter("done")
 
     def check(self) -> None:
-        if self._cancel is not None and self._cancel.is_set():
+        if self._watch.cancel is not None and self._watch.cancel.is_set():
             raise GenerationCancelled("the job was cancelled by its caller")
 
     def _report(self, part: float, step: int = 0, preview: Any = None) -> None:
         self.check()
-        if self._on_progress is None:
+        if self._watch.on_progress is None:
             return
         batches = max(len(self._batch_sizes), 1)
         finished = self._stage == "done"
@@ -85,7 +93,7 @@ class Tracker:
         seconds = time.perf_counter() - self._sample_start if step else 0.0
         speed = step / seconds if seconds > 0 else None
         eta = (batches - max(self._batch, 0)) * self.steps / speed - step / speed if speed else None
-        self._on_progress(
+        self._watch.on_progress(
             Progress(
                 stage=self._stage,  # type: ignore[arg-type]
                 step=step,

@@ -1,0 +1,143 @@
+"""From a request to a job: names resolved, seeds drawn, sizes settled, limits checked, before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..config import EngineConfig
+from ..errors import RequestError
+from ..flux.conditioner import Conditioner, EmbeddingCache
+from ..flux.noise import random_seed
+from ..flux.prompt import parse_networks
+from ..flux.samplers import SAMPLERS
+from ..flux.sampling import forecast
+from ..labels import resolve_sampler, schedule_steps
+from ..request import MAX_SEED, GenerationRequest
+from .images import open_image, to_images
+from .limits import check_limits
+from .networks import Networks
+from .processing import Batch, Job, plan_schedule, sampler_options
+from .progress import Tracker, Watch
+
+# (height, width) where a request names none: of the production job, and of the demonstration model.
+NATIVE_SIZE = (1344, 768)
+TINY_SIZE = (256, 256)
+
+
+def plan_job(
+    request: GenerationRequest,
+    networks: Networks,
+    config: EngineConfig,
+    embeddings: EmbeddingCache,
+    watch: Watch,
+    prompts: Sequence[str] = (),
+) -> tuple[Job, Tracker]:
+    """Everything about a request that can be known beforehand.
+
+    Args:
+        prompts: one for each picture, instead of the request's own for all.
+
+    Raises:
+        RequestError: a field is wrong or over a limit.
+    """
+    sampler, scheduler = resolve_sampler(request.sampler, request.scheduler, request.compat)
+    warnings = without_effect(request)
+    size = picture_size(request, networks, warnings)
+    schedule = plan_schedule(request, sampler, scheduler, networks.params.mu)
+    foreseen = forecast(schedule, sampler_options(request))
+    calls = len(foreseen.sigmas) if foreseen else schedule_steps(sampler, request.steps)
+    check_limits(request, size, calls, config)
+    batches = plan_batches(request, sampler, prompts)
+    tracker = Tracker(
+        foreseen.reports if foreseen else request.steps,
+        [len(batch.seeds) for batch in batches],
+        watch,
+        _previewer(networks) if watch.preview_every else None,
+    )
+    job = Job(
+        request=request,
+        networks=networks,
+        conditioner=Conditioner(
+            networks.text_encoders, networks.models.key, embeddings, request.emphasis, request.compat
+        ),
+        sampler=sampler,
+        scheduler=scheduler,
+        schedule=schedule,
+        forecast=foreseen,
+        size=size,
+        noise_source=request.noise_source or config.noise_source,
+        picture=start_picture(request, size),
+        enter=tracker.enter,
+        after_step=tracker.after_step,
+        warnings=warnings,
+        batches=batches,
+    )
+    return job, tracker
+
+
+def plan_batches(request: GenerationRequest, sampler: str, prompts: Sequence[str] = ()) -> tuple[Batch, ...]:
+    """Seeds count up from the request's, which is drawn where it is -1; a variation keeps the seed and counts its own.
+
+    A sampler whose pictures influence one another draws them one at a time, but for ``compat="forge"``.
+    """
+    count = request.num_outputs
+    seed = random_seed() if request.seed == -1 else request.seed
+    subseed = random_seed() if request.subseed == -1 else request.subseed
+    varied = request.subseed_strength > 0
+    if max(seed if varied else seed + count - 1, subseed + count - 1) > MAX_SEED:
+        raise RequestError(f"seed: the seeds that follow it are over {MAX_SEED}; give a smaller one", field="seed")
+    prompts = prompts or [request.prompt] * count
+    rows = [(seed if varied else seed + i, subseed + i, prompts[i]) for i in range(count)]
+    alone = SAMPLERS[sampler].couples_batch and request.compat == "fixed"
+    step = 1 if alone else request.batch_size
+    groups = [rows[i : i + step] for i in range(0, count, step)]
+    return tuple(Batch(*zip(*group, strict=True)) for group in groups)
+
+
+def picture_size(request: GenerationRequest, networks: Networks, warnings: list[str]) -> tuple[int, int]:
+    """(height, width) of the picture: as asked, or the model's own; cut to whole latent cells."""
+    native = TINY_SIZE if networks.models.is_tiny else NATIVE_SIZE
+    asked = (request.height or native[0], request.width or native[1])
+    cell = networks.autoencoder_factor
+    height, width = size = (asked[0] // cell * cell, asked[1] // cell * cell)
+    if asked != size:
+        warnings.append(f"the picture is {width}x{height}: sides are multiples of {cell} pixels")
+    elif any(side % (2 * cell) for side in size):
+        warnings.append(f"sides that are no multiple of {2 * cell} pixels are padded while drawing, as in Forge")
+    return size
+
+
+def start_picture(request: GenerationRequest, size: tuple[int, int]) -> Tensor | None:
+    """The start picture ``[1, 3, H, W]`` in 0..1 at ``size``: upright, transparency on white, resized as a whole."""
+    if request.image is None:
+        return None
+    image = request.image if isinstance(request.image, Image.Image) else open_image(request.image)
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    if image.size != (size[1], size[0]):
+        image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+
+
+def without_effect(request: GenerationRequest) -> list[str]:
+    """What a request asks for that this version does not do yet, a sentence each."""
+    _, tags = parse_networks(request.prompt)
+    asked = {
+        "the hires pass (enable_hr, hr_scale)": request.hires,
+        "lora_urls": bool(request.lora_urls),
+        "adetailer": request.adetailer,
+        f"the tags {', '.join(map(str, tags))}": bool(tags),
+    }
+    return [f"{what} has no effect yet in this version" for what, wanted in asked.items() if wanted]
+
+
+def _previewer(networks: Networks) -> Callable[[Tensor], Image.Image]:
+    preview = networks.preview()
+    return lambda denoised: to_images(preview(denoised[:1]))[0]
