@@ -1,4 +1,6 @@
-"""Make the slim copy of the golden data that the public tests fall back to. ``python tools/slim_goldens.py ../shared/golden``
+"""Make the slim copy of the golden data that the public tests fall back to.
+
+    python tools/slim_goldens.py ../shared/golden
 
 Small cases of every core family and of the output families, with the models that they need, in the layout of the
 whole folder. Three things keep it small: a case whose tensors are large is left out; models are xz-compressed
