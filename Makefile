@@ -36,6 +36,7 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt | $(RUN)
 	@touch $@ $(VENV)/.installed
 
 setup: $(VENV)/.installed
+	@echo "ready: $(VENV)"
 
 demo: setup
 	$(RUN) -m lightweight_engine demo $(ARGS)
