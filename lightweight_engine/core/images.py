@@ -235,7 +235,7 @@ def write_sidecar(path: str | os.PathLike[str], data: Mapping[str, Any]) -> None
 
 
 def read_sidecar(picture: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The sidecar of a picture (or a sidecar's own path); None where there is none, RequestError where it is damaged."""
+    """The sidecar of a picture (or at its own path); None where there is none, RequestError where it is damaged."""
     path = sidecar_path(picture)
     try:
         data = json.loads(path.read_bytes())

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..request import GenerationRequest
 
 Value = Any
-"""A parameter: a plain value, a list with one value per picture, a function of the picture's index, or None (left out)."""
+"""A parameter: a plain value, a list of one per picture, a function of the picture's index, or None (left out)."""
 
 SAME_CHOICES = "Use same choices"
 MASKED_CONTENT = ("fill", "original", "latent noise", "latent nothing")
@@ -64,8 +64,8 @@ class ImageFacts:
 class GenerationFacts:
     """What is known of one picture's making.
 
-    ``distilled_cfg_scale`` is None for models without guidance, ``ensd`` 0 for samplers that do not use it, ``emphasis``
-    "Original" where the prompt has no weights. ``extra`` are keys that come before the passes' own, as the detailer's;
+    ``distilled_cfg_scale`` is None for models without guidance, ``ensd`` 0 for samplers that do not use it,
+    ``emphasis`` "Original" where the prompt has no weights. ``extra`` are keys that come before the passes' own, as the detailer's;
     ``sampler_options`` is what ``sampler_parameters`` gives.
     """
 

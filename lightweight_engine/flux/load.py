@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..backend.linear import keep_storage
 from ..errors import CorruptCheckpointError, UnsupportedCheckpointError
@@ -26,6 +27,19 @@ NETWORKS: dict[Role, tuple[Any, Any]] = {
     "clip": (CLIPParams, CLIPText),
     "autoencoder": (AutoencoderParams, Autoencoder),
 }
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Networks built inside draw no weights: they get those of a file.
+
+    Drawing on the meta device would import torch's compiler, which takes longer than all else that start-up does.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def read_params(part: Part) -> Any:
@@ -67,7 +81,7 @@ def load_part(
             "use the bf16 file of the model"
         )
     params = read_params(part)
-    with torch.device("meta"):
+    with torch.device("meta"), _Uninitialised():
         module = NETWORKS[part.role][1](params)
     expected = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     _check_keys(name, part.role, expected, part.shapes)
