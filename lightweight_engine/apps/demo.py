@@ -44,8 +44,9 @@ def demo(
 ) -> None:
     """Draw several prompts with the demonstration model `tiny`, and a contact sheet of them."""
     with Console(json=json, quiet=quiet, debug=debug) as console:
+        from ..core.describe import sidecar
+        from ..core.images import save
         from ..core.models import TINY
-        from ..core.replay import save_result
 
         config = load_config({}, models_dir=TINY, offline=True)
         folder = output_dir or config.output_dir / "demo"
@@ -57,13 +58,14 @@ def demo(
             request = GenerationRequest(prompt=prompt, steps=steps, seed=FIRST_SEED + number)
             with watched(console, f"{number + 1}/{len(PROMPTS)}") as options:
                 result = engine.run(request, **options)
-            (saved,) = save_result(result, folder)
+            name = f"{number + 1:02}-{request.seed}"  # the same at every run, so that a run replaces the last
+            saved = save(result.images[0], folder, name, infotext=result.infotexts[0], sidecar=sidecar(result, 0))
             pictures.append(result.images[0])
             seconds = {name: round(value, 3) for name, value in result.timings.items()}
             rows.append({"path": str(saved.path), "prompt": prompt, "seed": request.seed, "timings": seconds})
             rate = steps / max(result.timings.get("sample", 0.0), 1e-9)
             console.say(f"{saved.path}  {sum(result.timings.values()):.1f} s, {speed(rate)}  {prompt}")
-        sheet = _save_sheet(pictures, PROMPTS, folder / "contact_sheet.png")
+        sheet = save(contact_sheet(pictures, PROMPTS), folder, "contact_sheet").path
         took = time.perf_counter() - begin
         if json:
             console.result({"contact_sheet": str(sheet), "seconds": round(took, 3), "images": rows})
@@ -91,12 +93,6 @@ def contact_sheet(pictures: list[Image], captions: tuple[str, ...]) -> Image:
         for number, line in enumerate(textwrap.wrap(caption, letters)[:CAPTION_LINES]):
             pen.text((left, top + height + 2 + number * LINE_HEIGHT), line, fill="black", font=font)
     return sheet
-
-
-def _save_sheet(pictures: list[Image], captions: tuple[str, ...], path: Path) -> Path:
-    from ..core.images import save
-
-    return save(contact_sheet(pictures, captions), path.parent, path.stem).path
 
 
 def register(app: typer.Typer) -> None:

@@ -36,7 +36,7 @@ def describe(progress: Progress) -> str:
     if progress.image_count > 1:
         parts.append(f"picture {progress.image_index + 1} of {progress.image_count}")
     if progress.stage == "sample":
-        parts.append(f"step {progress.step}/{progress.steps}")
+        parts.append(f"step {progress.step}/{progress.steps}" if progress.step else f"{progress.steps} steps")
     if progress.steps_per_second:
         parts.append(speed(progress.steps_per_second))
     if progress.eta_seconds is not None and progress.stage != "done":
@@ -67,13 +67,12 @@ class Silent(nullcontext[Any]):
 
 
 class Lines:
-    """A line for each stage, and one every few seconds while a stage lasts."""
+    """A line when drawing begins, and one every few seconds."""
 
     def __init__(self, console: Console, label: str = "") -> None:
         self._console = console
         self._prefix = f"{label}: " if label else ""
-        self._stage = ""
-        self._last = 0.0
+        self._last = time.monotonic()
 
     def __enter__(self) -> Lines:
         return self
@@ -83,9 +82,10 @@ class Lines:
 
     def __call__(self, progress: Progress) -> None:
         now = time.monotonic()
-        if progress.stage != self._stage or now - self._last >= SECONDS_BETWEEN_LINES:
+        begins = progress.stage == "sample" and not progress.step
+        if begins or now - self._last >= SECONDS_BETWEEN_LINES:
             self._console.say(self._prefix + describe(progress))
-            self._stage, self._last = progress.stage, now
+            self._last = now
 
 
 class Bar:

@@ -19,13 +19,14 @@ from factories import AE, CLIP, T5, network, save, save_flux
 
 from lightweight_engine import __version__
 from lightweight_engine.apps.cli import COMMANDS, main
-from lightweight_engine.apps.console import EXIT_CODES
+from lightweight_engine.apps.console import EXIT_CODES, Console
+from lightweight_engine.apps.progress import Bar, Silent, clock, describe, reporter, speed
 from lightweight_engine.errors import EngineError
 from lightweight_engine.flux.autoencoder import Autoencoder
 from lightweight_engine.flux.clip import CLIPText
 from lightweight_engine.flux.t5 import T5Encoder
 from lightweight_engine.labels import sampler_labels
-from lightweight_engine.request import GenerationRequest
+from lightweight_engine.request import GenerationRequest, Progress
 
 PROJECT = Path(__file__).resolve().parents[2]
 TOKENIZERS = PROJECT / "lightweight_engine" / "tiny" / "tokenizers"
@@ -144,7 +145,7 @@ def test_generate_prints_paths_on_stdout_and_words_on_stderr(cli: Cli, models: P
     assert all(path.is_file() and path.with_suffix(".json").is_file() for path in paths)
     assert all((tmp_path / path).is_relative_to(tmp_path / "outputs") for path in paths)
     assert "model: small" in done.err
-    assert "step" in done.err
+    assert "drawing, picture 1 of 2, 2 steps" in done.err
 
 
 def test_json_is_one_object_on_stdout(cli: Cli, models: Path) -> None:
@@ -249,7 +250,7 @@ def test_ctrl_c_stops_within_a_step_and_saves_nothing(models: Path, tmp_path: Pa
     process = _start("generate", "a cat", "--models-dir", str(models), *size, folder=tmp_path)
     assert process.stderr is not None
     for line in process.stderr:
-        if "step " in line:
+        if "drawing" in line:
             break
     process.send_signal(signal.SIGINT)
     begin = time.monotonic()
@@ -267,6 +268,36 @@ def test_a_closed_pipe_is_no_error(models: Path, tmp_path: Path) -> None:
     assert process.stderr is not None
     assert "Traceback" not in process.stderr.read()
     assert process.wait(30) == 0
+
+
+# --- progress -----------------------------------------------------------------------------------------------------
+
+
+def test_progress_in_words() -> None:
+    at = {"image_index": 1, "image_count": 2, "fraction": 0.6, "step": 3, "steps": 20, "steps_per_second": 2.5}
+    assert describe(Progress(stage="sample", eta_seconds=67, **at)) == (
+        "drawing, picture 2 of 2, step 3/20, 2.50 it/s, 1:07 left"
+    )
+    assert describe(Progress(stage="decode")) == "decoding"
+    assert (speed(0.25), clock(3725), clock(-1)) == ("4.00 s/it", "1:02:05", "0:00")
+
+
+def test_plain_lines_come_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with reporter(Console(), "1/8") as show:
+        for step in range(21):
+            now += 1.0
+            show(Progress(stage="sample", step=step, steps=20))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["1/8: drawing, 20 steps", *(f"1/8: drawing, step {step}/20" for step in (5, 10, 15, 20))]
+
+
+def test_a_bar_on_a_terminal() -> None:
+    bar = Bar("1/8")
+    with bar:
+        bar(Progress(stage="sample", step=3, steps=20, fraction=0.2))
+    assert isinstance(reporter(Console(quiet=True)), Silent)
 
 
 # --- the other commands -------------------------------------------------------------------------------------------
@@ -370,3 +401,18 @@ def test_doctor_says_what_to_repair(cli: Cli, models: Path, tmp_path: Path) -> N
     assert "-> replace or remove" in done.out
     assert "holds no T5 text encoder" in done.out
     assert "-> set output_dir to a folder of yours" in done.out
+
+
+def test_demo_draws_eight_prompts_and_a_contact_sheet(cli: Cli, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    monkeypatch.setattr("lightweight_engine.core.models.TINY", models)
+    for _ in range(2):  # the second run replaces the first
+        done = cli("demo", "--steps", 1, "--json")
+        assert done.code == 0, done.err
+    data = json.loads(done.out)
+    assert len({row["prompt"] for row in data["images"]}) == len(data["images"]) >= 8
+    assert len(list(Path("outputs/demo").glob("*.png"))) == len(data["images"]) + 1
+    with Image.open(data["contact_sheet"]) as sheet:
+        assert sheet.width > sheet.height > 0
+    assert "Steps: 1, Sampler: Euler" in cli("info", data["images"][0]["path"]).out
