@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +26,11 @@ def start_engine(console: Console, config: EngineConfig) -> LightweightEngine:
     check_models_dir(config)
     console.say("loading ...")
     begin = time.perf_counter()
-    from ..core.engine import LightweightEngine
+    with _on_interrupt(_leave):
+        from ..core.engine import LightweightEngine
 
-    engine = LightweightEngine(config)
-    engine.setup()
+        engine = LightweightEngine(config)
+        engine.setup()
     took = time.perf_counter() - begin
     name = "tiny, the demonstration model" if engine.models.is_tiny else engine.models.name
     console.say(f"model: {name}; device: {engine.networks.device}; ready in {took:.1f} s")
@@ -40,7 +43,8 @@ def watched(console: Console, label: str = "") -> Iterator[dict[str, Any]]:
 
     A job stopped so ends the command with exit code 130.
     """
-    with _interrupt() as cancel, reporter(console, label) as show:
+    cancel = threading.Event()
+    with _on_interrupt(cancel.set), reporter(console, label) as show:
         try:
             yield {"on_progress": show, "cancel": cancel}
         except GenerationCancelled:
@@ -50,17 +54,22 @@ def watched(console: Console, label: str = "") -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def _interrupt() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second one ends the process at once."""
-    cancel = threading.Event()
+def _on_interrupt(first: Callable[[], None]) -> Iterator[None]:
+    """Call ``first`` at the first Ctrl-C; the second one ends the process as usual."""
     previous: Any = signal.getsignal(signal.SIGINT)
 
     def stop(number: int, frame: Any) -> None:
-        cancel.set()
         signal.signal(signal.SIGINT, previous)
+        first()
 
     signal.signal(signal.SIGINT, stop)
     try:
-        yield cancel
+        yield
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def _leave() -> None:
+    """End the process at once. While torch is imported an exception may be swallowed; nothing is open yet to close."""
+    os.write(sys.stderr.fileno(), b"error: stopped by Ctrl-C\n")
+    os._exit(INTERRUPTED)

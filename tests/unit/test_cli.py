@@ -261,6 +261,16 @@ def test_ctrl_c_stops_within_a_step_and_saves_nothing(models: Path, tmp_path: Pa
     assert not (tmp_path / "outputs").exists()
 
 
+def test_ctrl_c_while_loading(models: Path, tmp_path: Path) -> None:
+    process = _start("generate", "a cat", "--models-dir", str(models), folder=tmp_path)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "loading ...\n"
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, words = process.communicate(timeout=30)
+    assert (process.returncode, words) == (130, "error: stopped by Ctrl-C\n")
+
+
 def test_a_closed_pipe_is_no_error(models: Path, tmp_path: Path) -> None:
     process = _start("models", "ls", "--models-dir", str(models), folder=tmp_path)
     assert process.stdout is not None
