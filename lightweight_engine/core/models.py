@@ -223,13 +223,19 @@ def _scan(root: Path) -> list[Entry]:
 def _model_files(folder: Path) -> Iterator[Path]:
     """Files with a model's suffix below a folder; links to folders are followed, each folder once."""
     seen: set[str] = set()
-    for current, below, names in os.walk(folder, followlinks=True):
+    for current, below, names in os.walk(folder, followlinks=True, onerror=_raise_unreadable):
         real = os.path.realpath(current)
         if real in seen:
             below.clear()
             continue
         seen.add(real)
         yield from (Path(current, name) for name in names if name.lower().endswith(SUFFIXES))
+
+
+def _raise_unreadable(error: OSError) -> None:
+    """A folder that is not there is none of the folders we look into; one that may not be read hides files."""
+    if isinstance(error, PermissionError):
+        raise ModelNotFoundError(f"{error.filename} may not be read by this user; change its permissions") from None
 
 
 class HashCache:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from lightweight_engine.core.models import HashCache, ModelLibrary
 from lightweight_engine.errors import CorruptCheckpointError, ModelError, ModelNotFoundError, UnsupportedCheckpointError
 from lightweight_engine.flux.params import T5Params
 from lightweight_engine.flux.t5 import T5Encoder
+
+PROJECT = Path(__file__).resolve().parents[2]
 
 
 def tree(folder: Path) -> set[tuple[str, int]]:
@@ -108,3 +112,28 @@ def test_hashes_are_kept_and_renewed(tmp_path: Path) -> None:
     assert HashCache(tmp_path / "cache" / "hashes.json").sha256(path) == hashlib.sha256(b"one").hexdigest()
     path.write_bytes(b"four")
     assert cache.sha256(path) == hashlib.sha256(b"four").hexdigest()
+
+
+def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "VAE"
+    save_family(tmp_path)
+    folder.chmod(0)
+    program = f"""
+import os
+from pathlib import Path
+from lightweight_engine.core.models import ModelLibrary
+from lightweight_engine.errors import ModelNotFoundError
+if os.getuid() == 0:
+    os.setuid(65534)  # root may read everything
+try:
+    ModelLibrary([Path({str(tmp_path)!r})]).ls()
+except ModelNotFoundError as error:
+    print(error)
+"""
+    for parent in [tmp_path, *tmp_path.parents][:3]:
+        parent.chmod(0o755)
+    try:
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=PROJECT)
+    finally:
+        folder.chmod(0o755)
+    assert "VAE may not be read by this user" in done.stdout, done.stderr
