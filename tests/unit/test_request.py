@@ -1,0 +1,102 @@
+"""The request: bounds, profiles, and errors that name the field."""
+
+from __future__ import annotations
+
+import pytest
+
+from lightweight_engine.errors import RequestError
+from lightweight_engine.request import MAX_SEED, GenerationRequest, profile_defaults
+
+
+def test_the_profiles_have_the_defaults_of_their_services() -> None:
+    native, cog, a1111 = (profile_defaults(name) for name in ("native", "cog", "a1111"))  # type: ignore[arg-type]
+    assert (native["steps"], native["cfg_scale"], native["distilled_cfg_scale"], native["hr_steps"]) == (
+        50,
+        1.0,
+        3.7,
+        10,
+    )
+    assert (cog["steps"], cog["hr_scale"], cog["denoising_strength"], cog["output_format"]) == (8, 1.3, 0.3, "webp")
+    assert (a1111["cfg_scale"], a1111["distilled_cfg_scale"], a1111["scheduler"]) == (7.0, 3.5, "Automatic")
+
+
+@pytest.mark.parametrize("profile", ["native", "cog", "a1111"])
+def test_every_profile_makes_a_request(profile) -> None:
+    request = GenerationRequest.from_profile(profile, {"prompt": "x", "seed": 3})
+    assert (request.prompt, request.seed) == ("x", 3)
+
+
+def test_every_field_has_help() -> None:
+    assert all(info.description for info in GenerationRequest.model_fields.values())
+
+
+BOUNDS = [
+    ("steps", 0, 1001),
+    ("cfg_scale", -0.1, 100.1),
+    ("distilled_cfg_scale", -0.1, 100.1),
+    ("seed", -2, MAX_SEED + 1),
+    ("subseed", -2, MAX_SEED + 1),
+    ("subseed_strength", -0.1, 1.1),
+    ("num_outputs", 0, 1025),
+    ("batch_size", 0, 65),
+    ("denoising_strength", -0.1, 1.1),
+    ("width", -1, None),
+    ("height", 15, None),
+    ("hr_scale", 0.5, 4.1),
+    ("s_churn", -1, 1001),
+    ("beta_alpha", 0, 11),
+]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, *values in BOUNDS for value in values if value is not None]
+)
+def test_out_of_range(field: str, value: float) -> None:
+    with pytest.raises(RequestError, match=field) as caught:
+        GenerationRequest(**{field: value})
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"steps": "many"}, "steps: .*'many'"),
+        ({"steps": 2.5}, "steps"),
+        ({"prompt": 5}, "prompt"),
+        ({"cfg_scale": float("nan")}, "cfg_scale"),
+        ({"emphasis": "Loud"}, "emphasis"),
+        ({"noise_source": "Moon"}, "noise_source"),
+        ({"compat": "best"}, "compat"),
+        ({"output_format": "tiff"}, "output_format"),
+        ({"colour": "red"}, "colour: there is no such field"),
+        ({"lora_urls": ["a", "b", "c"], "lora_scales": [1, 2]}, "2 numbers for 3 lora_urls"),
+        ({"sigma_min": 0.5, "sigma_max": 0.2}, "sigma_min must be below"),
+        ({"steps": 0, "width": 3}, "width: .*; steps: "),
+    ],
+)
+def test_wrong_values_are_named(fields: dict, words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        GenerationRequest(**fields)
+
+
+def test_a_request_cannot_be_changed() -> None:
+    with pytest.raises(Exception, match="frozen"):
+        GenerationRequest().steps = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("fields", "hires"),
+    [
+        ({}, False),
+        ({"hr_scale": 1.5}, True),
+        ({"hr_scale": 1.5, "enable_hr": False}, False),
+        ({"enable_hr": True}, True),
+    ],
+)
+def test_hires_follows_the_scale_unless_it_is_set(fields: dict, hires: bool) -> None:
+    assert GenerationRequest(**fields).hires is hires
+
+
+def test_zero_and_null_sizes_are_left_out() -> None:
+    assert GenerationRequest(width=0, height=None).width is None
+    assert GenerationRequest(prompt=None).prompt == ""
