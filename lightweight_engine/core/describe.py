@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .processing import Job
 
 ENSD_SAMPLERS = ("DPM++ 2S a", "Euler a", "DPM2 a", "DPM fast", "DPM adaptive")
-PACKAGES = ("torch", "safetensors", "tokenizers", "numpy", "pillow")
+PACKAGES = ("torch", "tokenizers", "numpy", "pillow")
 
 
 def versions() -> dict[str, str]:

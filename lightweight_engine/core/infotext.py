@@ -65,8 +65,8 @@ class GenerationFacts:
     """What is known of one picture's making.
 
     ``distilled_cfg_scale`` is None for models without guidance, ``ensd`` 0 for samplers that do not use it,
-    ``emphasis`` "Original" where the prompt has no weights. ``extra`` are keys that come before the passes' own, as the detailer's;
-    ``sampler_options`` is what ``sampler_parameters`` gives.
+    ``emphasis`` "Original" where the prompt has no weights. ``extra`` are keys that come before the passes' own, as
+    the detailer's; ``sampler_options`` is what ``sampler_parameters`` gives.
     """
 
     prompt: str

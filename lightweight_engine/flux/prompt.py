@@ -30,7 +30,7 @@ class Segment(NamedTuple):
 
 
 BREAK = Segment("BREAK", -1.0)
-"""Ends a chunk of tokens. The reference marks it by the weight -1, which ``compat="forge"`` multiplies like any other."""
+"""Ends a chunk of tokens. The reference marks it by the weight -1, which ``forge`` multiplies like any other."""
 
 
 # --- network tags -----------------------------------------------------------------------------------------------

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from checks.text_models import text_encoders
 from goldens import Case
 
+from checks.text_models import text_encoders
 from lightweight_engine.flux.chunks import clip_chunks, segments_of
 from lightweight_engine.flux.text_encoders import clip_states
 

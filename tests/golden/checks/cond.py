@@ -6,9 +6,9 @@ import json
 from contextlib import nullcontext
 
 import torch
-from checks.text_models import text_encoders
 from goldens import Case, golden_dir
 
+from checks.text_models import text_encoders
 from lightweight_engine.flux.conditioner import Conditioner, EmbeddingCache, resolve_guidance
 from lightweight_engine.flux.prompt import plan_prompt
 
