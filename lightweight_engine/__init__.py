@@ -26,7 +26,16 @@ _HOMES = {
     "EngineError": "errors",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "Config",
+    "EngineConfig",
+    "EngineError",
+    "GenerationRequest",
+    "GenerationResult",
+    "LightweightEngine",
+    "Progress",
+    "__version__",
+]
 
 if TYPE_CHECKING:
     from .config import Config, EngineConfig

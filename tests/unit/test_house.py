@@ -331,3 +331,12 @@ def test_no_place_of_one_machine_is_committed() -> None:
         if b"\0" not in data[:8192] and (match := PRIVATE.search(data.decode("utf-8", "replace"))):
             wrong.append(f"{name}: {match[0]}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_public_names_can_be_had() -> None:
+    import lightweight_engine
+
+    assert set(lightweight_engine.__all__) == {*lightweight_engine._HOMES, "__version__"}
+    assert all(getattr(lightweight_engine, name) for name in lightweight_engine.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        lightweight_engine.Nothing  # noqa: B018

@@ -61,7 +61,7 @@ _WORK: tuple[dict[Size, Bucket], int, bool | None] | None = None  # what forked 
 
 
 def _start_worker() -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.nice(10)  # training goes first
     torch.set_num_threads(1)
 
 
@@ -96,7 +96,7 @@ class Drawings:
         Tokens.shipped()
         _WORK = (self.buckets, seed, held_out)
         context = multiprocessing.get_context("fork")
-        self._pool = context.Pool(workers or max(1, (os.cpu_count() or 2) - 1), initializer=_start_worker)
+        self._pool = context.Pool(workers or max(1, (os.cpu_count() or 2) - 2), initializer=_start_worker)
         self._results = self._pool.imap(_draw_chunk, list(self._jobs()))
         self._thread = threading.Thread(target=self._collect, daemon=True)
         self._thread.start()
@@ -146,15 +146,22 @@ class Batches:
     def size(self) -> Size:
         return self._sizes[self.rng.choice(len(self._sizes), p=self._shares)]
 
-    def block(self, batch: int, device: torch.device, area: int = 256 * 256) -> tuple[Tensor, Tensor]:
+    def block(self, batch: int, device: torch.device, crop: int | None = None) -> tuple[Tensor, Tensor]:
         """Pictures ``[B, 3, H, W]`` in 0..1 and labels ``[B, attributes]``; neighbours in memory, which is no order.
 
-        ``batch`` is for pictures of ``area`` pixels; larger pictures come in fewer, smaller ones in more.
+        ``batch`` is for pictures of 256 x 256; larger pictures come in fewer, smaller ones in more. With ``crop`` the
+        pictures are cut to that side, all at one place, and ``batch`` is taken as it is.
         """
         bucket = self.drawings.buckets[self.size()]
-        batch = min(bucket.ready, max(1, round(batch * area / (bucket.size[0] * bucket.size[1]))))
+        if crop is None:
+            batch = max(1, round(batch * 256 * 256 / (bucket.size[0] * bucket.size[1])))
+        batch = min(bucket.ready, batch)
         first = int(self.rng.integers(bucket.ready - batch + 1))
-        images = torch.from_numpy(bucket.images[first : first + batch]).to(device)
+        images = bucket.images[first : first + batch]
+        if crop is not None:
+            top, left = (int(self.rng.integers(side - crop + 1)) for side in images.shape[1:3])
+            images = np.ascontiguousarray(images[:, top : top + crop, left : left + crop])
+        images = torch.from_numpy(images).to(device)
         labels = torch.from_numpy(bucket.labels[first : first + batch]).to(device).long()
         return images.permute(0, 3, 1, 2).float() / 255, labels
 

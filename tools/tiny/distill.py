@@ -18,6 +18,7 @@ from lightweight_engine.flux.velocity import predict_velocity
 
 from .data import Drawings, Latents
 from .files import save
+from .fused import use_compiled
 from .sampling import Family
 from .train_flow import EMPTY_SHARE, Source, preview, without_text
 from .training import Course, Trainer, best_device, save_history
@@ -35,6 +36,7 @@ def train(drawings: Drawings, root: Path, *, seconds: float, batch: int, lr: flo
     drawings.wait(min(drawings.count, 4096))
     latents.update()
     source = Source(drawings, latents, seed, batch)
+    use_compiled(device)
     course = Course(seconds, lr=lr)
     trainer = Trainer([student], course)
     while course.progress < 1:

@@ -19,14 +19,14 @@ from .pen import Pen, gradient, mix
 
 # (width, height) -> share of the training pictures
 SIZES: dict[tuple[int, int], float] = {
-    (256, 256): 0.42,
+    (256, 256): 0.54,
     (192, 256): 0.12,
-    (256, 192): 0.08,
-    (192, 320): 0.08,
-    (320, 192): 0.08,
-    (128, 128): 0.08,
-    (320, 320): 0.07,
-    (384, 384): 0.07,
+    (256, 192): 0.07,
+    (192, 320): 0.06,
+    (320, 192): 0.06,
+    (128, 128): 0.05,
+    (320, 320): 0.05,
+    (384, 384): 0.05,
 }
 CLOSE_UPS = 0.1  # share of pictures of a face or hand that fills the frame, which later passes redraw
 FACE, HAND, BUST = "face", "hand", "bust"

@@ -33,10 +33,10 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the weights of each stage")
     args = parser.parse_args()
     out, seed = args.out, args.seed
-    unseen = Drawings(args.held_out if args.classifier else 8, seed + 1000, held_out=True)
+    unseen = Drawings(args.held_out if args.classifier else 8, seed + 1000, workers=2, held_out=True)
     drawings = Drawings(args.drawings, seed)
     if args.autoencoder:
-        train_autoencoder.train(drawings, out, seconds=args.autoencoder, batch=max(2, args.batch // 2), lr=1e-3, seed=seed, resume=args.resume)
+        train_autoencoder.train(drawings, out, seconds=args.autoencoder, batch=max(6, args.batch * 3 // 8), lr=1e-3, seed=seed, resume=args.resume)
     if args.flow:
         family = train_flow.train(
             drawings, out, seconds=args.flow, batch=args.batch, lr=args.flow_lr, seed=seed, resume=args.resume, lowest=args.flow_lowest

@@ -24,9 +24,11 @@ from .draw import sheet
 from .files import AUTOENCODER, load, save
 from .training import Course, Trainer, best_device, save_history
 
-KL_WEIGHT = 2e-4
+KL_WEIGHT = 1e-3
 EDGE_WEIGHT = 4.0  # how much more a pixel near an edge counts
 SLOPE_WEIGHT = 1.0
+CROP = 128  # pixels; most of the time goes to many steps on cuts, the rest to whole pictures
+CROPS_UNTIL = 0.65
 
 
 def slopes(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,7 +96,6 @@ def contact_sheet(autoencoder: Autoencoder, drawings: Drawings, path: Path, devi
 def train(drawings: Drawings, out: Path, *, seconds: float, batch: int, lr: float, seed: int, resume: bool) -> Autoencoder:
     device = best_device()
     torch.manual_seed(seed)
-    torch.backends.cudnn.benchmark = True
     autoencoder = load("autoencoder", out) if resume else Autoencoder(AUTOENCODER)
     autoencoder = autoencoder.to(device, memory_format=torch.channels_last)
     drawings.wait(min(drawings.count, 2048))
@@ -102,10 +103,11 @@ def train(drawings: Drawings, out: Path, *, seconds: float, batch: int, lr: floa
     course = Course(seconds, lr=lr)
     trainer = Trainer([autoencoder], course)
     while course.progress < 1:
-        pixels, _ = batches.block(batch, device)
+        whole = course.progress > CROPS_UNTIL
+        pixels, _ = batches.block(batch // 3, device) if whole else batches.block(batch, device, CROP)
         loss, figures = losses(autoencoder, pixels.contiguous(memory_format=torch.channels_last))
         trainer.step(loss, **figures)
-        course.note("autoencoder", 100)
+        course.note("autoencoder", 200)
     course.note("autoencoder")
     trainer.use_averages()
     normalise(autoencoder, batches, device)
@@ -121,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/tiny"))
     parser.add_argument("--seconds", type=float, default=210)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--drawings", type=int, default=48_000)
     parser.add_argument("--seed", type=int, default=1)

@@ -1,6 +1,6 @@
 """Train the attribute classifier: ``python -m tools.tiny.train_classifier --seconds 50``.
 
-Half of the pictures it learns from went through the autoencoder, with a little noise on the latent, so that it judges
+A part of the pictures it learns from went through the autoencoder, with a little noise on the latent, so that it judges
 what is drawn and not how crisply. Reports its accuracy on drawings of combinations that were kept from training.
 """
 
@@ -28,13 +28,13 @@ log = logging.getLogger("tiny")
 
 @torch.no_grad()
 def varied(pixels: Tensor, autoencoder: Autoencoder) -> Tensor:
-    """Half of the batch through the autoencoder; light, contrast and noise by lot."""
-    half = len(pixels) // 2
-    if half:
-        source = pixels[:half].to(torch.bfloat16)
-        latent = autoencoder.encode(source, torch.randn(half, 16, source.shape[2] // 8, source.shape[3] // 8, device=source.device, dtype=source.dtype))
-        latent = latent + torch.rand(half, 1, 1, 1, device=latent.device) * 0.25 * torch.randn_like(latent)
-        pixels = torch.cat([autoencoder.decode(latent.to(torch.bfloat16)), pixels[half:]])
+    """An eighth of the batch through the autoencoder; light, contrast and noise by lot."""
+    some = len(pixels) // 8
+    if some:
+        source = pixels[:some].to(torch.bfloat16)
+        latent = autoencoder.encode(source, torch.randn(some, 16, source.shape[2] // 8, source.shape[3] // 8, device=source.device, dtype=source.dtype))
+        latent = latent + torch.rand(some, 1, 1, 1, device=latent.device) * 0.25 * torch.randn_like(latent)
+        pixels = torch.cat([autoencoder.decode(latent.to(torch.bfloat16)), pixels[some:]])
     rows = (len(pixels), 1, 1, 1)
     light = 1 + 0.08 * torch.randn(rows, device=pixels.device)
     shift = 0.03 * torch.randn(rows, device=pixels.device)

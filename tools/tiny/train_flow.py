@@ -23,6 +23,7 @@ from lightweight_engine.flux.velocity import predict_velocity
 from .data import T5_KEPT, Batches, Drawings, Latents
 from .draw import sheet
 from .files import CLIP, FLUX, T5, load, save
+from .fused import use_compiled
 from .sampling import MU, Family, euler
 from .tokens import Tokens
 from .training import Course, Trainer, best_device, save_history
@@ -116,6 +117,7 @@ def train(drawings: Drawings, root: Path, *, seconds: float, batch: int, lr: flo
     drawings.wait(min(drawings.count, 4096))
     latents.update()
     source = Source(drawings, latents, seed, batch)
+    use_compiled(device)
     course = Course(seconds, lr=lr, lowest=lowest)
     trainer = Trainer(networks, course)
     saved = 0.0

@@ -89,6 +89,9 @@ class Trainer:
         for network in networks:
             network.to(torch.bfloat16)
         self._working = [p for network in networks for p in network.parameters()]
+        self._grads = [torch.zeros_like(p) for p in self._masters]
+        for master, grad in zip(self._masters, self._grads, strict=True):
+            master.grad = grad
         decayed = [p for p in self._masters if p.ndim > 1]
         plain = [p for p in self._masters if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -98,8 +101,8 @@ class Trainer:
     def step(self, loss: Tensor, **figures: Tensor) -> None:
         """One step down the gradient of ``loss``; ``figures`` are averaged into the history."""
         loss.backward()
-        for master, working in zip(self._masters, self._working, strict=True):
-            master.grad = None if working.grad is None else working.grad.float()
+        torch._foreach_copy_(self._grads, [w.grad for w in self._working])
+        for working in self._working:
             working.grad = None
         torch.nn.utils.clip_grad_norm_(self._masters, 1.0)
         for group in self._optimizer.param_groups:
