@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EMBEDDING_CACHE_BYTES = 256 << 20
+
+T = TypeVar("T")
 
 
 class LightweightEngine:
@@ -86,10 +88,7 @@ class LightweightEngine:
             networks = Networks(
                 models, device, precision, tokenizers=lambda: self._tokenizers(models), keep=self._fits(models, device)
             )
-            try:
-                networks.load_all()
-            except torch.OutOfMemoryError as error:
-                raise _out_of_memory(error, device) from None
+            within_memory(device, networks.load_all)
             self._networks = networks
 
     def generate(self, **fields: Any) -> list[Image.Image]:
@@ -128,13 +127,7 @@ class LightweightEngine:
         with self._lock:
             networks = self.networks
             memory = PeakMemory(networks.device)
-            try:
-                return self._run(request, networks, memory, watch)
-            except torch.OutOfMemoryError as error:
-                raise _out_of_memory(error, networks.device) from None
-            finally:
-                if networks.device.type == "cuda":
-                    release_cached(networks.device)
+            return within_memory(networks.device, lambda: self._run(request, networks, memory, watch))
 
     def close(self) -> None:
         """Release the networks; the next call sets the engine up again."""
@@ -150,10 +143,14 @@ class LightweightEngine:
         Args:
             prompts: one for each picture, instead of the request's own for all.
         """
-        with self._lock:
+
+        def work() -> Drawn:
             job, tracker = plan_job(request, self.networks, self.config, self._embeddings, Watch(), prompts)
             drawn = [each for _, each in _draw_all(job, tracker)]
             return Drawn(torch.cat([each.latent for each in drawn]), torch.cat([each.pixels for each in drawn]))
+
+        with self._lock:
+            return within_memory(self.networks.device, work)
 
     def use(self, networks: Networks) -> None:
         """Work with networks that the caller has put together; ``setup`` then has nothing left to do."""
@@ -224,10 +221,19 @@ def _draw_all(job: Job, tracker: Tracker) -> Iterator[tuple[Batch, Drawn]]:
         yield batch, draw(job, batch)
 
 
-def _out_of_memory(error: Exception, device: torch.device) -> MemoryBudgetError:
+def within_memory(device: torch.device, work: Callable[[], T]) -> T:
+    """What ``work`` returns.
+
+    Raises:
+        MemoryBudgetError: it ran out of memory; unused blocks have been given back by then.
+    """
+    try:
+        return work()
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+    # Not raised above: an error that remembers the failed job's frames would keep its tensors.
     release_cached(device)
-    first = str(error).splitlines()[0]
-    return MemoryBudgetError(
-        f"{device} ran out of memory ({first}; {available_memory(device) >> 20:,} MiB are free now); "
+    raise MemoryBudgetError(
+        f"{device} ran out of memory ({reason}; {available_memory(device) >> 20:,} MiB are free now); "
         "ask for a smaller picture or fewer at once"
     )

@@ -132,8 +132,9 @@ def test_out_of_memory_ends_the_job_and_not_the_engine(
 
     with monkeypatch.context() as patch:
         patch.setattr("lightweight_engine.core.processing.run", fail)
-        with pytest.raises(MemoryBudgetError, match="20.00 GiB.*smaller picture"):
+        with pytest.raises(MemoryBudgetError, match="20.00 GiB.*smaller picture") as caught:
             engine.run(request())
+    assert caught.value.__context__ is None  # it would keep the frames of the job, and so its tensors
     assert hashes(engine.run(request()).images) == expected
 
 

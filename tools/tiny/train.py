@@ -49,7 +49,7 @@ def main() -> None:
     if args.classifier:
         autoencoder = load("autoencoder", out, best_device())
         network = train_classifier.train(
-            drawings, autoencoder, out, out / "classifier.safetensors", seconds=args.classifier, batch=96, seed=seed  # type: ignore[arg-type]
+            drawings, out, out / "classifier.safetensors", seconds=args.classifier, batch=96, seed=seed  # type: ignore[arg-type]
         )
         train_classifier.report(network, unseen, autoencoder, out / "classifier.json")  # type: ignore[arg-type]
     drawings.close()

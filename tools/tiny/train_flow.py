@@ -42,8 +42,8 @@ PROMPTS = (
 
 
 @torch.no_grad()
-def initialise(transformer: Flux, t5: T5Encoder, clip: CLIPText) -> None:
-    """Every block begins as the identity; T5 divides no scores by the root of the head width, so its queries are small."""
+def initialise(transformer: Flux) -> None:
+    """Every block begins as the identity."""
     for name, module in transformer.named_modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -51,6 +51,11 @@ def initialise(transformer: Flux, t5: T5Encoder, clip: CLIPText) -> None:
                 module.bias.zero_()
             if name.endswith(("_mod.lin", "modulation.lin", "adaLN_modulation.1", "final_layer.linear")):
                 module.weight.zero_()
+
+
+@torch.no_grad()
+def initialise_texts(t5: T5Encoder, clip: CLIPText) -> None:
+    """T5 divides no scores by the root of the head width, so its queries are small."""
     for name, module in t5.named_modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
@@ -110,7 +115,8 @@ def train(drawings: Drawings, root: Path, *, seconds: float, batch: int, lr: flo
         transformer, t5, clip = load("transformer", root), load("t5", root), load("clip", root)
     else:
         transformer, t5, clip = Flux(FLUX), T5Encoder(T5), CLIPText(CLIP)
-        initialise(transformer, t5, clip)
+        initialise(transformer)
+        initialise_texts(t5, clip)
     networks = [network.to(device) for network in (transformer, t5, clip)]
     family = Family(transformer, clip, t5, load("autoencoder", root))  # type: ignore[arg-type]
     latents = Latents(drawings, family.autoencoder, device)
