@@ -67,9 +67,31 @@ HANDS = {
 SHIRT = ("{c} shirt", "a {c} shirt", "wearing a {c} shirt", "{c} sweater", "in a {c} shirt", "{c} clothes")
 BACKGROUND = ("{c} background", "a {c} background", "on a {c} background", "{c} wall behind", "{c} backdrop")
 
-OPENINGS = ("", "", "", "portrait of ", "drawing of ", "a drawing of ", "cartoon of ", "picture of ", "a portrait of ",
-            "illustration of ", "photo of ")
-ENDINGS = ("", "", "", "", ".", ", high quality", ", flat colors", ", masterpiece, best quality", ", detailed", ", cartoon style")
+OPENINGS = (
+    "",
+    "",
+    "",
+    "portrait of ",
+    "drawing of ",
+    "a drawing of ",
+    "cartoon of ",
+    "picture of ",
+    "a portrait of ",
+    "illustration of ",
+    "photo of ",
+)
+ENDINGS = (
+    "",
+    "",
+    "",
+    "",
+    ".",
+    ", high quality",
+    ", flat colors",
+    ", masterpiece, best quality",
+    ", detailed",
+    ", cartoon style",
+)
 
 # {s} subject, {0} the first phrase, {1} the others
 FRAMES = (
@@ -140,7 +162,7 @@ def _phrase(group: str, person: Person, rng: np.random.Generator) -> tuple[str, 
 def _groups(person: Person, view: str, rng: np.random.Generator, least: int) -> list[str]:
     """Which groups a prompt names, in random order; absent glasses and hands are seldom worth a word."""
     groups = [g for g in VISIBLE[view] if not (person.attributes.get(g) == NONE and rng.random() < 0.7)]
-    count = len(groups) if rng.random() < 0.35 else int(rng.integers(min(least, len(groups)), len(groups) + 1))
+    count = len(groups) if rng.random() < 0.5 else int(rng.integers(min(least, len(groups)), len(groups) + 1))
     return [groups[i] for i in rng.permutation(len(groups))[:count]]
 
 

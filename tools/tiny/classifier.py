@@ -58,7 +58,13 @@ def resized(pixels: Tensor) -> Tensor:
 
 def save_classifier(network: Classifier, path: Path = WEIGHTS) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().cpu().to(torch.bfloat16 if v.ndim > 1 else v.dtype).contiguous() for k, v in network.state_dict().items()}, path)
+    save_file(
+        {
+            k: v.detach().cpu().to(torch.bfloat16 if v.ndim > 1 else v.dtype).contiguous()
+            for k, v in network.state_dict().items()
+        },
+        path,
+    )
 
 
 def load_classifier(path: Path = WEIGHTS, device: str | torch.device = "cpu") -> Classifier:
@@ -68,7 +74,9 @@ def load_classifier(path: Path = WEIGHTS, device: str | torch.device = "cpu") ->
 
 
 @torch.no_grad()
-def probabilities(network: Classifier, images: Sequence[Image.Image], batch: int = 64) -> list[dict[str, dict[str, float]]]:
+def probabilities(
+    network: Classifier, images: Sequence[Image.Image], batch: int = 64
+) -> list[dict[str, dict[str, float]]]:
     """For every picture and attribute, the probability of each value."""
     device = next(network.parameters()).device
     found: list[dict[str, dict[str, float]]] = []
@@ -82,7 +90,10 @@ def probabilities(network: Classifier, images: Sequence[Image.Image], batch: int
 
 def attributes_in(network: Classifier, images: Sequence[Image.Image]) -> list[dict[str, str]]:
     """The most probable value of every attribute in every picture."""
-    return [{name: max(row, key=lambda value: row[value]) for name, row in picture.items()} for picture in probabilities(network, images)]
+    return [
+        {name: max(row, key=lambda value: row[value]) for name, row in picture.items()}
+        for picture in probabilities(network, images)
+    ]
 
 
 def _pixels(image: Image.Image, device: torch.device) -> Tensor:

@@ -1,6 +1,7 @@
 """Training drawings: drawn by worker processes into shared memory while training already runs.
 
-``Drawings`` holds pictures, captions as token ids, and attributes, by picture size. ``Latents`` encodes them as they come.
+``Drawings`` holds pictures, captions as token ids, and attributes, by picture size. ``Latents`` encodes
+them as they come.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def _draw_chunk(job: tuple[Size, int, int]) -> tuple[Size, int]:
         rng = np.random.default_rng([seed, number + i - first, 1])
         bucket.images[i] = np.asarray(drawing.image)
         bucket.labels[i] = [
-            values(name).index(value) if drawing.view == "bust" else -1 for name, value in drawing.person.attributes.items()
+            values(name).index(value) if drawing.view == "bust" else -1
+            for name, value in drawing.person.attributes.items()
         ]
         for k in range(CAPTIONS):
             text = caption(drawing.person, rng, drawing.view).text
@@ -196,7 +198,9 @@ class Latents:
             mine = self.buckets[size]
             while mine.ready < bucket.ready and (chunks is None or chunks > 0):
                 span = slice(mine.ready, min(mine.ready + CHUNK, bucket.ready))
-                pixels = torch.from_numpy(bucket.images[span]).to(self.device).permute(0, 3, 1, 2).to(torch.bfloat16) / 255
+                pixels = (
+                    torch.from_numpy(bucket.images[span]).to(self.device).permute(0, 3, 1, 2).to(torch.bfloat16) / 255
+                )
                 moments = self.autoencoder.encoder(2 * pixels - 1).float()
                 mine.mean[span] = self.autoencoder.sample(moments, torch.zeros_like(moments[:, :16])).to(torch.bfloat16)
                 mine.clip[span] = torch.from_numpy(bucket.clip[span]).to(self.device)

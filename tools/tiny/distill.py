@@ -26,7 +26,9 @@ from .training import Course, Trainer, best_device, save_history
 LOWEST, HIGHEST = 1.0, 6.0
 
 
-def train(drawings: Drawings, root: Path, *, seconds: float, batch: int, lr: float, seed: int) -> Family:
+def train(
+    drawings: Drawings, root: Path, *, seconds: float, batch: int, lr: float, seed: int, compiled: bool = True
+) -> Family:
     device = best_device()
     torch.manual_seed(seed)
     family = Family.load(root, device).to(torch.bfloat16)
@@ -36,7 +38,8 @@ def train(drawings: Drawings, root: Path, *, seconds: float, batch: int, lr: flo
     drawings.wait(min(drawings.count, 4096))
     latents.update()
     source = Source(drawings, latents, seed, batch)
-    use_compiled(device)
+    if compiled:
+        use_compiled(device)
     course = Course(seconds, lr=lr)
     trainer = Trainer([student], course)
     while course.progress < 1:
@@ -72,9 +75,12 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--drawings", type=int, default=24_000)
     parser.add_argument("--seed", type=int, default=4)
+    parser.add_argument("--plain", action="store_true", help="compile nothing")
     args = parser.parse_args()
     drawings = Drawings(args.drawings, args.seed)
-    family = train(drawings, args.out, seconds=args.seconds, batch=args.batch, lr=args.lr, seed=args.seed)
+    family = train(
+        drawings, args.out, seconds=args.seconds, batch=args.batch, lr=args.lr, seed=args.seed, compiled=not args.plain
+    )
     drawings.close()
     preview(family, args.out / "distilled.png", guidance=3.5)
 

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from .figure import BACKGROUND, WHITE, Look, draw_person, hand, shade
-from .people import Person, random_person
 from .pen import Pen, gradient, mix
+from .people import Person, random_person
 
 # (width, height) -> share of the training pictures
 SIZES: dict[tuple[int, int], float] = {
@@ -53,10 +53,20 @@ def draw(person: Person, width: int, height: int, rng: np.random.Generator, view
     look = Look.of(person, rng)
     if rng.random() < 0.3:  # a disc behind the head
         disc = pen.frame(width * rng.uniform(0.3, 0.7), height * rng.uniform(0.25, 0.6), 1.0)
-        disc.stroke([(0, 0), (0.01, 0)], shade(mix(BACKGROUND[person.background], WHITE, 0.25), rng, 4), min(width, height) * rng.uniform(0.6, 1.0))
+        disc.stroke(
+            [(0, 0), (0.01, 0)],
+            shade(mix(BACKGROUND[person.background], WHITE, 0.25), rng, 4),
+            min(width, height) * rng.uniform(0.6, 1.0),
+        )
     if view == HAND:
         size = min(width, height) * rng.uniform(1.2, 1.9)
-        at = pen.frame(width * rng.uniform(0.4, 0.6), height * rng.uniform(0.7, 0.95), size, rng.uniform(-25, 25), rng.random() < 0.5)
+        at = pen.frame(
+            width * rng.uniform(0.4, 0.6),
+            height * rng.uniform(0.7, 0.95),
+            size,
+            rng.uniform(-25, 25),
+            rng.random() < 0.5,
+        )
         at.line = 0.015
         at.stroke([(0, 0.1), (0.05, 0.9)], look.shirt, 0.21, look.shirt_line)
         hand(at, look)
@@ -76,7 +86,9 @@ def draw(person: Person, width: int, height: int, rng: np.random.Generator, view
     return pen.result()
 
 
-def training_drawing(seed: int, number: int, size: tuple[int, int] | None = None, held_out: bool | None = False) -> Drawing:
+def training_drawing(
+    seed: int, number: int, size: tuple[int, int] | None = None, held_out: bool | None = False
+) -> Drawing:
     """Drawing ``number`` of the endless set ``seed``; ``size`` (width, height), else by lot."""
     rng = np.random.default_rng([seed, number])
     person = random_person(rng, held_out=held_out)

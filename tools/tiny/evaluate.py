@@ -49,7 +49,11 @@ def score(named: Sequence[dict[str, str]], found: Sequence[dict[str, str]]) -> d
     for wanted, seen in zip(named, found, strict=True):
         for name, value in wanted.items():
             hits[name].append(seen[name] == value)
-    rows = {name: {"named": len(hits[name]), "found": round(float(np.mean(hits[name])), 4)} for name in ATTRIBUTES if hits[name]}
+    rows = {
+        name: {"named": len(hits[name]), "found": round(float(np.mean(hits[name])), 4)}
+        for name in ATTRIBUTES
+        if hits[name]
+    }
     every = [hit for row in hits.values() for hit in row]
     return {"all": round(float(np.mean(every)), 4), "named": len(every), "attributes": rows}
 
@@ -72,22 +76,29 @@ def untrained(family: Family, seed: int) -> Family:
 
 
 def _small(images: Sequence[Image.Image]) -> torch.Tensor:
-    return torch.stack([torch.from_numpy(np.asarray(i.resize((32, 32), Image.Resampling.BOX)).copy()).float().flatten() for i in images])
+    return torch.stack(
+        [
+            torch.from_numpy(np.asarray(i.resize((32, 32), Image.Resampling.BOX)).copy()).float().flatten()
+            for i in images
+        ]
+    )
 
 
-def nearest_drawings(images: Sequence[Image.Image], drawings: Drawings, keep: int = 24) -> list[tuple[Image.Image, float]]:
+def nearest_drawings(
+    images: Sequence[Image.Image], drawings: Drawings, keep: int = 24
+) -> list[tuple[Image.Image, float]]:
     """For each picture the nearest training drawing of its size, and the mean difference per pixel and channel, 0..255.
 
     Candidates are found on pictures of 32 x 32 and compared in full.
     """
     bucket = drawings.buckets[images[0].size]
     wanted = _small(images)
-    small = torch.cat([
-        F.adaptive_avg_pool2d(torch.from_numpy(bucket.images[i : i + 256]).permute(0, 3, 1, 2).float(), 32).permute(0, 2, 3, 1).flatten(1)
-        for i in range(0, bucket.ready, 256)
-    ])  # fmt: skip
+    parts = (torch.from_numpy(bucket.images[i : i + 256]).permute(0, 3, 1, 2) for i in range(0, bucket.ready, 256))
+    small = torch.cat([F.adaptive_avg_pool2d(part.float(), 32).permute(0, 2, 3, 1).flatten(1) for part in parts])
     found = []
-    for image, near in zip(images, torch.cdist(wanted, small, p=1).topk(min(keep, len(small)), largest=False).indices, strict=True):
+    for image, near in zip(
+        images, torch.cdist(wanted, small, p=1).topk(min(keep, len(small)), largest=False).indices, strict=True
+    ):
         pixels = np.asarray(image).astype(np.int16)
         distances = {int(i): float(np.abs(bucket.images[int(i)].astype(np.int16) - pixels).mean()) for i in near}
         best = min(distances, key=lambda i: distances[i])
@@ -95,7 +106,9 @@ def nearest_drawings(images: Sequence[Image.Image], drawings: Drawings, keep: in
     return found
 
 
-def evaluate(sample: Sample, random_sample: Sample, classifier: Classifier, prompts: list[Caption], seed: int) -> tuple[dict[str, Any], list[Image.Image]]:
+def evaluate(
+    sample: Sample, random_sample: Sample, classifier: Classifier, prompts: list[Caption], seed: int
+) -> tuple[dict[str, Any], list[Image.Image]]:
     """The three figures, and the pictures."""
     texts, named = [p.text for p in prompts], [p.named for p in prompts]
     images = sample(texts, seed)
@@ -111,11 +124,17 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=TINY)
     parser.add_argument("--classifier", type=Path, default=WEIGHTS)
     parser.add_argument("--out", type=Path, default=Path("docs/tiny"))
-    parser.add_argument("--by", choices=("engine", "loop"), default="engine", help="the engine's public face, or our own loop")
+    parser.add_argument(
+        "--by", choices=("engine", "loop"), default="engine", help="the engine's public face, or our own loop"
+    )
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, nargs="+", default=[3.5], help="distilled guidance; the first is reported in full")
-    parser.add_argument("--drawings", type=int, default=48_000, help="training drawings to search for copies; 0 skips it")
+    parser.add_argument(
+        "--guidance", type=float, nargs="+", default=[3.5], help="distilled guidance; the first is reported in full"
+    )
+    parser.add_argument(
+        "--drawings", type=int, default=48_000, help="training drawings to search for copies; 0 skips it"
+    )
     parser.add_argument("--drawings-seed", type=int, default=3, help="as in train_flow")
     parser.add_argument("--seed", type=int, default=5)
     args = parser.parse_args()
@@ -138,12 +157,19 @@ def main() -> None:
         str(g): score(named, attributes_in(classifier, sampler(g)(texts, args.seed)))["all"] for g in args.guidance[1:]
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    sheet([image.resize((128, 128), Image.Resampling.LANCZOS) for image in images[:80]], 10).save(args.out / "evaluation.png")
+    sheet([image.resize((128, 128), Image.Resampling.LANCZOS) for image in images[:80]], 10).save(
+        args.out / "evaluation.png"
+    )
     if drawings:
         drawings.wait()
         near = nearest_drawings(images[:SHOWN], drawings)
-        report["nearest"] = {"searched": drawings.buckets[images[0].size].ready, "mean_difference": [distance for _, distance in near]}
-        sheet([*images[:SHOWN], *(drawing for drawing, _ in near)], SHOWN).resize((SHOWN * 130, 260)).save(args.out / "nearest.png")
+        report["nearest"] = {
+            "searched": drawings.buckets[images[0].size].ready,
+            "mean_difference": [distance for _, distance in near],
+        }
+        sheet([*images[:SHOWN], *(drawing for drawing, _ in near)], SHOWN).resize((SHOWN * 130, 260)).save(
+            args.out / "nearest.png"
+        )
         drawings.close()
     (args.out / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     log.info("%s", json.dumps(report))

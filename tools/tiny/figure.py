@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .people import Person
 from .pen import Color, Pen, box, ellipse, mix, smooth
+from .people import Person
 
 INK: Color = (38, 28, 34)
 WHITE: Color = (255, 255, 255)
@@ -113,7 +113,9 @@ def draw_person(pen: Pen, look: Look) -> None:
 
 def body(pen: Pen, look: Look) -> None:
     wide = look.between(0.62, 0.74)
-    pen.shape([(-0.15, 0.3), (0.15, 0.3), (0.17, 0.84), (-0.17, 0.84)], mix(look.skin, look.skin_line, 0.22), look.skin_line)
+    pen.shape(
+        [(-0.15, 0.3), (0.15, 0.3), (0.17, 0.84), (-0.17, 0.84)], mix(look.skin, look.skin_line, 0.22), look.skin_line
+    )
     torso = [(-0.17, 0.62), (-wide + 0.14, 0.74), (-wide, 0.92), (-wide - 0.08, 1.5), (-wide - 0.1, 4.0)]
     torso = [*torso, *[(-x, y) for x, y in reversed(torso)]]
     pen.shape(smooth(torso, steps=6), look.shirt, look.shirt_line)
@@ -129,7 +131,9 @@ def body(pen: Pen, look: Look) -> None:
             pen.shape([(side * 0.18, 0.56), (0, 0.84), (side * 0.17, 1.0), (side * 0.3, 0.74)], light, look.shirt_line)
         for y in (1.12, 1.36, 1.6, 1.84):
             pen.shape(ellipse(0, y, 0.028, 0.028, count=14), light, look.shirt_line, 0.6)
-    pen.shape([(-0.14, 0.36), (0.14, 0.36), (0.15, 0.62), (0, 0.68), (-0.15, 0.62)], mix(look.skin, look.skin_line, 0.22))
+    pen.shape(
+        [(-0.14, 0.36), (0.14, 0.36), (0.15, 0.62), (0, 0.68), (-0.15, 0.62)], mix(look.skin, look.skin_line, 0.22)
+    )
     for side in (-1, 1):  # where the arms hang
         pen.stroke([(side * (wide - 0.17), 1.15), (side * (wide - 0.16), 4.0)], look.shirt_line, pen.line)
 
@@ -158,13 +162,22 @@ def raised_arm(pen: Pen, look: Look) -> None:
 def hand(pen: Pen, look: Look) -> None:
     """An open hand with five fingers; the wrist is at (0, 0), the fingers point up, the thumb inwards (left)."""
     spread = look.between(0.8, 1.25)
-    fingers = [((x, -0.2), (x + spread * lean, -0.2 - length)) for x, lean, length in (
-        (-0.085, -0.045, 0.18), (-0.03, -0.012, 0.225), (0.03, 0.022, 0.21), (0.085, 0.055, 0.16))]
+    fingers = [
+        ((x, -0.2), (x + spread * lean, -0.2 - length))
+        for x, lean, length in (
+            (-0.085, -0.045, 0.18),
+            (-0.03, -0.012, 0.225),
+            (0.03, 0.022, 0.21),
+            (0.085, 0.055, 0.16),
+        )
+    ]
     thumb = [(-0.07, -0.07), (-0.145, -0.14), (-0.185 - 0.02 * spread, -0.215)]
     for finger in fingers:
         pen.stroke(finger, look.skin, 0.052, look.skin_line, 0.85)
     pen.stroke(thumb, look.skin, 0.058, look.skin_line, 0.85)
-    palm = smooth([(-0.075, 0.03), (-0.115, -0.1), (-0.11, -0.22), (0, -0.25), (0.112, -0.22), (0.1, -0.08), (0.075, 0.03)])
+    palm = smooth(
+        [(-0.075, 0.03), (-0.115, -0.1), (-0.11, -0.22), (0, -0.25), (0.112, -0.22), (0.1, -0.08), (0.075, 0.03)]
+    )
     pen.shape(palm, look.skin, look.skin_line, 0.85)
     for finger in fingers:
         pen.stroke(finger, look.skin, 0.052)
@@ -193,7 +206,9 @@ def face(pen: Pen, look: Look) -> None:
     for side in (-1, 1):
         eye(pen.frame(side * 0.17, 0.02, 1.0, mirror=side < 0), look, gaze * side)
     nose = look.between(0.02, 0.045)
-    pen.stroke(smooth([(-0.01, 0.1), (nose, 0.17), (-0.02, 0.185)], closed=False), mix(look.skin, look.skin_line, 0.75), 0.02)
+    pen.stroke(
+        smooth([(-0.01, 0.1), (nose, 0.17), (-0.02, 0.185)], closed=False), mix(look.skin, look.skin_line, 0.75), 0.02
+    )
     mouth(pen, look)
 
 
@@ -229,7 +244,10 @@ def mouth(pen: Pen, look: Look) -> None:
     if mood == "smiling" and rng.random() < 0.6:  # open, with teeth
         lower = ellipse(0, y - 0.035, wide, look.between(0.11, 0.14), 0, 180, 20)
         pen.shape(lower, dark, INK, 0.8)
-        pen.shape([(-wide * 0.9, y - 0.03), (wide * 0.9, y - 0.03), (wide * 0.78, y + 0.012), (-wide * 0.78, y + 0.012)], WHITE)
+        pen.shape(
+            [(-wide * 0.9, y - 0.03), (wide * 0.9, y - 0.03), (wide * 0.78, y + 0.012), (-wide * 0.78, y + 0.012)],
+            WHITE,
+        )
         pen.stroke([(-wide, y - 0.035), (wide, y - 0.035)], lips, 0.022)
     elif mood == "smiling":
         pen.stroke(ellipse(0, y - 0.08, wide * 1.1, 0.12, 15, 165, 16), lips, 0.034)
@@ -266,8 +284,20 @@ def glasses(pen: Pen, look: Look) -> None:
         elif kind == "square":
             pen.shape(box(x, y, 0.14, 0.108, 0.014), None, frame, 1.7)
         else:
-            pen.shape(smooth([(x - 0.135, y - 0.09), (x + 0.135, y - 0.09), (x + 0.12, y + 0.07), (x, y + 0.12), (x - 0.12, y + 0.07)]),
-                      (30, 30, 38), (18, 18, 22), 1.2)
+            pen.shape(
+                smooth(
+                    [
+                        (x - 0.135, y - 0.09),
+                        (x + 0.135, y - 0.09),
+                        (x + 0.12, y + 0.07),
+                        (x, y + 0.12),
+                        (x - 0.12, y + 0.07),
+                    ]
+                ),
+                (30, 30, 38),
+                (18, 18, 22),
+                1.2,
+            )
             pen.stroke([(x - 0.07, y + 0.02), (x - 0.02, y - 0.05)], (150, 158, 180), 0.022)
 
 
@@ -280,7 +310,15 @@ def hair_behind(pen: Pen, look: Look) -> None:
     deep = mix(fill, INK, 0.22)
     if style == "long":
         low, flare = look.between(0.82, 1.12), look.between(0.5, 0.6)
-        half = [(0, -0.64), (0.36, -0.52), (0.5, -0.2), (0.5, 0.2), (flare, low - 0.15), (flare - 0.1, low), (0.2, low - 0.02)]
+        half = [
+            (0, -0.64),
+            (0.36, -0.52),
+            (0.5, -0.2),
+            (0.5, 0.2),
+            (flare, low - 0.15),
+            (flare - 0.1, low),
+            (0.2, low - 0.02),
+        ]
         pen.shape(smooth([*half, *[(-x, y) for x, y in half[:0:-1]]]), deep, line)
     elif style == "curly":
         for angle in np.linspace(150, 390, 13):
@@ -295,16 +333,32 @@ def hair_behind(pen: Pen, look: Look) -> None:
     elif style == "ponytail":
         side = float(look.rng.choice((-1, 1)))
         low = look.between(0.62, 0.86)
-        tail = [(0.22, -0.5), (0.5, -0.5), (0.76, -0.2), (0.78, 0.25), (0.66, low), (0.58, 0.3), (0.5, -0.1), (0.34, -0.3)]
+        tail = [
+            (0.22, -0.5),
+            (0.5, -0.5),
+            (0.76, -0.2),
+            (0.78, 0.25),
+            (0.66, low),
+            (0.58, 0.3),
+            (0.5, -0.1),
+            (0.34, -0.3),
+        ]
         pen.shape(smooth([(side * x, y) for x, y in tail]), fill, line)
-        pen.stroke([(side * 0.4, -0.48), (side * 0.5, -0.3)], (220, 60, 90) if look.person.hair_color != "red" else (60, 90, 200), 0.07, line)
+        pen.stroke(
+            [(side * 0.4, -0.48), (side * 0.5, -0.3)],
+            (220, 60, 90) if look.person.hair_color != "red" else (60, 90, 200),
+            0.07,
+            line,
+        )
 
 
 def hair_before(pen: Pen, look: Look) -> None:
     """What lies on the forehead."""
     style, fill, line = look.person.hair_style, look.hair, look.hair_line
     if style == "bald":
-        pen.stroke(smooth([(-0.2, -0.36), (-0.12, -0.42), (-0.02, -0.44)], closed=False), mix(look.skin, WHITE, 0.55), 0.035)
+        pen.stroke(
+            smooth([(-0.2, -0.36), (-0.12, -0.42), (-0.02, -0.44)], closed=False), mix(look.skin, WHITE, 0.55), 0.035
+        )
         return
     if style == "curly":
         for angle in np.linspace(188, 352, 8):
@@ -319,11 +373,29 @@ def hair_before(pen: Pen, look: Look) -> None:
         for i, angle in enumerate(np.linspace(186, 354, 2 * count + 1)):
             reach = look.between(1.26, 1.46) if i % 2 else 1.0
             points.append(ellipse(0, -0.04, 0.44 * reach, 0.5 * reach, angle, angle + 1, 2)[0])
-        fringe = [(0.36, -0.12), (0.26, -0.3), (0.16, -0.2), (0.05, -0.32), (-0.07, -0.2), (-0.17, -0.32), (-0.28, -0.2), (-0.36, -0.12)]
+        fringe = [
+            (0.36, -0.12),
+            (0.26, -0.3),
+            (0.16, -0.2),
+            (0.05, -0.32),
+            (-0.07, -0.2),
+            (-0.17, -0.32),
+            (-0.28, -0.2),
+            (-0.36, -0.12),
+        ]
         pen.shape([*points, *fringe], fill, line)
         return
     low = {"short": look.between(-0.02, 0.06), "long": 0.22, "bun": -0.04, "ponytail": -0.02}[style]
-    crown = [(-0.445, low), (-0.46, -0.2), (-0.36, -0.48), (0, -0.62), (0.36, -0.48), (0.46, -0.2), (0.445, low), (0.37, low - 0.06)]
+    crown = [
+        (-0.445, low),
+        (-0.46, -0.2),
+        (-0.36, -0.48),
+        (0, -0.62),
+        (0.36, -0.48),
+        (0.46, -0.2),
+        (0.445, low),
+        (0.37, low - 0.06),
+    ]
     pen.shape(smooth([*crown, *fringe_of(look, low), (-0.37, low - 0.06)]), fill, line)
     shine = mix(fill, WHITE, 0.3)
     pen.stroke(ellipse(-0.02, -0.1, 0.33, 0.41, 215, 262, 10), shine, 0.035)
@@ -337,4 +409,12 @@ def fringe_of(look: Look, low: float) -> list[tuple[float, float]]:
     if kind == 1:  # swept to one side
         swept = [(0.34, -0.18), (0.27, -0.3), (0.1, -0.3), (-0.12, -0.22), (-0.3, -0.13), (-0.34, -0.1)]
         return swept if look.rng.random() < 0.5 else [(-x, y) for x, y in reversed(swept)]
-    return [(0.34, -0.16), (0.24, -0.28), (0.08, -0.38), (0, -0.42), (-0.08, -0.38), (-0.24, -0.28), (-0.34, -0.16)]  # parted
+    return [
+        (0.34, -0.16),
+        (0.24, -0.28),
+        (0.08, -0.38),
+        (0, -0.42),
+        (-0.08, -0.38),
+        (-0.24, -0.28),
+        (-0.34, -0.16),
+    ]  # parted

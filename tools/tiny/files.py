@@ -66,9 +66,14 @@ def save(role: str, network: nn.Module, root: Path, weights: Mapping[str, torch.
     path = root / PLACES[role]
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
-        key: value.detach().to("cpu", torch.bfloat16).contiguous() for key, value in (weights or network.state_dict()).items()
+        key: value.detach().to("cpu", torch.bfloat16).contiguous()
+        for key, value in (weights or network.state_dict()).items()
     }
-    metadata = {"config": json.dumps(hints_of(role, network)), "description": _DESCRIPTIONS[role], "license": "Apache-2.0"}
+    metadata = {
+        "config": json.dumps(hints_of(role, network)),
+        "description": _DESCRIPTIONS[role],
+        "license": "Apache-2.0",
+    }
     temporary = path.with_suffix(".tmp")
     save_file(tensors, temporary, metadata)
     temporary.replace(path)

@@ -32,7 +32,9 @@ def smooth(points: Points, closed: bool = True, steps: int = 8) -> np.ndarray:
     return curve if closed else np.vstack([curve, p[-2]])
 
 
-def ellipse(x: float, y: float, rx: float, ry: float, start: float = 0, end: float = 360, count: int = 36) -> np.ndarray:
+def ellipse(
+    x: float, y: float, rx: float, ry: float, start: float = 0, end: float = 360, count: int = 36
+) -> np.ndarray:
     """Points of an ellipse, angles in degrees, clockwise from the right."""
     angle = np.radians(np.linspace(start, end, count, endpoint=end - start < 360))
     return np.stack([x + rx * np.cos(angle), y + ry * np.sin(angle)], axis=1)
@@ -43,7 +45,9 @@ def box(x: float, y: float, rx: float, ry: float, corner: float) -> np.ndarray:
     quarters = [(rx, ry, 0), (-rx, ry, 90), (-rx, -ry, 180), (rx, -ry, 270)]
     return np.vstack(
         [
-            ellipse(x + cx - math.copysign(corner, cx), y + cy - math.copysign(corner, cy), corner, corner, a, a + 90, 6)
+            ellipse(
+                x + cx - math.copysign(corner, cx), y + cy - math.copysign(corner, cy), corner, corner, a, a + 90, 6
+            )
             for cx, cy, a in quarters
         ]
     )

@@ -38,7 +38,12 @@ class Family:
 
     @classmethod
     def load(cls, root: Path = TINY, device: str | torch.device = "cpu") -> Family:
-        return cls(*(load(role, root, device).eval().requires_grad_(False) for role in ("transformer", "clip", "t5", "autoencoder")))  # type: ignore[arg-type]
+        return cls(
+            *(
+                load(role, root, device).eval().requires_grad_(False)
+                for role in ("transformer", "clip", "t5", "autoencoder")
+            )
+        )  # type: ignore[arg-type]
 
     def encode(self, clip_ids: Tensor, t5_ids: Tensor) -> tuple[Tensor, Tensor]:
         """CLIP ids ``[B, 77]`` and T5 ids ``[B, T]``, padded here to 256, to context and pooled vector."""
@@ -64,15 +69,25 @@ def simple_sigmas(steps: int, mu: float = MU) -> list[float]:
 
 @torch.inference_mode()
 def euler(
-    family: Family, texts: Sequence[str], *, width: int = 256, height: int = 256, steps: int = 20, guidance: float = 1.0,
-    cfg: float = 1.0, seed: int = 0,
-) -> list[Image.Image]:  # fmt: skip
-    """Euler on the Simple schedule; ``guidance`` is the distilled one, ``cfg`` the true one against the empty prompt."""
+    family: Family,
+    texts: Sequence[str],
+    *,
+    width: int = 256,
+    height: int = 256,
+    steps: int = 20,
+    guidance: float = 1.0,
+    cfg: float = 1.0,
+    seed: int = 0,
+) -> list[Image.Image]:
+    """Euler on the Simple schedule; ``guidance`` is distilled, ``cfg`` the true one against the empty prompt."""
     from .train_autoencoder import to_images
 
     weight = family.transformer.img_in.weight
     context, pooled = family.encode_texts([*texts, *([""] * len(texts) if cfg != 1.0 else [])])
-    noise = [torch.randn(16, height // 8, width // 8, generator=torch.Generator().manual_seed(seed + i)) for i in range(len(texts))]
+    noise = [
+        torch.randn(16, height // 8, width // 8, generator=torch.Generator().manual_seed(seed + i))
+        for i in range(len(texts))
+    ]
     x = torch.stack(noise).to(weight.device)
     scale = torch.full((len(context),), guidance, device=weight.device, dtype=weight.dtype)
     sigmas = simple_sigmas(steps)
@@ -87,7 +102,9 @@ def euler(
     return [image for part in x.split(32) for image in to_images(family.autoencoder.decode(part))]
 
 
-def loop_sampler(family: Family, *, guidance: float = 3.5, steps: int = 20, batch: int = 50, width: int = 256, height: int = 256) -> Sample:
+def loop_sampler(
+    family: Family, *, guidance: float = 3.5, steps: int = 20, batch: int = 50, width: int = 256, height: int = 256
+) -> Sample:
     """Sampling with the loop above."""
 
     def sample(prompts: Sequence[str], seed: int) -> list[Image.Image]:
@@ -100,8 +117,7 @@ def loop_sampler(family: Family, *, guidance: float = 3.5, steps: int = 20, batc
     return sample
 
 
-def engine_sampler(root: Path = TINY, *, guidance: float = 3.5, steps: int = 20, sampler: str = "Euler", scheduler: str = "Simple",
-                   width: int = 256, height: int = 256) -> Sample:  # fmt: skip
+def engine_sampler(root: Path = TINY, *, guidance: float = 3.5, steps: int = 20) -> Sample:
     """Sampling through the engine's public face, one request per prompt."""
     from lightweight_engine import Config, LightweightEngine
 
@@ -109,10 +125,7 @@ def engine_sampler(root: Path = TINY, *, guidance: float = 3.5, steps: int = 20,
     engine.setup()
 
     def sample(prompts: Sequence[str], seed: int) -> list[Image.Image]:
-        return [
-            engine.generate(prompt=prompt, seed=seed + i, steps=steps, distilled_cfg_scale=guidance, cfg_scale=1.0, sampler=sampler,
-                            scheduler=scheduler, width=width, height=height)[0]
-            for i, prompt in enumerate(prompts)
-        ]  # fmt: skip
+        fields = {"steps": steps, "distilled_cfg_scale": guidance, "cfg_scale": 1.0, "width": 256, "height": 256}
+        return [engine.generate(prompt=prompt, seed=seed + i, **fields)[0] for i, prompt in enumerate(prompts)]
 
     return sample

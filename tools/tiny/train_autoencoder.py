@@ -54,7 +54,13 @@ def losses(autoencoder: Autoencoder, pixels: Tensor) -> tuple[Tensor, dict[str, 
     pixel = (weight * (out - target).abs()).mean()
     slope = sum((a - b).abs().mean() for a, b in zip(slopes(out), slopes(target), strict=True))
     kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
-    figures = {"pixel": pixel, "slope": slope, "kl": kl, "mse": F.mse_loss(out.clamp(-1, 1), target), "sigma": logvar.exp().mean().sqrt()}
+    figures = {
+        "pixel": pixel,
+        "slope": slope,
+        "kl": kl,
+        "mse": F.mse_loss(out.clamp(-1, 1), target),
+        "sigma": logvar.exp().mean().sqrt(),
+    }
     return pixel + SLOPE_WEIGHT * slope + KL_WEIGHT * kl, figures
 
 
@@ -78,13 +84,17 @@ def to_images(pixels: Tensor) -> list[Image.Image]:
 
 
 @torch.no_grad()
-def contact_sheet(autoencoder: Autoencoder, drawings: Drawings, path: Path, device: torch.device, count: int = 8) -> float:
+def contact_sheet(
+    autoencoder: Autoencoder, drawings: Drawings, path: Path, device: torch.device, count: int = 8
+) -> float:
     """Drawings above their reconstructions; returns the signal-to-noise ratio in dB over them."""
     rows, error = [], 0.0
     bucket = drawings.buckets.get((256, 256)) or next(iter(drawings.buckets.values()))
     for first in range(0, min(bucket.ready, 3 * count), count):
         pixels = torch.from_numpy(bucket.images[first : first + count]).to(device).permute(0, 3, 1, 2).float() / 255
-        latent = autoencoder.encode(pixels, torch.zeros(len(pixels), 16, pixels.shape[2] // 8, pixels.shape[3] // 8, device=device))
+        latent = autoencoder.encode(
+            pixels, torch.zeros(len(pixels), 16, pixels.shape[2] // 8, pixels.shape[3] // 8, device=device)
+        )
         out = autoencoder.decode(latent)
         error += float(F.mse_loss(out, pixels)) / 3
         rows += to_images(pixels) + to_images(out)
@@ -93,7 +103,9 @@ def contact_sheet(autoencoder: Autoencoder, drawings: Drawings, path: Path, devi
     return -10 * float(np.log10(max(error, 1e-9)))
 
 
-def train(drawings: Drawings, out: Path, *, seconds: float, batch: int, lr: float, seed: int, resume: bool) -> Autoencoder:
+def train(
+    drawings: Drawings, out: Path, *, seconds: float, batch: int, lr: float, seed: int, resume: bool
+) -> Autoencoder:
     device = best_device()
     torch.manual_seed(seed)
     autoencoder = load("autoencoder", out) if resume else Autoencoder(AUTOENCODER)
@@ -114,7 +126,9 @@ def train(drawings: Drawings, out: Path, *, seconds: float, batch: int, lr: floa
     save("autoencoder", autoencoder, out)
     save_history(out / "history.json", "autoencoder", course)
     quality = contact_sheet(autoencoder, drawings, out / "autoencoder.png", device)
-    logging.getLogger("tiny").info("autoencoder: %.2f dB, scale %s, shift %s", quality, autoencoder.params.scale, autoencoder.params.shift)
+    logging.getLogger("tiny").info(
+        "autoencoder: %.2f dB, scale %s, shift %s", quality, autoencoder.params.scale, autoencoder.params.shift
+    )
     return autoencoder
 
 

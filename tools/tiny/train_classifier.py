@@ -28,7 +28,7 @@ log = logging.getLogger("tiny")
 
 @torch.no_grad()
 def varied(pixels: Tensor) -> Tensor:
-    """To the classifier's size by way of a smaller one, so that crispness tells nothing; mirrored, moved, lit by lot."""
+    """To the classifier's size by way of a smaller one, as crispness must tell nothing; mirrored, moved, lit by lot."""
     side = int(torch.randint(SIDE * 3 // 4, SIDE + 1, ()))
     small = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
     pixels = F.interpolate(small, (SIDE + 8, SIDE + 8), mode="bilinear")
@@ -54,7 +54,9 @@ def train(drawings: Drawings, out: Path, path: Path, *, seconds: float, batch: i
         pixels, labels = batches.block(batch, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             scores = network(varied(pixels).contiguous(memory_format=torch.channels_last))
-        loss = sum(F.cross_entropy(scores[name].float(), labels[:, i], ignore_index=-1) for i, name in enumerate(ATTRIBUTES))
+        loss = sum(
+            F.cross_entropy(scores[name].float(), labels[:, i], ignore_index=-1) for i, name in enumerate(ATTRIBUTES)
+        )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 2.0)
@@ -79,7 +81,9 @@ def accuracy(network: Classifier, drawings: Drawings, autoencoder: Autoencoder |
             pixels = torch.from_numpy(bucket.images[first : first + 64]).to(device).permute(0, 3, 1, 2).float() / 255
             if autoencoder is not None:
                 dtype = autoencoder.decoder.conv_in.weight.dtype
-                noise = torch.zeros(len(pixels), 16, pixels.shape[2] // 8, pixels.shape[3] // 8, device=device, dtype=dtype)
+                noise = torch.zeros(
+                    len(pixels), 16, pixels.shape[2] // 8, pixels.shape[3] // 8, device=device, dtype=dtype
+                )
                 pixels = autoencoder.decode(autoencoder.encode(pixels.to(dtype), noise))
             labels = torch.from_numpy(bucket.labels[first : first + 64]).to(device).long()
             scores = network(resized(pixels))
@@ -113,7 +117,11 @@ def main() -> None:
 
 def report(network: Classifier, unseen: Drawings, autoencoder: Autoencoder, path: Path) -> None:
     """Write and log the accuracy on held-out drawings, as drawn and through the autoencoder."""
-    figures = {"drawings": accuracy(network, unseen), "reconstructed": accuracy(network, unseen, autoencoder), "count": unseen.ready}
+    figures = {
+        "drawings": accuracy(network, unseen),
+        "reconstructed": accuracy(network, unseen, autoencoder),
+        "count": unseen.ready,
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(figures, indent=1), encoding="utf-8")
     log.info("classifier on held-out drawings: %s", figures)

@@ -1,8 +1,9 @@
-"""Train the transformer with both text encoders: ``python -m tools.tiny.train_flow --seconds 260``.
+"""Train the transformer: ``python -m tools.tiny.train_flow --seconds 260``.
 
 Flow matching exactly as the engine samples: ``x = sigma * noise + (1 - sigma) * latent``, the velocity is
 ``noise - latent``, and the distilled guidance is 1 throughout. A tenth of the captions is empty, so that true CFG
-works and can be distilled. Goes on from the saved weights with ``--resume``.
+works and can be distilled. The text encoders are those of ``train_texts``, trained further unless they are
+frozen. Goes on from the saved weights with ``--resume``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from lightweight_engine.flux.velocity import predict_velocity
 
 from .data import T5_KEPT, Batches, Drawings, Latents
 from .draw import sheet
-from .files import CLIP, FLUX, T5, load, save
+from .files import FLUX, load, save
 from .fused import use_compiled
 from .sampling import MU, Family, euler
 from .tokens import Tokens
@@ -108,24 +109,40 @@ class Source:
         return share * noise + (1 - share) * latent, sigma, noise - latent
 
 
-def train(drawings: Drawings, root: Path, *, seconds: float, batch: int, lr: float, seed: int, resume: bool, lowest: float = 0.01) -> Family:
+def train(
+    drawings: Drawings,
+    root: Path,
+    *,
+    seconds: float,
+    batch: int,
+    lr: float,
+    seed: int,
+    resume: bool,
+    lowest: float = 0.01,
+    freeze_texts: bool = False,
+    compiled: bool = True,
+) -> Family:
+    """Args: freeze_texts: the text encoders stay as they are; compiled: worth its start from a few minutes on."""
     device = best_device()
     torch.manual_seed(seed)
+    t5, clip = load("t5", root, device), load("clip", root, device)
     if resume:
-        transformer, t5, clip = load("transformer", root), load("t5", root), load("clip", root)
+        transformer = load("transformer", root)
     else:
-        transformer, t5, clip = Flux(FLUX), T5Encoder(T5), CLIPText(CLIP)
+        transformer = Flux(FLUX)
         initialise(transformer)
-        initialise_texts(t5, clip)
-    networks = [network.to(device) for network in (transformer, t5, clip)]
-    family = Family(transformer, clip, t5, load("autoencoder", root))  # type: ignore[arg-type]
+    family = Family(transformer.to(device), clip, t5, load("autoencoder", root))  # type: ignore[arg-type]
+    for network in (t5, clip):
+        network.requires_grad_(False).to(torch.bfloat16)
+    trained = {"transformer": transformer} if freeze_texts else {"transformer": transformer, "t5": t5, "clip": clip}
     latents = Latents(drawings, family.autoencoder, device)
     drawings.wait(min(drawings.count, 4096))
     latents.update()
     source = Source(drawings, latents, seed, batch)
-    use_compiled(device)
+    if compiled:
+        use_compiled(device)
     course = Course(seconds, lr=lr, lowest=lowest)
-    trainer = Trainer(networks, course)
+    trainer = Trainer(list(trained.values()), course)
     saved = 0.0
     while course.progress < 1:
         latent, clip_ids, t5_ids = source()
@@ -137,11 +154,11 @@ def train(drawings: Drawings, root: Path, *, seconds: float, batch: int, lr: flo
         course.note("flow", 100)
         if course.elapsed - saved > 60:
             saved = course.elapsed
-            for role, network, weights in zip(("transformer", "t5", "clip"), networks, trainer.averages(), strict=True):
+            for (role, network), weights in zip(trained.items(), trainer.averages(), strict=True):
                 save(role, network, root, weights)
     course.note("flow")
     trainer.use_averages()
-    for role, network in zip(("transformer", "t5", "clip"), networks, strict=True):
+    for role, network in trained.items():
         save(role, network, root)
     save_history(root / "history.json", "flow", course)
     return family.to(torch.bfloat16)
@@ -155,17 +172,27 @@ def preview(family: Family, path: Path, *, guidance: float = 1.0, cfg: float = 1
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("outputs/tiny"), help="holds the autoencoder; gets the other three")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("outputs/tiny"),
+        help="holds the autoencoder and the text encoders; gets the transformer",
+    )
     parser.add_argument("--seconds", type=float, default=260)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--lowest", type=float, default=0.01, help="the last learning rate, as a share of the highest")
     parser.add_argument("--drawings", type=int, default=48_000)
     parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument("--freeze-texts", action="store_true")
+    parser.add_argument("--plain", action="store_true", help="compile nothing")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
     drawings = Drawings(args.drawings, args.seed)
-    family = train(drawings, args.out, seconds=args.seconds, batch=args.batch, lr=args.lr, seed=args.seed, resume=args.resume, lowest=args.lowest)
+    family = train(
+        drawings, args.out, seconds=args.seconds, batch=args.batch, lr=args.lr, seed=args.seed, resume=args.resume,
+        lowest=args.lowest, freeze_texts=args.freeze_texts, compiled=not args.plain,
+    )  # fmt: skip
     drawings.close()
     preview(family, args.out / "flow.png")
 

@@ -72,16 +72,25 @@ def train_clip(texts: list[str], folder: Path) -> None:
         spelt = [letters[byte] for byte in word.encode()]
         words[(*spelt[:-1], spelt[-1] + "</w>")] += times
     merges = train_bpe(words, CLIP_MERGES)
-    tokens = [*letters.values(), *(letter + "</w>" for letter in letters.values()), *(a + b for a, b in merges), START, END]
+    tokens = [
+        *letters.values(),
+        *(letter + "</w>" for letter in letters.values()),
+        *(a + b for a, b in merges),
+        START,
+        END,
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "vocab.json", {token: i for i, token in enumerate(dict.fromkeys(tokens))})
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8")
     special = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
     _write(folder / "special_tokens_map.json", special)
-    _write(folder / "tokenizer_config.json", {**special, "do_lower_case": True, "model_max_length": 77, "tokenizer_class": "CLIPTokenizer"})
+    _write(
+        folder / "tokenizer_config.json",
+        {**special, "do_lower_case": True, "model_max_length": 77, "tokenizer_class": "CLIPTokenizer"},
+    )
 
 
-# --- T5: Unigram, every word and every sign with a mark before it -------------------------------------------------------------
+# --- T5: Unigram, every word and every sign with a mark before it -----------------------------------------------
 
 
 def unigram_vocabulary(texts: list[str], size: int) -> list[tuple[str, float]]:
@@ -103,12 +112,18 @@ def train_t5(texts: list[str], folder: Path) -> None:
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     tokenizer = Tokenizer(models.Unigram(unigram_vocabulary(texts, T5_VOCAB), unk_id=2))
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in ("<pad>", "</s>", "<unk>")])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in ("<pad>", "</s>", "<unk>")]
+    )
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     blanks = pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme="always")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(), blanks])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(), blanks]
+    )
     tokenizer.decoder = decoders.Metaspace(replacement="\u2581", prepend_scheme="always")
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
