@@ -192,21 +192,23 @@ class Latents:
             )
 
     @torch.no_grad()
-    def update(self, chunks: int | None = None) -> None:
-        """Encode up to ``chunks`` chunks (None: all that are drawn)."""
-        for size, bucket in self.drawings.buckets.items():
-            mine = self.buckets[size]
-            while mine.ready < bucket.ready and (chunks is None or chunks > 0):
-                span = slice(mine.ready, min(mine.ready + CHUNK, bucket.ready))
-                pixels = (
-                    torch.from_numpy(bucket.images[span]).to(self.device).permute(0, 3, 1, 2).to(torch.bfloat16) / 255
-                )
-                moments = self.autoencoder.encoder(2 * pixels - 1).float()
-                mine.mean[span] = self.autoencoder.sample(moments, torch.zeros_like(moments[:, :16])).to(torch.bfloat16)
-                mine.clip[span] = torch.from_numpy(bucket.clip[span]).to(self.device)
-                mine.t5[span] = torch.from_numpy(bucket.t5[span]).to(self.device)
-                mine.ready = span.stop
-                chunks = None if chunks is None else chunks - 1
+    def update(self, chunks: int) -> None:
+        """Encode up to ``chunks`` chunks of what has been drawn, of all sizes in turn."""
+        for _ in range(chunks):
+            sizes = [size for size, mine in self.buckets.items() if mine.ready < self.drawings.buckets[size].ready]
+            if not sizes:
+                return
+            self._encode(min(sizes, key=lambda size: self.buckets[size].ready / self.drawings.buckets[size].count))
+
+    def _encode(self, size: Size) -> None:
+        mine, bucket = self.buckets[size], self.drawings.buckets[size]
+        span = slice(mine.ready, min(mine.ready + CHUNK, bucket.ready))
+        pixels = torch.from_numpy(bucket.images[span]).to(self.device).permute(0, 3, 1, 2).to(torch.bfloat16) / 255
+        moments = self.autoencoder.encoder(2 * pixels - 1).float()
+        mine.mean[span] = self.autoencoder.sample(moments, torch.zeros_like(moments[:, :16])).to(torch.bfloat16)
+        mine.clip[span] = torch.from_numpy(bucket.clip[span]).to(self.device)
+        mine.t5[span] = torch.from_numpy(bucket.t5[span]).to(self.device)
+        mine.ready = span.stop
 
     def batch(self, size: Size, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Latents ``[B, 16, h, w]`` (float32), CLIP ids ``[B, 77]`` and T5 ids ``[B, T5_KEPT]`` by lot."""

@@ -20,7 +20,7 @@ from .data import Drawings, Latents
 from .files import save
 from .fused import use_compiled
 from .sampling import Family
-from .train_flow import EMPTY_SHARE, Source, preview, without_text
+from .train_flow import AT_FIRST, EMPTY_SHARE, Source, preview, without_text
 from .training import Course, Trainer, best_device, save_history
 
 LOWEST, HIGHEST = 1.0, 6.0
@@ -36,7 +36,7 @@ def train(
     teacher = copy.deepcopy(student)
     latents = Latents(drawings, family.autoencoder, device)
     drawings.wait(min(drawings.count, 4096))
-    latents.update()
+    latents.update(AT_FIRST)
     source = Source(drawings, latents, seed, batch)
     if compiled:
         use_compiled(device)

@@ -30,6 +30,7 @@ from .tokens import Tokens
 from .training import Course, Trainer, best_device, save_history
 
 EMPTY_SHARE = 0.1
+AT_FIRST = 80  # chunks of drawings encoded before training begins; then one every second step
 PROMPTS = (
     "a smiling woman with long red hair, round glasses, green shirt, blue background",
     "an angry man with spiky blue hair, dark skin, yellow shirt, white background",
@@ -90,10 +91,12 @@ class Source:
     def __init__(self, drawings: Drawings, latents: Latents, seed: int, batch: int) -> None:
         self.sizes, self.latents, self.count = Batches(drawings, seed), latents, batch
         self.device = latents.device
+        self._calls = 0
         self.generator = torch.Generator(self.device).manual_seed(seed)
 
     def __call__(self, empty_share: float = EMPTY_SHARE) -> tuple[Tensor, Tensor, Tensor]:
-        self.latents.update(chunks=2)
+        self._calls += 1
+        self.latents.update(self._calls % 2)
         size = self.sizes.size()
         tokens = size[0] * size[1] // 256 + 256  # of picture and text: a batch has about as many whatever the size
         count = max(2, round(self.count * 512 / tokens))
@@ -137,7 +140,7 @@ def train(
     trained = {"transformer": transformer} if freeze_texts else {"transformer": transformer, "t5": t5, "clip": clip}
     latents = Latents(drawings, family.autoencoder, device)
     drawings.wait(min(drawings.count, 4096))
-    latents.update()
+    latents.update(AT_FIRST)
     source = Source(drawings, latents, seed, batch)
     if compiled:
         use_compiled(device)
