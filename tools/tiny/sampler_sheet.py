@@ -52,8 +52,8 @@ def draw_prompts(
             steps=steps,
             seed=seed + first,
             distilled_cfg_scale=3.5,
-            width=256,
-            height=256,
+            width=side,
+            height=side,
             num_outputs=len(part),
             batch_size=len(part),
             noise_source="CPU",
@@ -105,6 +105,7 @@ def main() -> None:
         "--close-prompts", type=int, default=200, help="prompts that score the samplers of the second table"
     )
     parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--side", type=int, default=256, help="of the pictures, in pixels")
     parser.add_argument("--seed", type=int, default=5)
     args = parser.parse_args()
     engine = LightweightEngine(Config(models_dir=args.models, tokenizer_dirs=(TINY,)))
@@ -124,6 +125,7 @@ def main() -> None:
             steps=args.steps,
             seed=args.seed,
             batch=args.batch,
+            side=args.side,
         )
         return images[0], scored(images, part, classifier)
 
@@ -136,6 +138,7 @@ def main() -> None:
     report = {
         "prompt": prompts[0].text,
         "steps": args.steps,
+        "side": args.side,
         "prompts_per_cell": args.prompts,
         "cells": {f"{sampler} / {scheduler}": value for (sampler, scheduler), (_, value) in cells.items()},
         "close_prompts": args.close_prompts,
