@@ -41,6 +41,7 @@ def draw_prompts(
     steps: int,
     seed: int,
     batch: int,
+    side: int,
 ) -> list[Image.Image]:
     """One picture for each prompt, with seeds counting up."""
     images: list[Image.Image] = []
