@@ -53,8 +53,8 @@ class TorchStream:
 class PhiloxStream:
     """The draws of a CUDA generator, imitated on the CPU: Philox 4x32-10 and the sine half of Box-Muller.
 
-    Equal to CUDA while a draw has at most as many elements as one grid pass has threads. Source: Salmon et al.,
-    "Parallel random numbers: as easy as 1, 2, 3", and the layout of counters that torch uses.
+    It gives the reference's values. The CUDA generator of torch 2.11 gave others on an H200: the layout of counters
+    belongs to torch's version. Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3".
     """
 
     def __init__(self, seed: int) -> None:
