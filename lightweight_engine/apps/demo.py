@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PROMPTS = (
-    "a smiling woman with long red hair, green shirt, blue background",
-    "an angry man with spiky black hair and a yellow shirt, red background",
-    "portrait of a girl with a blonde ponytail, round glasses, purple shirt, white background",
-    "a bald man with dark skin, sunglasses, white shirt, orange background",
-    "a surprised boy with short brown hair, both hands raised, red shirt, green background",
-    "a sad woman with grey hair in a bun, square glasses, black shirt, yellow background",
-    "a happy lady with brown skin and curly black hair, waving, pink shirt, purple background",
-    "a calm man with short blonde hair, tan skin, blue shirt, grey background",
+    "a boy with short brown hair, green shirt, two hands up, purple background",
+    "an angry man with spiky black hair, tan skin, orange shirt, pink background",
+    "a surprised girl with a pink bun, light skin, purple shirt, both hands raised, green background",
+    "a man with sunglasses, short blonde hair, white shirt, orange background",
+    "a happy person with curly blue hair, dark skin, red shirt, one hand raised, grey background",
+    "a calm woman with a grey bun, square glasses, black shirt, yellow background",
+    "a girl with a blonde ponytail, purple shirt, white background",
+    "a smiling person with curly green hair, red shirt, waving, blue background",
 )
 STEPS = 20
 FIRST_SEED = 100
