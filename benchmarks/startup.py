@@ -13,10 +13,7 @@ import time
 
 from benchmarks.report import publish, spread
 
-READY = (
-    "from lightweight_engine import Config, LightweightEngine; "
-    "LightweightEngine(Config(models_dir='/nonexistent', offline=True)).setup()"
-)
+READY = "from lightweight_engine import Config, LightweightEngine; LightweightEngine(Config(offline=True)).setup()"
 PROGRAMS = {
     "python": ["-c", "pass"],
     "import lightweight_engine": ["-c", "import lightweight_engine"],

@@ -160,7 +160,7 @@ def _nearest(folder: Path) -> Path:
 
 
 def _packages(config: EngineConfig) -> Iterator[Check]:
-    wanted = ("numpy", "safetensors", "tokenizers", "ftfy", "regex", "pydantic", "pillow", "scipy")
+    wanted = ("numpy", "tokenizers", "ftfy", "regex", "pydantic", "pillow", "scipy")
     versions, missing = [], []
     for name in wanted:
         try:

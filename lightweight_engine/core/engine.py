@@ -12,7 +12,7 @@ import torch
 
 from ..backend.devices import PeakMemory, available_memory, compute_dtype, pick_device, release_cached
 from ..config import EngineConfig
-from ..errors import MemoryBudgetError
+from ..errors import MemoryBudgetError, ModelNotFoundError
 from ..flux.conditioner import EmbeddingCache
 from ..flux.tokenizers import CLIPTokenizer, T5Tokenizer, hub_cache
 from ..request import GenerationRequest, GenerationResult
@@ -186,6 +186,8 @@ class LightweightEngine:
 
     def _choose_models(self) -> ModelSet:
         config = self.config
+        if config.is_set("models_dir") and not config.models_dir.is_dir():
+            raise ModelNotFoundError(f"models_dir: there is no folder {config.models_dir}; correct it or leave it out")
         named = {"t5": config.t5, "clip": config.clip, "autoencoder": config.vae}
         roots = [config.models_dir]
         if config.checkpoint or any(named.values()):
@@ -193,9 +195,11 @@ class LightweightEngine:
         library = ModelLibrary(roots)
         if any("transformer" in entry.roles for entry in library.ls()):
             return library.choose()
+        problems = [entry.problem for entry in library.ls() if entry.problem]
+        unusable = f" ({len(problems)} files there cannot be used: {problems[0]})" if problems else ""
         self._notes.append(
-            f"no Flux checkpoint was found in {config.models_dir}: the demonstration model 'tiny' is used, which draws "
-            "small cartoon people and nothing else"
+            f"no Flux checkpoint was found in {config.models_dir}{unusable}: the demonstration model 'tiny' is used, "
+            "which draws small cartoon people and nothing else"
         )
         return ModelLibrary([TINY]).choose()
 

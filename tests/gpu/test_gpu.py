@@ -25,9 +25,7 @@ SMALL = {"width": 256, "height": 256, "steps": 8, "seed": 7, "noise_source": "CP
 
 
 def configured(folder: Path, **settings: object) -> LightweightEngine:
-    return LightweightEngine(
-        Config(**{"models_dir": folder / "none", "cache_dir": folder, "offline": True, **settings})
-    )
+    return LightweightEngine(Config(**{"models_dir": folder, "cache_dir": folder, "offline": True, **settings}))
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ SMALL = {"width": 128, "height": 128, "steps": 3, "seed": 7}
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LightweightEngine]:
     folder = tmp_path_factory.mktemp("engine")
-    made = LightweightEngine(Config(models_dir=folder / "none", cache_dir=folder / "cache", device="cpu", offline=True))
+    made = LightweightEngine(Config(models_dir=folder, cache_dir=folder / "cache", device="cpu", offline=True))
     made.setup()
     yield made
     made.close()
@@ -259,3 +259,15 @@ def test_released_networks_come_back(tmp_path: Path, engine: LightweightEngine) 
 def test_a_named_model_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="flux1-dev"):
         LightweightEngine(Config(models_dir=tmp_path, checkpoint="flux1-dev", cache_dir=tmp_path)).setup()
+
+
+def test_a_models_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="there is no folder"):
+        LightweightEngine(Config(models_dir=tmp_path / "none", cache_dir=tmp_path)).setup()
+
+
+def test_files_that_cannot_be_used_are_told_where_tiny_steps_in(tmp_path: Path) -> None:
+    (tmp_path / "Stable-diffusion").mkdir()
+    (tmp_path / "Stable-diffusion" / "x.safetensors").write_bytes(b"<html>")
+    lean = LightweightEngine(Config(models_dir=tmp_path, cache_dir=tmp_path, device="cpu", offline=True))
+    assert any("web page" in warning and "tiny" in warning for warning in lean.run(request(steps=1)).warnings)
