@@ -87,14 +87,18 @@ def _draw_chunk(job: tuple[Size, int, int]) -> tuple[Size, int]:
 
 
 class Drawings:
-    """Starts drawing ``count`` pictures in the background. Make it before CUDA is used: workers are forked."""
+    """Starts drawing ``count`` pictures in the background. Make it before CUDA is used: workers are forked.
+
+    Args:
+        only: draw those of one size, the very pictures that they are among all sizes.
+    """
 
     def __init__(self, count: int, seed: int, *, workers: int | None = None, held_out: bool | None = False,
-                 sizes: dict[Size, float] | None = None) -> None:  # fmt: skip
+                 only: Size | None = None) -> None:  # fmt: skip
         global _WORK  # noqa: PLW0603 - the one way that shared memory reaches forked workers
-        shares = sizes or SIZES
-        self.buckets = {size: Bucket(size, max(1, round(count * share))) for size, share in shares.items()}
-        self.shares = shares
+        self._counts = {size: max(1, round(count * share)) for size, share in SIZES.items()}
+        self.shares = {size: share for size, share in SIZES.items() if only in (None, size)}
+        self.buckets = {size: Bucket(size, self._counts[size]) for size in self.shares}
         Tokens.shipped()
         _WORK = (self.buckets, seed, held_out)
         context = multiprocessing.get_context("fork")
@@ -106,11 +110,11 @@ class Drawings:
     def _jobs(self) -> Iterator[tuple[Size, int, int]]:
         """Chunks of all sizes in turn, so that every size is ready early."""
         jobs = []
-        for size, bucket in self.buckets.items():
-            starts = range(0, bucket.count, CHUNK)
-            jobs += [((first + 1) / bucket.count, size, first) for first in starts]
+        for size, count in self._counts.items():
+            jobs += [((first + 1) / count, size, first) for first in range(0, count, CHUNK)]
         for number, (_, size, first) in enumerate(sorted(jobs)):
-            yield size, first, number * CHUNK
+            if size in self.buckets:
+                yield size, first, number * CHUNK
 
     def _collect(self) -> None:
         for size, last in self._results:  # in order, so that what is ready is a prefix

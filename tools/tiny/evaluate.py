@@ -2,8 +2,7 @@
 
 Two hundred prompts that training never saw (combinations and sentences kept from it), twenty steps of Euler on the
 Simple schedule. The classifier looks for every named attribute; the same with prompts shuffled among the pictures and
-with an untrained transformer shows what chance gives. For some pictures the nearest of the training drawings is found,
-so that one can see that nothing is copied.
+with an untrained transformer shows what chance gives.
 """
 
 from __future__ import annotations
@@ -19,14 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from lightweight_engine.flux.transformer import Flux
 
 from .captions import UNSEEN_FRAMES, Caption, caption
 from .classifier import WEIGHTS, Classifier, attributes_in, load_classifier
-from .data import Drawings
 from .draw import sheet
 from .files import TINY
 from .people import ATTRIBUTES, random_person
@@ -34,7 +31,6 @@ from .sampling import Family, Sample, engine_sampler, loop_sampler
 from .training import best_device
 
 log = logging.getLogger("tiny")
-SHOWN = 12  # pictures shown with their nearest training drawings
 
 
 def unseen_prompts(count: int, seed: int) -> list[Caption]:
@@ -75,37 +71,6 @@ def untrained(family: Family, seed: int) -> Family:
     return Family(transformer, family.clip, family.t5, family.autoencoder)
 
 
-def _small(images: Sequence[Image.Image]) -> torch.Tensor:
-    return torch.stack(
-        [
-            torch.from_numpy(np.asarray(i.resize((32, 32), Image.Resampling.BOX)).copy()).float().flatten()
-            for i in images
-        ]
-    )
-
-
-def nearest_drawings(
-    images: Sequence[Image.Image], drawings: Drawings, keep: int = 24
-) -> list[tuple[Image.Image, float]]:
-    """For each picture the nearest training drawing of its size, and the mean difference per pixel and channel, 0..255.
-
-    Candidates are found on pictures of 32 x 32 and compared in full.
-    """
-    bucket = drawings.buckets[images[0].size]
-    wanted = _small(images)
-    parts = (torch.from_numpy(bucket.images[i : i + 256]).permute(0, 3, 1, 2) for i in range(0, bucket.ready, 256))
-    small = torch.cat([F.adaptive_avg_pool2d(part.float(), 32).permute(0, 2, 3, 1).flatten(1) for part in parts])
-    found = []
-    for image, near in zip(
-        images, torch.cdist(wanted, small, p=1).topk(min(keep, len(small)), largest=False).indices, strict=True
-    ):
-        pixels = np.asarray(image).astype(np.int16)
-        distances = {int(i): float(np.abs(bucket.images[int(i)].astype(np.int16) - pixels).mean()) for i in near}
-        best = min(distances, key=lambda i: distances[i])
-        found.append((Image.fromarray(bucket.images[best].copy()), round(distances[best], 2)))
-    return found
-
-
 def evaluate(
     sample: Sample, random_sample: Sample, classifier: Classifier, prompts: list[Caption], seed: int
 ) -> tuple[dict[str, Any], list[Image.Image]]:
@@ -132,13 +97,8 @@ def main() -> None:
     parser.add_argument(
         "--guidance", type=float, nargs="+", default=[3.5], help="distilled guidance; the first is reported in full"
     )
-    parser.add_argument(
-        "--drawings", type=int, default=48_000, help="training drawings to search for copies; 0 skips it"
-    )
-    parser.add_argument("--drawings-seed", type=int, default=3, help="as in train_flow")
     parser.add_argument("--seed", type=int, default=5)
     args = parser.parse_args()
-    drawings = Drawings(args.drawings, args.drawings_seed) if args.drawings else None
     device = best_device()
     family = Family.load(args.models, device).to(torch.bfloat16 if device.type == "cuda" else torch.float32)
     classifier = load_classifier(args.classifier, device)
@@ -160,17 +120,6 @@ def main() -> None:
     sheet([image.resize((128, 128), Image.Resampling.LANCZOS) for image in images[:80]], 10).save(
         args.out / "evaluation.png"
     )
-    if drawings:
-        drawings.wait()
-        near = nearest_drawings(images[:SHOWN], drawings)
-        report["nearest"] = {
-            "searched": drawings.buckets[images[0].size].ready,
-            "mean_difference": [distance for _, distance in near],
-        }
-        sheet([*images[:SHOWN], *(drawing for drawing, _ in near)], SHOWN).resize((SHOWN * 130, 260)).save(
-            args.out / "nearest.png"
-        )
-        drawings.close()
     (args.out / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     log.info("%s", json.dumps(report))
 
