@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=12)
     parser.add_argument("--drawings", type=int, default=64_000, help="of all sizes, as in training")
     parser.add_argument("--drawings-seed", type=int, default=11, help="as in training")
+    parser.add_argument("--search", type=int, help="stop drawing after so many; left out, all of this size")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=5, help="of the prompts, as in evaluate")
     args = parser.parse_args()
@@ -73,7 +74,7 @@ def main() -> None:
     prompts = [prompt.text for prompt in unseen_prompts(args.count, args.seed)]
     images = engine_sampler(args.models)(prompts, args.seed)
     fresh = [training_drawing(args.drawings_seed + 1, i, SIDE, held_out=True).image for i in range(args.count)]
-    drawings.wait()
+    drawings.wait(args.search)
     near, usual = nearest_drawings(images, drawings), nearest_drawings(fresh, drawings)
     report = {
         "searched": drawings.ready,
