@@ -25,6 +25,7 @@ class SamplerLabel:
         scheduler: the schedule it brings along when none is chosen.
         second_order: evaluates the model about twice a step, so prompt schedules count twice the steps.
         discard_next_to_last: runs on a schedule of one more step whose next-to-last sigma is dropped.
+        uses_ensd: its noise after the first is that of ``eta_noise_seed_delta``, which the picture's text then names.
         valid: makes sense for a flow model.
     """
 
@@ -32,6 +33,7 @@ class SamplerLabel:
     scheduler: str | None = None
     second_order: bool = False
     discard_next_to_last: bool = False
+    uses_ensd: bool = False
     valid: bool = True
 
 
@@ -52,16 +54,16 @@ SAMPLERS: dict[str, SamplerLabel] = {
         SamplerLabel("DPM++ SDE", "Karras", second_order=True),
         SamplerLabel("DPM++ 2M SDE", "Exponential"),
         SamplerLabel("DPM++ 2M SDE Heun", "Exponential"),
-        SamplerLabel("DPM++ 2S a", "Karras", second_order=True),
+        SamplerLabel("DPM++ 2S a", "Karras", second_order=True, uses_ensd=True),
         SamplerLabel("DPM++ 3M SDE", "Exponential", discard_next_to_last=True),
-        SamplerLabel("Euler a"),
+        SamplerLabel("Euler a", uses_ensd=True),
         SamplerLabel("Euler"),
         SamplerLabel("LMS"),
         SamplerLabel("Heun", second_order=True),
         SamplerLabel("DPM2", "Karras", second_order=True, discard_next_to_last=True),
-        SamplerLabel("DPM2 a", "Karras", second_order=True, discard_next_to_last=True),
-        SamplerLabel("DPM fast"),
-        SamplerLabel("DPM adaptive"),
+        SamplerLabel("DPM2 a", "Karras", second_order=True, discard_next_to_last=True, uses_ensd=True),
+        SamplerLabel("DPM fast", uses_ensd=True),
+        SamplerLabel("DPM adaptive", uses_ensd=True),
         SamplerLabel("Restart", "Karras", second_order=True),
         SamplerLabel("HeunPP2"),
         SamplerLabel("IPNDM"),

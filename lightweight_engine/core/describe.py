@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..flux.conditioner import resolve_guidance
 from ..flux.prompt import parse_networks
+from ..labels import SAMPLERS
 from ..request import GenerationRequest, GenerationResult, ModelFile
 from .infotext import GenerationFacts, ImageFacts, infotext, sampler_parameters
 from .infotext_parse import has_weights
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from .processing import Job
 
-ENSD_SAMPLERS = ("DPM++ 2S a", "Euler a", "DPM2 a", "DPM fast", "DPM adaptive")
 PACKAGES = ("torch", "tokenizers", "numpy", "pillow")
 
 
@@ -71,7 +71,7 @@ def describe(job: Job, size: tuple[int, int], seed: int, subseed: int, files: Se
         subseed=subseed,
         subseed_strength=request.subseed_strength,
         seed_resize_from=(max(request.seed_resize_from_w, 0), max(request.seed_resize_from_h, 0)),
-        ensd=request.eta_noise_seed_delta if job.sampler in ENSD_SAMPLERS else 0,
+        ensd=request.eta_noise_seed_delta if SAMPLERS[job.sampler].uses_ensd else 0,
         rng=job.noise_source,
         image=image,
         emphasis=request.emphasis if shown else "Original",
