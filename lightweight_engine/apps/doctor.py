@@ -113,7 +113,7 @@ def _models(config: EngineConfig) -> Iterator[Check]:
     for entry in entries:
         if entry.problem:
             yield Check("model file", "note", entry.problem, f"replace or remove {entry.path}")
-    if not any("transformer" in entry.roles for entry in entries):
+    if not library.has_checkpoint:
         where = f"no Flux checkpoint in {config.models_dir}; the demonstration model `tiny` is used"
         yield Check("models", "note", where, "put a checkpoint into Stable-diffusion/ there, or set --models-dir")
         library = ModelLibrary([TINY])

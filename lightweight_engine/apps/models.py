@@ -50,13 +50,14 @@ def ls(json: Json = False, debug: Debug = False, **settings: Any) -> None:
 def verify(name: Name, json: Json = False, debug: Debug = False, **settings: Any) -> None:
     """Read a file whole: every tensor has its place and holds finite numbers. Prints its SHA-256."""
     with Console(json=json, debug=debug) as console:
+        from ..backend.checkpoint import file_sha256
         from ..core.models import read_entry
 
         found = _library(load_config(settings))[0].find(name)
         entry = read_entry(found.path, found.name, strict=True)
         console.say(f"reading {entry.path} ({human_bytes(entry.size)}) ...")
         parts = {role: _verify_part(part) for role, part in entry.parts.items()}
-        digest = _sha256(entry.path)
+        digest = file_sha256(entry.path)
         if json:
             console.result({"name": entry.name, "path": str(entry.path), "parts": parts, "sha256": digest})
             return
@@ -111,13 +112,6 @@ def _verify_part(part: Part) -> int:
             name = part.checkpoint.path.name
             raise CorruptCheckpointError(f"{name}: {key} holds numbers that are not finite; download it again")
     return len(tensors)
-
-
-def _sha256(path: Path) -> str:
-    import hashlib
-
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def register(app: typer.Typer) -> None:

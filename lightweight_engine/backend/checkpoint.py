@@ -6,6 +6,7 @@ safetensors header are those of the format: sizes add up, ranges neither overlap
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -88,6 +89,12 @@ class Checkpoint:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: info.shape for name, info in self.tensors.items()}
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hex, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..backend.checkpoint import file_sha256
 from ..backend.net import get
 from ..errors import DownloadError, ModelNotFoundError
 from ..flux.tokenizers import Kind, find_tokenizer, is_tokenizer
@@ -73,8 +74,7 @@ def is_pinned(path: Path, *, sha256: str, size: int) -> bool:
     try:
         if path.stat().st_size != size:
             return False
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+        return file_sha256(path) == sha256
     except OSError:
         return False
 

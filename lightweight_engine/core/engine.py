@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -27,8 +26,6 @@ from .progress import Cancel, OnProgress, Tracker, Watch
 
 if TYPE_CHECKING:
     from PIL import Image
-
-log = logging.getLogger(__name__)
 
 EMBEDDING_CACHE_BYTES = 256 << 20
 
@@ -193,7 +190,7 @@ class LightweightEngine:
         if config.checkpoint or any(named.values()):
             return ModelLibrary(roots).choose(config.checkpoint, **named)
         library = ModelLibrary(roots)
-        if any("transformer" in entry.roles for entry in library.ls()):
+        if library.has_checkpoint:
             return library.choose()
         problems = [entry.problem for entry in library.ls() if entry.problem]
         unusable = f" ({len(problems)} files there cannot be used: {problems[0]})" if problems else ""

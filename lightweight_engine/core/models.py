@@ -6,7 +6,6 @@ written into it. Files are told apart by their headers, never by their names.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -14,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..backend.checkpoint import open_checkpoint
+from ..backend.checkpoint import file_sha256, open_checkpoint
 from ..errors import EngineError, ModelNotFoundError, UnsupportedCheckpointError
 from ..flux.keymaps import Part, Role, find_parts
 from ..request import ModelFile
@@ -112,6 +111,11 @@ class ModelLibrary:
         if self._entries is None:
             self._entries = [entry for root in self.roots for entry in _scan(root)]
         return self._entries
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether any file holds a transformer, usable or not."""
+        return any("transformer" in entry.roles for entry in self.ls())
 
     def find(self, name: str) -> Entry:
         """The entry of that name, stem, relative path, or the file at that path.
@@ -250,8 +254,7 @@ class HashCache:
         key = f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
         known = self._load()
         if key not in known:
-            with path.open("rb") as file:
-                known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+            known[key] = file_sha256(path)
             self._save(known)
         return known[key]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from .prompt import BREAK, Segment, parse_attention
+from .prompt import Segment, is_break, parse_attention
 from .tokenizers import CLIPTokens, T5Tokens
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def clip_chunks(segments: Sequence[Segment], tokenizer: CLIPTokens, length: int 
         body, last_comma = Chunk(body.ids[kept:], body.multipliers[kept:]), None
 
     for segment in segments:
-        if segment == BREAK:
+        if is_break(segment):
             close(len(body.ids))
             continue
         for token in tokenizer.encode(segment.text):
@@ -74,7 +74,7 @@ def t5_chunks(segments: Sequence[Segment], tokenizer: T5Tokens, min_length: int 
     """Chunks of tokens, an end and padding, all as long as the longest and at least ``min_length``; never cut."""
     bodies = [Chunk([], [])]
     for segment in segments:
-        if segment == BREAK:
+        if is_break(segment):
             bodies.append(Chunk([], []))
             continue
         ids = tokenizer.encode(segment.text)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RequestError
-from .conditioning import Composition, Conditioning, Scheduled
+from .conditioning import Composition, Conditioning, Scheduled, lengthened
 from .prompt import PromptPart, PromptPlan
 from .text_encoders import EncodedText, TextEncoders
 
@@ -131,13 +131,8 @@ def _fixed_contexts(part: PromptPart, encoded: dict[str, EncodedText]) -> list[T
     """One context per entry: all its chunks in a row, as long as the longest by repeating the last row."""
     joined = {text: torch.cat(encoded[text].chunks) for _, text in part.schedule}
     length = max(len(context) for context in joined.values())
-    padded = {text: _lengthened(context, length) for text, context in joined.items()}
+    padded = {text: lengthened(context, length) for text, context in joined.items()}
     return [padded[text] for _, text in part.schedule]
-
-
-def _lengthened(context: Tensor, length: int) -> Tensor:
-    missing = length - len(context)
-    return torch.cat([context, context[-1:].expand(missing, -1)]) if missing else context
 
 
 def _forge_contexts(part: PromptPart, encoded: dict[str, EncodedText]) -> list[Tensor]:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+
+def lengthened(context: Tensor, length: int) -> Tensor:
+    """A context ``[T, D]`` at ``length`` tokens, by repeating its last row."""
+    missing = length - len(context)
+    return torch.cat((context, context[-1:].expand(missing, -1))) if missing else context
 
 
 @dataclass(frozen=True, eq=False)

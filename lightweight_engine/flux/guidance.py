@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import RequestError
 from ..labels import Compat
-from .conditioning import Composition, Conditioning, Scheduled
+from .conditioning import Composition, Conditioning, Scheduled, lengthened
 from .sampler_parts import Denoise
 
 Predict = Callable[[Tensor, float, Sequence[Conditioning]], Tensor]
@@ -147,8 +147,7 @@ class Guided:
             return cond
         key = (cond, length, tile)
         if key not in self._fitted:
-            tail = cond.context[-1:].expand(length - have, -1)
-            context = cond.context.repeat(length // have, 1) if tile else torch.cat((cond.context, tail))
+            context = cond.context.repeat(length // have, 1) if tile else lengthened(cond.context, length)
             self._fitted[key] = replace(cond, context=context)
         return self._fitted[key]
 
