@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 from pathlib import Path
 
 import torch
 
 from ..errors import ConfigError
-
-log = logging.getLogger(__name__)
 
 
 def pick_device(name: str) -> torch.device:

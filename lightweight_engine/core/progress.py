@@ -87,12 +87,12 @@ class Tracker:
         self.check()
         if self._watch.on_progress is None:
             return
-        batches = max(len(self._batch_sizes), 1)
+        batch, batches = max(self._batch, 0), max(len(self._batch_sizes), 1)
         finished = self._stage == "done"
-        fraction = 1.0 if finished else min((max(self._batch, 0) + part) / batches, 1.0)
+        fraction = 1.0 if finished else min((batch + part) / batches, 1.0)
         seconds = time.perf_counter() - self._sample_start if step else 0.0
         speed = step / seconds if seconds > 0 else None
-        eta = (batches - max(self._batch, 0)) * self.steps / speed - step / speed if speed else None
+        eta = (batches - batch) * self.steps / speed - step / speed if speed else None
         self._watch.on_progress(
             Progress(
                 stage=self._stage,  # type: ignore[arg-type]
@@ -101,7 +101,7 @@ class Tracker:
                 fraction=fraction,
                 eta_seconds=0.0 if finished else eta,
                 steps_per_second=speed,
-                image_index=sum(self._batch_sizes[: max(self._batch, 0)]),
+                image_index=sum(self._batch_sizes[:batch]),
                 image_count=sum(self._batch_sizes),
                 preview=preview,
             )

@@ -68,7 +68,7 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         RequestError: the file is no picture, or carries neither.
     """
-    open_image(path)
+    picture = open_image(path)
     data = read_sidecar(path)
     if data is not None:
         try:
@@ -79,7 +79,7 @@ def read_recipe(path: Path) -> Recipe:
                 f"the sidecar of {path.name} is not one of this engine; delete it to go by the picture's own text",
                 field="image",
             ) from None
-    text = read_infotext(path)
+    text = read_infotext(picture)
     if not text:
         raise RequestError(
             f"{path.name} carries no parameters and has no sidecar; it cannot be made again", field="image"

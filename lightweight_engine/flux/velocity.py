@@ -47,8 +47,7 @@ class Velocity:
     def __init__(self, model: Flux) -> None:
         self.model = model
         self._texts: dict[Conditioning, Tensor] = {}
-        self._rows: dict[tuple[float, Conditioning], int] = {}
-        self._table: list[Modulations] = []
+        self._rows: dict[tuple[float, Conditioning], Modulations] = {}
         self._rotary: dict[tuple[int, int, int], Tensor] = {}
 
     @property
@@ -60,10 +59,12 @@ class Velocity:
 
         After this the modulation weights are not read again for these sigmas and conditionings.
         """
-        wanted = [(sigma, cond) for cond in dict.fromkeys(conditionings) for sigma in dict.fromkeys(sigmas)]
-        self._add([pair for pair in wanted if pair not in self._rows])
+        sigmas = tuple(sigmas)
+        self._add((sigma, cond) for cond in conditionings for sigma in sigmas)
 
-    def _add(self, pairs: Sequence[tuple[float, Conditioning]]) -> None:
+    def _add(self, wanted: Iterable[tuple[float, Conditioning]]) -> None:
+        """Compute the rows of those that have none yet."""
+        pairs = [pair for pair in dict.fromkeys(wanted) if pair not in self._rows]
         if not pairs:
             return
         device = self.model.img_in.weight.device
@@ -75,13 +76,12 @@ class Velocity:
             guidance = torch.tensor(values, dtype=self.dtype, device=device)
         modulations = self.model.modulations(self.model.condition(timestep, pooled, guidance))
         for row, pair in enumerate(pairs):
-            self._rows[pair] = len(self._table)
-            self._table.append(modulations.rows(slice(row, row + 1)))
+            self._rows[pair] = modulations.rows(slice(row, row + 1))
 
     def _modulations(self, sigma: float, conditionings: Sequence[Conditioning]) -> Modulations:
         pairs = [(sigma, cond) for cond in conditionings]
-        self._add([pair for pair in dict.fromkeys(pairs) if pair not in self._rows])
-        rows = [self._table[self._rows[pair]] for pair in pairs]
+        self._add(pairs)
+        rows = [self._rows[pair] for pair in pairs]
         return rows[0] if all(row is rows[0] for row in rows) else Modulations.stack(rows)
 
     def _text(self, cond: Conditioning) -> Tensor:
