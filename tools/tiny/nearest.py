@@ -1,7 +1,7 @@
 """Is a picture the copy of a training drawing? ``python -m tools.tiny.nearest`` shows the nearest drawing of some.
 
-The drawings are made again from their seed. Candidates are found on pictures of 32 x 32 and compared in full. As a
-yardstick, the same distance is given for drawings of a set that training never saw.
+The drawings of every training set are made again from their seeds. Candidates are found on pictures of 32 x 32 and
+compared in full. As a yardstick, the same distance is given for drawings of a set that training never saw.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from .sampling import engine_sampler
 
 log = logging.getLogger("tiny")
 SIDE = (256, 256)
+
+TRAINING_SETS = ("11:64000", "3:40000")
+"""Seed and size of the sets that the shipped transformer learned from."""
 
 
 def _small(images: Sequence[Image.Image]) -> torch.Tensor:
@@ -64,21 +67,30 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=TINY)
     parser.add_argument("--out", type=Path, default=Path("docs/tiny"))
     parser.add_argument("--count", type=int, default=12)
-    parser.add_argument("--drawings", type=int, default=64_000, help="of all sizes, as in training")
-    parser.add_argument("--drawings-seed", type=int, default=11, help="as in training")
-    parser.add_argument("--search", type=int, help="stop drawing after so many; left out, all of this size")
+    parser.add_argument(
+        "--sets", nargs="+", default=list(TRAINING_SETS), metavar="SEED:COUNT", help="drawings of all sizes in training"
+    )
+    parser.add_argument("--search", type=int, help="stop drawing after so many of a set; left out, all of this size")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=5, help="of the prompts, as in evaluate")
     args = parser.parse_args()
-    drawings = Drawings(args.drawings, args.drawings_seed, workers=args.workers, only=SIDE)
+    sets = [(int(seed), int(count)) for seed, _, count in (each.partition(":") for each in args.sets)]
+    drawings = Drawings(sets[0][1], sets[0][0], workers=args.workers, only=SIDE)  # draws while the engine does
     prompts = [prompt.text for prompt in unseen_prompts(args.count, args.seed)]
     images = engine_sampler(args.models)(prompts, args.seed)
-    fresh = [training_drawing(args.drawings_seed + 1, i, SIDE, held_out=True).image for i in range(args.count)]
-    drawings.wait(args.search)
-    near, usual = nearest_drawings(images, drawings), nearest_drawings(fresh, drawings)
+    fresh_seed = 1 + max(seed for seed, _ in sets)
+    fresh = [training_drawing(fresh_seed, i, SIDE, held_out=True).image for i in range(args.count)]
+    found, searched = [], {}
+    for i, (seed, count) in enumerate(sets):
+        drawings = drawings if i == 0 else Drawings(count, seed, workers=args.workers, only=SIDE)
+        drawings.wait(args.search)
+        found.append(nearest_drawings([*images, *fresh], drawings))
+        searched[str(seed)] = drawings.ready
+        drawings.close()
+    best = [min(rows, key=lambda row: row[1]) for rows in zip(*found, strict=True)]
+    near, usual = best[: args.count], best[args.count :]
     report = {
-        "searched": drawings.ready,
-        "drawings_seed": args.drawings_seed,
+        "searched_by_seed": searched,
         "mean_difference": [distance for _, distance in near],
         "of_fresh_drawings": [distance for _, distance in usual],
     }
@@ -87,7 +99,6 @@ def main() -> None:
     page.resize((page.width // 2, page.height // 2), Image.Resampling.LANCZOS).save(args.out / "nearest.png")
     (args.out / "nearest.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     log.info("%s", report)
-    drawings.close()
 
 
 if __name__ == "__main__":
