@@ -48,31 +48,59 @@ DTYPES: dict[str, tuple[int, str]] = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor of a file: dtype in safetensors' spelling, shape, and its bytes from ``start`` to ``end``."""
+    """One tensor of a file: dtype in safetensors' spelling, shape, and its bytes from ``start`` to ``end``.
+
+    A GGUF block type has the dtype ``gguf:TYPE``; its shape is that of the numbers. ``file`` counts into
+    ``Checkpoint.files``, for models that lie in several.
+    """
 
     dtype: str
     shape: tuple[int, ...]
     start: int
     end: int
+    file: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.start
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """An open model file. ``tensor`` gives views of the mapped file: nothing is read before it is used."""
+    """An open model: one file, or several that belong together.
+
+    ``tensor`` gives views of the mapped files: nothing is read before it is used.
+
+    Attributes:
+        path: what was opened, a file or a folder.
+        files: the files that the tensors lie in; left out, ``path`` alone.
+    """
 
     path: Path
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+
+    def file_of(self, name: str) -> Path:
+        """The file that the tensor ``name`` lies in."""
+        return self.files[self.tensors[name].file] if self.files else self.path
 
     @cached_property
-    def _storage(self) -> UntypedStorage:
+    def _storages(self) -> dict[Path, UntypedStorage]:
+        return {}
+
+    def _storage(self, path: Path) -> UntypedStorage:
         import torch
 
-        size = os.path.getsize(self.path)
-        return torch.UntypedStorage.from_file(str(self.path), shared=False, nbytes=size)  # type: ignore[return-value]
+        if path not in self._storages:
+            size = os.path.getsize(path)
+            self._storages[path] = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)  # type: ignore[assignment]
+        return self._storages[path]
 
     def tensor(self, name: str) -> Tensor:
         """The tensor ``name`` on the CPU, a private view of the mapped file.
+
+        The blocks of a GGUF type come as they are: uint8 ``[..., bytes of a row]``.
 
         Raises:
             KeyError: the file has no such tensor.
@@ -80,11 +108,29 @@ class Checkpoint:
         import torch
 
         info = self.tensors[name]
-        dtype = getattr(torch, DTYPES[info.dtype][1])
-        raw = torch.empty(0, dtype=torch.uint8).set_(self._storage, info.start, (info.end - info.start,), (1,))
-        if info.start % DTYPES[info.dtype][0]:
+        blocks = info.dtype.startswith("gguf:")
+        size, torch_name = (1, "uint8") if blocks else DTYPES[info.dtype]
+        shape = (*info.shape[:-1], -1) if blocks else info.shape
+        raw = torch.empty(0, dtype=torch.uint8).set_(self._storage(self.file_of(name)), info.start, (info.nbytes,), (1,))
+        if info.start % size:
             raw = raw.clone()  # a view must start at a multiple of its element size
-        return raw.view(dtype).view(info.shape)
+        return raw.view(getattr(torch, torch_name)).view(shape)
+
+    def read_bytes(self, name: str, limit: int) -> bytes:
+        """The bytes of a small tensor (text, a scale), without torch and without mapping the file.
+
+        Raises:
+            CorruptCheckpointError: it has more than ``limit`` bytes.
+        """
+        info = self.tensors[name]
+        if info.nbytes > limit:
+            raise CorruptCheckpointError(
+                f"{self.path.name}: {name!r} has {info.nbytes:,} bytes where at most {limit:,} make sense; "
+                "download it again"
+            )
+        with self.file_of(name).open("rb") as file:
+            file.seek(info.start)
+            return file.read(info.nbytes)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

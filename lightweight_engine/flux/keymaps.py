@@ -11,10 +11,16 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from ..backend.checkpoint import Checkpoint
+from ..backend.checkpoint import DTYPES, Checkpoint
+from ..backend.stored import Stored, find_stored
 from ..errors import CorruptCheckpointError, UnsupportedCheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..backend.packed import Packed
 
 Role = Literal["transformer", "t5", "clip", "autoencoder"]
 
@@ -72,33 +78,64 @@ FOREIGN: tuple[tuple[str, str], ...] = (
 # A LoRA may hold whole tensors too, so it is told apart before any part is looked for.
 LORA_MARKERS = (".lora_A.", ".lora_B.", ".lora_up.", ".lora_down.", "lora_unet_")
 
-# A key part -> the storage format of a quantised file.
-QUANTISED: tuple[tuple[str, str], ...] = (
-    ("bitsandbytes__nf4", "bitsandbytes nf4"),
-    ("bitsandbytes__fp4", "bitsandbytes fp4"),
-    (".comfy_quant", "scaled fp8"),
-    ("scaled_fp8", "scaled fp8"),
-    (".scale_weight", "scaled fp8"),
-    (".absmax", "bitsandbytes 4-bit"),
-)
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Where a parameter of ours comes from: rows of one stored tensor or several, one below another.
+
+    Attributes:
+        pieces: (tensor, rows of it), all rows where that is None.
+        swapped: the two halves of the rows change places (diffusers has scale before shift).
+        shape: of the parameter; that of the rows joined, or one with as many elements (1 x 1 convolutions).
+    """
+
+    pieces: tuple[tuple[Stored, tuple[int, int] | None], ...]
+    shape: tuple[int, ...]
+    swapped: bool = False
+
+    @property
+    def format(self) -> str:
+        """The one format of all pieces, else ``mixed``."""
+        formats = {stored.format for stored, _ in self.pieces}
+        return formats.pop() if len(formats) == 1 else "mixed"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return sum(
+            stored.nbytes if rows is None else stored.nbytes * (rows[1] - rows[0]) // stored.shape[0]
+            for stored, rows in self.pieces
+        )
+
+    def read(self) -> Tensor | Packed:
+        """The parameter: a view of the mapped file where one plain tensor holds it as it is; packed where all pieces are
+        and can be joined without a change of any number; else put together in float32 or the pieces' own dtype.
+        """
+        stored, rows = self.pieces[0]
+        if len(self.pieces) > 1 or rows is not None or self.swapped:
+            raise NotImplementedError
+        return stored.read()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
-    """One network inside a file: parameter name -> key in the file.
+    """One network inside a file: parameter name -> where it comes from.
 
-    ``given`` are sizes that a caller adds, where neither shapes nor the file's metadata tell them.
+    Attributes:
+        layout: whose key names the file has: ``bfl``, ``diffusers``, ``gguf`` …
+        ignored: keys that the network does not read.
+        given: sizes that a caller adds, where neither shapes nor the file's metadata tell them.
     """
 
     role: Role
     checkpoint: Checkpoint
-    keys: Mapping[str, str]
+    sources: Mapping[str, Source]
     ignored: tuple[str, ...] = ()
     given: Mapping[str, Any] = field(default_factory=dict)
+    layout: str = "bfl"
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: self.checkpoint.tensors[key].shape for name, key in self.keys.items()}
+        return {name: source.shape for name, source in self.sources.items()}
 
     @property
     def hints(self) -> dict[str, Any]:
@@ -116,25 +153,32 @@ class Part:
 
     @property
     def nbytes(self) -> int:
-        return sum(self.checkpoint.tensors[key].end - self.checkpoint.tensors[key].start for key in self.keys.values())
+        """Bytes in the file."""
+        return sum(source.nbytes for source in self.sources.values())
+
+    @property
+    def formats(self) -> dict[str, int]:
+        """Bytes in each format; a plain tensor counts under its dtype (``BF16``)."""
+        sizes: dict[str, int] = {}
+        for source in self.sources.values():
+            for stored, _ in source.pieces:
+                name = stored.dtype if stored.format == "plain" else stored.format
+                sizes[name] = sizes.get(name, 0) + stored.nbytes
+        return sizes
 
     @property
     def storage(self) -> str:
-        """The format of the weights: ``plain`` or the name of a quantised one."""
-        for marker, name in QUANTISED:
-            if any(marker in key for key in self.checkpoint.tensors):
-                return name
-        if any(self.checkpoint.tensors[key].dtype.startswith("F8") for key in self.keys.values()):
-            return "fp8"
-        return "plain"
+        """The format that most bytes are in: a quantised one, or ``plain``."""
+        name = max(self.formats, key=lambda name: self.formats[name])
+        return "plain" if name in DTYPES else name
 
     @property
     def dtype(self) -> str:
         """The dtype that most bytes are in, in safetensors' spelling."""
         sizes: dict[str, int] = {}
-        for key in self.keys.values():
-            info = self.checkpoint.tensors[key]
-            sizes[info.dtype] = sizes.get(info.dtype, 0) + info.end - info.start
+        for source in self.sources.values():
+            for stored, _ in source.pieces:
+                sizes[stored.dtype] = sizes.get(stored.dtype, 0) + stored.nbytes
         return max(sizes, key=lambda name: sizes[name])
 
 
@@ -164,18 +208,18 @@ def _prefix(checkpoint: Checkpoint, anchor: str) -> str | None:
 def _part(role: Role, checkpoint: Checkpoint, prefix: str, prefixes: Mapping[Role, str]) -> Part:
     rule = RULES[role]
     others = tuple(other for other in prefixes.values() if other != prefix and other.startswith(prefix))
-    keys: dict[str, str] = {}
+    sources: dict[str, Source] = {}
     ignored = []
-    for key in checkpoint.tensors:
+    for key, stored in find_stored(checkpoint).items():
         if not key.startswith(prefix) or (others and key.startswith(others)):
             continue
         name = key[len(prefix) :]
         name = rule.renamed.get(name, name)
-        if rule.ignored.search(name) or name in keys:
+        if rule.ignored.search(name) or name in sources:
             ignored.append(key)
         else:
-            keys[name] = key
-    return Part(role, checkpoint, keys, tuple(ignored))
+            sources[name] = Source(((stored, None),), stored.shape)
+    return Part(role, checkpoint, sources, tuple(ignored))
 
 
 def _foreign_name(checkpoint: Checkpoint) -> str:

@@ -87,7 +87,7 @@ def load_part(
     _check_keys(name, part.role, expected, part.shapes)
     for key in expected:
         matrix = len(expected[key]) == 2
-        tensor = part.checkpoint.tensor(part.keys[key])
+        tensor = part.sources[key].read()
         kept = keep_file_dtype and matrix and tensor.dtype in (torch.float16, torch.bfloat16)
         _assign(module, key, tensor.to(device=device, dtype=tensor.dtype if kept else dtype))
     keep_storage(module, dtype)

@@ -30,6 +30,8 @@ ARROWS = {
     "request": "errors",
     "labels": "errors",
     "config": "errors labels request",
+    # backend
+    "backend.stored": "checkpoint packed nf4 fp8 gguf",
     # flux: networks know params only; samplers know their parts; text goes prompt -> chunks -> encoders -> conditioner
     "flux.autoencoder": "params",
     "flux.clip": "params",
