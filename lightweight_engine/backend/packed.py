@@ -8,23 +8,38 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from ..errors import CorruptCheckpointError
+
+if TYPE_CHECKING:
+    from .stored import Stored
+
+# Numbers that a conversion works on at a time: few enough for a CPU's cache, on a GPU enough to keep launches rare.
+# With at most 16 bytes of temporaries for each, that is 64 MiB there.
+PIECE = 1 << 18
+GPU_PIECE = 1 << 22
 
 
 class Spec(ABC):
     """What a packed matrix is, without its tensors: a frozen dataclass of a format.
 
     Attributes:
-        name: of the format, as the setting ``storage_dtype`` has it (``nf4``, ``fp8_e4m3``, ``gguf:Q8_0``).
         shape: ``(out, in)`` of the matrix.
     """
 
-    name: str
     shape: tuple[int, int]
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Of the format, as the setting ``storage_dtype`` has it: ``nf4``, ``fp8_e4m3``, ``gguf:Q8_0``."""
 
     @property
     @abstractmethod
@@ -45,10 +60,10 @@ class Spec(ABC):
 
     @abstractmethod
     def stack(self, matrices: Sequence[Packed]) -> Packed:
-        """Matrices of this format, this one's spec being the first's, one below another, without a change of any number.
+        """Matrices of this format, the first being of this spec, one below another, without a change of any number.
 
         Raises:
-            ValueError: they cannot be joined so (other block sizes, widths, or scales of a whole matrix).
+            ValueError: they cannot be joined so (other block sizes, code books or widths, or a block across the seam).
         """
 
     @property
@@ -88,4 +103,65 @@ def stack(matrices: Sequence[Packed]) -> Packed:
         return matrices[0]
     if any(type(m.spec) is not type(matrices[0].spec) or m.spec.name != matrices[0].spec.name for m in matrices):
         raise ValueError("the matrices are stored in different formats")
+    if len({m.shape[1] for m in matrices}) > 1:
+        raise ValueError(f"the matrices have different widths: {[list(m.shape) for m in matrices]}")
     return matrices[0].spec.stack(matrices)
+
+
+def stacked_shape(matrices: Sequence[Packed]) -> tuple[int, int]:
+    """The shape of matrices of one width, one below another."""
+    return sum(m.shape[0] for m in matrices), matrices[0].shape[1]
+
+
+def pieces(count: int, numbers: int, device: torch.device) -> Iterator[slice]:
+    """Slices over ``count`` rows or blocks of ``numbers`` each, so that what is made of one slice stays small."""
+    step = max(1, (PIECE if device.type == "cpu" else GPU_PIECE) // numbers)
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
+
+
+def check_matrix(matrix: Tensor) -> None:
+    """Refuse what no format can hold.
+
+    Raises:
+        ValueError: it is no matrix of floating-point numbers, is empty, or has values that are not finite.
+    """
+    if matrix.dim() != 2 or not matrix.is_floating_point() or not matrix.numel():
+        raise ValueError(f"a matrix of numbers is needed, this is {matrix.dtype} of the shape {list(matrix.shape)}")
+    if not all(torch.isfinite(end) for end in torch.aminmax(matrix)):  # NaN comes through; no mask as large as a matrix
+        raise ValueError("it has values that are not finite (NaN or infinity)")
+
+
+@contextmanager
+def reading(stored: Stored) -> Iterator[None]:
+    """Turns what is wrong with a stored matrix (``ValueError``) into an error that names file and tensor."""
+    try:
+        if len(stored.shape) != 2:
+            raise ValueError(f"it has the shape {list(stored.shape)}, and only matrices are stored as {stored.format}")
+        yield
+    except ValueError as error:
+        raise CorruptCheckpointError(
+            f"{stored.checkpoint.path.name}: {stored.name!r} cannot be read as {stored.format}: {error}; "
+            "download the file again"
+        ) from None
+
+
+def satellite(stored: Stored, role: str) -> Tensor:
+    """The tensor that belongs to a stored matrix as its ``role``.
+
+    Raises:
+        ValueError: the file has none.
+    """
+    if role not in stored.satellites:
+        raise ValueError(f"its {role} is missing")
+    return stored.checkpoint.tensor(stored.satellites[role])
+
+
+def check_finite(tensor: Tensor, what: str) -> None:
+    """Refuse scales that would spoil every number of a block.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"its {what} has values that are not finite (NaN or infinity)")

@@ -31,6 +31,10 @@ ARROWS = {
     "labels": "errors",
     "config": "errors labels request",
     # backend
+    "backend.nf4": "packed",
+    "backend.fp8": "packed",
+    "backend.gguf": "block_types packed",
+    "backend.quantize": "block_types fp8 gguf nf4 packed",
     "backend.stored": "checkpoint packed nf4 fp8 gguf",
     # flux: networks know params only; samplers know their parts; text goes prompt -> chunks -> encoders -> conditioner
     "flux.autoencoder": "params",
@@ -65,6 +69,7 @@ ARROWS = {
     # apps
     "__main__": "cli",
     "apps.cli": "console",
+    "apps.options": "console",
     "apps.progress": "console",
     "apps.session": "console options progress",
     "apps.generate": "console options session",
