@@ -2,8 +2,8 @@
 
     python tools/slim_goldens.py ../shared/golden
 
-Small cases of every core family and of the output families, with the models that they need, in the layout of the
-whole folder. Three things keep it small: a case whose tensors are large is left out; models are xz-compressed
+Small cases of every core family and of the output families, with the models that they need, and all of the storage
+formats, in the layout of the whole folder. Three things keep it small: a case whose tensors are large is left out; models are xz-compressed
 (``goldens.model_path`` unpacks them); and rows of the token embeddings that no case uses are zero.
 The answers of the real tokenizers are recorded in ``tokens.json``, so that no tokenizer file is needed.
 """
@@ -139,6 +139,7 @@ def main() -> None:
         write_json(made / "tokens.json", record)
         slim_models(arguments.golden / "models", made / "models", record)
         slim_pipelines(arguments.golden / "pipelines", made / "pipelines", OUTPUT_FAMILIES)
+        shutil.copytree(arguments.golden / "quant", made / "quant", copy_function=shutil.copyfile)
         shutil.rmtree(arguments.out, ignore_errors=True)
         made.rename(arguments.out)
     total = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file())

@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lightweight_engine.backend.checkpoint import open_checkpoint
+
 PROJECT = Path(__file__).resolve().parents[2]
 
 
@@ -56,14 +58,17 @@ class Case:
         return self.data.get(key, default)
 
     def tensor(self, name: str) -> Any:
-        return _tensors(self.folder / f"{self.family}.safetensors")[f"{self.id}.{name}"]
+        return _tensors(self.folder / f"{self.family}.safetensors")[self._key(name)]
 
     def common(self, name: str) -> Any:
         return _tensors(self.folder / f"{self.family}.safetensors")[f"common.{name}"]
 
     def has(self, name: str) -> bool:
         path = self.folder / f"{self.family}.safetensors"
-        return path.exists() and f"{self.id}.{name}" in _tensors(path)
+        return path.exists() and self._key(name) in _tensors(path)
+
+    def _key(self, name: str) -> str:
+        return f"{self.id}.{name}" if self.id else name
 
     def array(self, name: str) -> Any:
         """The array ``name`` of the family's npz (pipelines)."""
@@ -99,6 +104,21 @@ def pipeline_cases(family: str) -> list[Case]:
     folder = golden_dir() / "pipelines"
     rows = json.loads((folder / f"{family}.json").read_text(encoding="utf-8"))
     return [Case(family, str(row.get("id", i)), row, folder) for i, row in enumerate(rows)]
+
+
+def quant_cases() -> list[Case]:
+    """``quant/`` has no manifests: its tensors are named ``<id>.<tensor>``, or have no id where a file is one case.
+
+    ``names`` of a case lists its tensors.
+    """
+    cases = []
+    for path in sorted((golden_dir() / "quant").glob("*.safetensors")):
+        names: dict[str, list[str]] = {}
+        for key in open_checkpoint(path).tensors:
+            case, _, name = key.partition(".") if "." in key else ("", "", key)
+            names.setdefault(case, []).append(name)
+        cases += [Case(path.stem, case, {"names": names[case]}, path.parent) for case in sorted(names)]
+    return cases
 
 
 @cache
