@@ -19,6 +19,9 @@ A message says what is wrong, where, and the one thing to do about it.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class EngineError(Exception):
     """Base of every error that the engine raises on purpose.
@@ -110,3 +113,8 @@ class MissingDependencyError(EngineError):
 
     exit_code = 8
     http_status = 501
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that ``name`` is probably a slip of, for messages that ask "did you mean"."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)

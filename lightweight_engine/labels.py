@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from .errors import RequestError
+from .errors import RequestError, closest
 
 Compat = Literal["fixed", "forge"]
 
@@ -190,4 +190,12 @@ def _find_scheduler(name: str, *, ignore_case: bool) -> SchedulerLabel | None:
 
 def _refusal(field: str, given: str | None, known: bool, valid: list[str]) -> RequestError:
     why = "is not valid for Flux" if known else "is not known"
-    return RequestError(f"{field}: {given!r} {why}; choose one of: {', '.join(valid)}", field=field)
+    folded = {_folded(label): label for label in valid}
+    meant = None if known or not given else closest(_folded(given), folded)
+    hint = f" (did you mean {folded[meant]!r}?)" if meant else ""
+    return RequestError(f"{field}: {given!r} {why}{hint}; choose one of: {', '.join(valid)}", field=field)
+
+
+def _folded(name: str) -> str:
+    """A name as slips are measured: other programs write dpmpp_2m for DPM++ 2M."""
+    return name.lower().replace("_", " ").replace("pp", "++")

@@ -65,6 +65,29 @@ def test_invalid_names_are_refused_with_the_valid_ones(sampler: str, scheduler: 
     assert all(label in str(caught.value) for label in valid)
 
 
+@pytest.mark.parametrize(
+    ("sampler", "scheduler", "meant"),
+    [
+        ("Eulr", "Simple", "'Euler'"),
+        ("euler_ancestral", "Simple", "'Euler a'"),
+        ("dpmpp_2m", "Simple", "'DPM++ 2M'"),
+        ("Euler", "Karas", "'Karras'"),
+        ("Euler", "sgm_unifrm", "'SGM Uniform'"),
+    ],
+)
+def test_a_slip_is_answered_with_the_name_that_was_meant(sampler: str, scheduler: str, meant: str) -> None:
+    with pytest.raises(RequestError, match="did you mean") as caught:
+        labels.resolve_sampler(sampler, scheduler)
+    assert f"(did you mean {meant}?); choose one of" in str(caught.value)
+
+
+@pytest.mark.parametrize("sampler", ["Zzz", "DDIM"])  # like none; known, but not one to choose
+def test_no_name_is_guessed_where_none_is_near(sampler: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        labels.resolve_sampler(sampler, "Simple")
+    assert "did you mean" not in str(caught.value)
+
+
 def test_the_reference_falls_back_in_silence() -> None:
     assert labels.resolve_sampler("Oiler", "Sample", "forge") == ("DPM++ 2M", "Automatic")
     assert labels.resolve_sampler("Euler Turbo", "Simple", "forge") == ("Euler", "Turbo")
