@@ -8,12 +8,13 @@ Profiles: ``native`` (this engine's own defaults), ``cog`` (the ``predict()`` se
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from .errors import RequestError
+from .errors import RequestError, closest
 
 Profile = Literal["native", "cog", "a1111"]
 Compat = Literal["fixed", "forge"]
@@ -24,14 +25,31 @@ ImageFormat = Literal["png", "jpg", "webp"]
 MAX_SEED = 2**63 - 1
 
 
-def _field(default: Any, help: str, *, cog: Any = ..., a1111: Any = ..., **bounds: Any) -> Any:
-    """A request field with its help and, where they differ from ``default``, its defaults in the other profiles."""
+def _field(
+    section: str, default: Any, help: str, *, later: bool = False, cog: Any = ..., a1111: Any = ..., **bounds: Any
+) -> Any:
+    """A request field with its help and, where they differ from ``default``, its defaults in the other profiles.
+
+    ``later`` marks one that is checked already, but whose feature is not built yet.
+    """
     named = {"cog": cog, "a1111": a1111}
     profiles = {name: value for name, value in named.items() if value is not ...}
-    return Field(default, description=help, json_schema_extra={"profiles": profiles} if profiles else None, **bounds)
+    extra = {"section": section, "later": later, "profiles": profiles}
+    return Field(default, description=help, json_schema_extra=extra, **bounds)
 
 
-def _one_line(error: ValidationError) -> tuple[str, str | None]:
+# The sections of the fields, as the help of the command line shows them.
+_prompt = partial(_field, "Prompt")
+_picture = partial(_field, "Picture")
+_sampling = partial(_field, "Sampling")
+_noise = partial(_field, "Seeds and noise")
+_img2img = partial(_field, "Image-to-image")
+_second_pass = partial(_field, "Second passes", later=True)
+_lora = partial(_field, "LoRA", later=True)
+_file = partial(_field, "Files")
+
+
+def _one_line(error: ValidationError, fields: Iterable[str]) -> tuple[str, str | None]:
     """A validation error as one sentence per field, and the name of the first field."""
     parts, first = [], None
     for item in error.errors(include_url=False):
@@ -40,7 +58,9 @@ def _one_line(error: ValidationError) -> tuple[str, str | None]:
         given = "" if item["type"] in ("missing", "extra_forbidden", "value_error") else f" (got {item['input']!r:.80})"
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            message = "there is no such field; see `generate --help` for the names"
+            meant = closest(name or "", fields)
+            hint = f"did you mean {meant!r}?" if meant else "see `generate --help` for the names"
+            message = f"there is no such field; {hint}"
         parts.append(f"{name}: {message}{given}" if name else message)
     return "; ".join(parts), first
 
@@ -52,67 +72,69 @@ class _Frozen(BaseModel):
         try:
             super().__init__(**data)
         except ValidationError as error:
-            message, field = _one_line(error)
+            message, field = _one_line(error, type(self).model_fields)
             raise RequestError(message, field=field) from None
 
 
 class GenerationRequest(_Frozen):
     """One job: a prompt and how to draw it. Wrong fields raise ``RequestError``, which names the field."""
 
-    prompt: str = _field("", "What to draw. Understands (emphasis:1.2), [from:to:when], [a|b], AND, BREAK.")
-    negative_prompt: str = _field("", "What to avoid; used only where cfg_scale is not 1.")
-    width: int | None = _field(
-        None, "Width in pixels; left out, the model's own size.", cog=0, a1111=512, ge=0, multiple_of=1
+    prompt: str = _prompt("", "What to draw. Understands (emphasis:1.2), [from:to:when], [a|b], AND, BREAK.")
+    negative_prompt: str = _prompt("", "What to avoid; used only where cfg_scale is not 1.")
+    width: int | None = _picture(
+        None, "Width in pixels, 16 or more; left out or 0, the model's own size.", cog=0, a1111=512, ge=0
     )
-    height: int | None = _field(None, "Height in pixels; left out, the model's own size.", cog=0, a1111=512, ge=0)
-    steps: int = _field(50, "Sampling steps.", cog=8, ge=1, le=1000)
-    cfg_scale: float = _field(1.0, "True guidance; 1 leaves the negative prompt out.", a1111=7.0, ge=0, le=100)
-    distilled_cfg_scale: float | None = _field(
+    height: int | None = _picture(None, "Height in pixels, likewise.", cog=0, a1111=512, ge=0)
+    steps: int = _sampling(50, "Sampling steps.", cog=8, ge=1, le=1000)
+    cfg_scale: float = _sampling(1.0, "True guidance; 1 leaves the negative prompt out.", a1111=7.0, ge=0, le=100)
+    distilled_cfg_scale: float | None = _sampling(
         3.7, "Distilled guidance, the main one of Flux dev.", cog=3.5, a1111=3.5, ge=0, le=100
     )
-    sampler: str = _field("Euler", "Sampler; see `generate --list-samplers`.")
-    scheduler: str = _field("Simple", "Noise schedule.", a1111="Automatic")
-    seed: int = _field(-1, "Seed of the first picture; -1 draws one.", ge=-1, le=MAX_SEED)
-    num_outputs: int = _field(1, "How many pictures, with seeds seed, seed+1, …", ge=1, le=1024)
-    batch_size: int = _field(1, "How many pictures are drawn at once; more is not always faster.", ge=1, le=64)
-    subseed: int = _field(-1, "Seed of the variation.", ge=-1, le=MAX_SEED)
-    subseed_strength: float = _field(0.0, "How far towards the variation, 0 to 1.", ge=0, le=1)
-    seed_resize_from_w: int = _field(0, "Width whose noise is reused; 0 is off.", a1111=-1, ge=-1, le=16384)
-    seed_resize_from_h: int = _field(0, "Height whose noise is reused; 0 is off.", a1111=-1, ge=-1, le=16384)
-    eta_noise_seed_delta: int = _field(0, "ENSD: added to the seed of the noise after the first.", ge=0, le=MAX_SEED)
-    noise_source: NoiseSource | None = _field(None, "Where noise is drawn; left out, as configured.")
-    emphasis: Emphasis = _field("Original", "What (word:1.2) does to the text encoder's output.")
-    eta: float | None = _field(None, "Noise multiplier of ancestral samplers; left out, 1.", ge=0, le=10)
-    s_churn: float = _field(0.0, "Churn of Euler, Heun and DPM2.", ge=0, le=1000)
-    s_tmin: float = _field(0.0, "Lowest sigma with churn.", ge=0, le=1000)
-    s_tmax: float = _field(0.0, "Highest sigma with churn; 0 is no limit.", ge=0, le=1000)
-    s_noise: float = _field(1.0, "Multiplier of the noise that samplers add.", ge=0, le=10)
-    s_min_uncond: float = _field(0.0, "Below this sigma every other step skips the negative prompt.", ge=0, le=15)
-    s_min_uncond_all: bool = _field(False, "With s_min_uncond: skip at every step, not every other.")
-    skip_early_cond: float = _field(0.0, "Fraction of the first steps without negative prompt.", ge=0, le=1)
-    sigma_min: float = _field(0.0, "Lowest sigma of the schedule; 0 is the model's.", ge=0, le=1000)
-    sigma_max: float = _field(0.0, "Highest sigma of the schedule; 0 is the model's.", ge=0, le=1000)
-    rho: float = _field(0.0, "Curvature of Karras and Polyexponential; 0 is the schedule's own.", ge=0, le=100)
-    beta_alpha: float = _field(0.6, "Alpha of the Beta schedule.", gt=0, le=10)
-    beta_beta: float = _field(0.6, "Beta of the Beta schedule.", gt=0, le=10)
-    use_old_karras: bool = _field(False, "Karras between 0.1 and 10, as old versions had it.")
-    discard_next_to_last: bool = _field(False, "Drop the next-to-last sigma of every schedule.")
-    image: Any = _field(None, "Start from this picture (a PIL image or a path).")
-    denoising_strength: float | None = _field(
+    sampler: str = _sampling("Euler", "Sampler; --list-samplers prints the names.")
+    scheduler: str = _sampling("Simple", "Noise schedule; --list-schedulers prints the names.", a1111="Automatic")
+    seed: int = _picture(-1, "Seed of the first picture; -1 draws one.", ge=-1, le=MAX_SEED)
+    num_outputs: int = _picture(1, "How many pictures, with seeds seed, seed+1, …", ge=1, le=1024)
+    batch_size: int = _picture(1, "How many pictures are drawn at once; more is not always faster.", ge=1, le=64)
+    subseed: int = _noise(-1, "Seed of the variation.", ge=-1, le=MAX_SEED)
+    subseed_strength: float = _noise(0.0, "How far towards the variation, 0 to 1.", ge=0, le=1)
+    seed_resize_from_w: int = _noise(0, "Width whose noise is reused; 0 is off.", a1111=-1, ge=-1, le=16384)
+    seed_resize_from_h: int = _noise(0, "Height whose noise is reused; 0 is off.", a1111=-1, ge=-1, le=16384)
+    eta_noise_seed_delta: int = _noise(0, "ENSD: added to the seed of the noise after the first.", ge=0, le=MAX_SEED)
+    noise_source: NoiseSource | None = _noise(None, "Where noise is drawn; left out, as configured.")
+    emphasis: Emphasis = _prompt("Original", "What (word:1.2) does to the text encoder's output.")
+    eta: float | None = _sampling(None, "Noise multiplier of ancestral samplers; left out, 1.", ge=0, le=10)
+    s_churn: float = _sampling(0.0, "Churn of Euler, Heun and DPM2.", ge=0, le=1000)
+    s_tmin: float = _sampling(0.0, "Lowest sigma with churn.", ge=0, le=1000)
+    s_tmax: float = _sampling(0.0, "Highest sigma with churn; 0 is no limit.", ge=0, le=1000)
+    s_noise: float = _sampling(1.0, "Multiplier of the noise that samplers add.", ge=0, le=10)
+    s_min_uncond: float = _sampling(0.0, "Below this sigma every other step skips the negative prompt.", ge=0, le=15)
+    s_min_uncond_all: bool = _sampling(False, "With s_min_uncond: skip at every step, not every other.")
+    skip_early_cond: float = _sampling(0.0, "Fraction of the first steps without negative prompt.", ge=0, le=1)
+    sigma_min: float = _sampling(0.0, "Lowest sigma of the schedule; 0 is the model's.", ge=0, le=1000)
+    sigma_max: float = _sampling(0.0, "Highest sigma of the schedule; 0 is the model's.", ge=0, le=1000)
+    rho: float = _sampling(0.0, "Curvature of Karras and Polyexponential; 0 is the schedule's own.", ge=0, le=100)
+    beta_alpha: float = _sampling(0.6, "Alpha of the Beta schedule.", gt=0, le=10)
+    beta_beta: float = _sampling(0.6, "Beta of the Beta schedule.", gt=0, le=10)
+    use_old_karras: bool = _sampling(False, "Karras between 0.1 and 10, as old versions had it.")
+    discard_next_to_last: bool = _sampling(False, "Drop the next-to-last sigma of every schedule.")
+    image: Any = _img2img(None, "Start from this picture (a PIL image or a path).")
+    denoising_strength: float | None = _img2img(
         None, "How much of the schedule an image-to-image or hires pass runs, 0 to 1.", cog=0.3, ge=0, le=1
     )
-    initial_noise_multiplier: float = _field(1.0, "Multiplier of the noise added to a start picture.", ge=0, le=2)
-    img2img_extra_noise: float = _field(0.0, "Further noise added to a start picture.", ge=0, le=1)
-    img2img_fix_steps: bool = _field(False, "Run exactly `steps` steps whatever the strength.")
-    enable_hr: bool | None = _field(None, "Hires fix; left out, it follows from hr_scale > 1.", cog=True, a1111=False)
-    hr_scale: float = _field(1.0, "Scale of the hires pass.", cog=1.3, a1111=2.0, ge=1, le=4)
-    hr_steps: int = _field(10, "Steps of the hires pass; 0 repeats `steps`.", cog=8, a1111=0, ge=0, le=1000)
-    hr_upscaler: str = _field("4x-UltraSharp", "Upscaler of the hires pass.", a1111="Latent")
-    lora_urls: tuple[str, ...] = _field((), "LoRA files to apply.")
-    lora_scales: tuple[float, ...] = _field((), "One strength for each LoRA; left out, 1.")
-    adetailer: bool = _field(False, "Detail faces and hands.")
-    output_format: ImageFormat = _field("png", "File format of the pictures.", cog="webp")
-    compat: Compat = _field("fixed", "'forge' reproduces the reference's defects too.")
+    initial_noise_multiplier: float = _img2img(1.0, "Multiplier of the noise added to a start picture.", ge=0, le=2)
+    img2img_extra_noise: float = _img2img(0.0, "Further noise added to a start picture.", ge=0, le=1)
+    img2img_fix_steps: bool = _img2img(False, "Run exactly `steps` steps whatever the strength.")
+    enable_hr: bool | None = _second_pass(
+        None, "Hires fix; left out, it follows from hr_scale > 1.", cog=True, a1111=False
+    )
+    hr_scale: float = _second_pass(1.0, "Scale of the hires pass.", cog=1.3, a1111=2.0, ge=1, le=4)
+    hr_steps: int = _second_pass(10, "Steps of the hires pass; 0 repeats `steps`.", cog=8, a1111=0, ge=0, le=1000)
+    hr_upscaler: str = _second_pass("4x-UltraSharp", "Upscaler of the hires pass.", a1111="Latent")
+    lora_urls: tuple[str, ...] = _lora((), "LoRA files to apply.")
+    lora_scales: tuple[float, ...] = _lora((), "One strength for each LoRA; left out, 1.")
+    adetailer: bool = _second_pass(False, "Detail faces and hands.")
+    output_format: ImageFormat = _file("png", "File format of the pictures.", cog="webp")
+    compat: Compat = _sampling("fixed", "'forge' reproduces the reference's defects too.")
 
     @classmethod
     def from_profile(cls, profile: Profile, values: Mapping[str, Any]) -> GenerationRequest:
@@ -151,9 +173,8 @@ def profile_defaults(profile: Profile) -> dict[str, Any]:
     """The default of every field in a profile."""
     defaults = {}
     for name, info in GenerationRequest.model_fields.items():
-        extra = info.json_schema_extra
-        profiles: Any = extra.get("profiles", {}) if isinstance(extra, dict) else {}
-        defaults[name] = profiles.get(profile, info.default)
+        extra: Any = info.json_schema_extra
+        defaults[name] = extra["profiles"].get(profile, info.default)
     return defaults
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 from lightweight_engine import Config, GenerationRequest, LightweightEngine, Progress
 from lightweight_engine.core.describe import pixels_sha256
+from lightweight_engine.core.jobs import without_effect
 from lightweight_engine.core.replay import read_recipe, replay, save_result
 from lightweight_engine.errors import GenerationCancelled, MemoryBudgetError, ModelNotFoundError, RequestError
 
@@ -271,3 +273,10 @@ def test_files_that_cannot_be_used_are_told_where_tiny_steps_in(tmp_path: Path) 
     (tmp_path / "Stable-diffusion" / "x.safetensors").write_bytes(b"<html>")
     lean = LightweightEngine(Config(models_dir=tmp_path, cache_dir=tmp_path, device="cpu", offline=True))
     assert any("web page" in warning and "tiny" in warning for warning in lean.run(request(steps=1)).warnings)
+
+
+def test_fields_without_effect_are_told_and_marked_as_later() -> None:
+    marked = {name for name, info in GenerationRequest.model_fields.items() if info.json_schema_extra["later"]}
+    told = " ".join(without_effect(GenerationRequest(hr_scale=2, lora_urls=("x",), adetailer=True)))
+    assert set(re.findall(r"\w+", told)) & set(GenerationRequest.model_fields) <= marked
+    assert marked == {"enable_hr", "hr_scale", "hr_steps", "hr_upscaler", "lora_urls", "lora_scales", "adetailer"}
