@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import traceback
+from collections.abc import Collection
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -35,12 +37,15 @@ class Console:
     Args:
         json: the command prints one JSON object on stdout; a failed one prints ``{"error": …}``.
         debug: tracebacks and the library's log are shown.
+
+    ``typed`` holds the request fields that were given as options: errors name the option, as that is what was typed.
     """
 
     def __init__(self, *, json: bool = False, debug: bool = False, quiet: bool = False) -> None:
         self.json = json
         self.debug = debug
         self.quiet = quiet
+        self.typed: Collection[str] = ()
 
     def __enter__(self) -> Console:
         level = logging.DEBUG if self.debug else logging.ERROR
@@ -81,7 +86,7 @@ class Console:
     def fail(self, error: BaseException, code: int) -> NoReturn:
         """End the command with the error as one line."""
         known = isinstance(error, EngineError)
-        text = " ".join(str(error).split()) if known else f"{type(error).__name__}: {error}"
+        text = self._in_options(error) if known else f"{type(error).__name__}: {error}"
         if self.debug:
             traceback.print_exception(error)
         elif not known:
@@ -91,6 +96,21 @@ class Console:
             field = getattr(error, "field", None)
             self.result({"error": {"type": type(error).__name__, "message": text, "field": field, "exit_code": code}})
         raise SystemExit(code) from None
+
+    def _in_options(self, error: EngineError) -> str:
+        """The error in one line. Fields that were typed are named by their options, the one at fault in any case."""
+        text = " ".join(str(error).split())
+        field = getattr(error, "field", None)
+        if field is None or field not in self.typed:
+            return text
+        for name in self.typed:
+            text = re.sub(rf"(^|; ){name}: ", rf"\1{option(name)}: ", text)
+        return text if option(field) in text else f"{option(field)}: {text}"
+
+
+def option(name: str) -> str:
+    """The option of a field or setting, as it is typed."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _is_control_flow(error: Exception) -> bool:

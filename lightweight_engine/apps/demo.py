@@ -45,11 +45,12 @@ def demo(
     """Draw several prompts with the demonstration model `tiny`, and a contact sheet of them."""
     with Console(json=json, quiet=quiet, debug=debug) as console:
         from ..core.describe import sidecar
-        from ..core.images import save
+        from ..core.images import check_folder, save
         from ..core.models import TINY
 
         config = load_config({}, models_dir=TINY, offline=True)
         folder = output_dir or config.output_dir / "demo"
+        check_folder(folder)
         engine = start_engine(console, config)
         begin = time.perf_counter()
         pictures: list[Image] = []

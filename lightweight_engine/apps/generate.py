@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..labels import resolve_sampler, sampler_labels, scheduler_labels
+from ..labels import sampler_labels, scheduler_labels
 from ..request import GenerationRequest
 from .console import Console
-from .options import Debug, Json, Quiet, load_config, split_request, takes_request
-from .session import start_engine, watched
+from .options import Debug, Grouped, Json, Quiet, load_config, split_request, takes_request
+from .session import check_request, start_engine, watched
 
 if TYPE_CHECKING:
     from ..core.images import Saved
@@ -31,13 +31,28 @@ def _list_schedulers(wanted: bool) -> None:
 
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw; - reads it from standard input.")]
-Quality = Annotated[int, typer.Option("--quality", min=1, max=100, help="Of jpg and webp. (1 to 100)")]
+Quality = Annotated[
+    int, typer.Option("--quality", min=1, max=100, help="Quality of jpg and webp.", rich_help_panel="Files")
+]
 ListSamplers = Annotated[
-    bool, typer.Option("--list-samplers", callback=_list_samplers, is_eager=True, help="Print the samplers and stop.")
+    bool,
+    typer.Option(
+        "--list-samplers",
+        callback=_list_samplers,
+        is_eager=True,
+        help="Print the samplers and stop.",
+        rich_help_panel="Sampling",
+    ),
 ]
 ListSchedulers = Annotated[
     bool,
-    typer.Option("--list-schedulers", callback=_list_schedulers, is_eager=True, help="Print the schedulers and stop."),
+    typer.Option(
+        "--list-schedulers",
+        callback=_list_schedulers,
+        is_eager=True,
+        help="Print the schedulers and stop.",
+        rich_help_panel="Sampling",
+    ),
 ]
 
 
@@ -54,11 +69,15 @@ def generate(
 ) -> None:
     """Draw pictures from a prompt and print where they were saved."""
     with Console(json=json, quiet=quiet, debug=debug) as console:
+        from ..core.images import check_folder
+
         given, settings = split_request(values)
         config = load_config(settings)
         text = sys.stdin.read().strip() if prompt == "-" else prompt
+        console.typed = given.keys()
         request = GenerationRequest(**{**config.request_defaults(), **given, "prompt": text})
-        resolve_sampler(request.sampler, request.scheduler, request.compat)  # a slip is told before anything is loaded
+        check_request(request, config)
+        check_folder(config.output_dir)
         engine = start_engine(console, config)
         with watched(console) as options:
             result = engine.run(request, **options)
@@ -101,4 +120,4 @@ def _as_data(result: GenerationResult, saved: list[Saved], warnings: list[str]) 
 
 
 def register(app: typer.Typer) -> None:
-    app.command("generate")(generate)
+    app.command("generate", cls=Grouped)(generate)

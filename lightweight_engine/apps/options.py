@@ -1,4 +1,7 @@
-"""Command-line options, derived from the fields of the request and of the settings, so that none is typed twice."""
+"""Command-line options, derived from the fields of the request and of the settings, so that none is typed twice.
+
+Help is plain text in groups: rich would draw it in panels, and take as long to import as all the rest of the help.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from typer.core import TyperCommand
 
 from ..config import EngineConfig
 from ..errors import ConfigError
 from ..request import GenerationRequest
+from .console import option
 
 # Settings that have an option of their own; --set reaches the others.
 SETTINGS = (
@@ -35,13 +40,43 @@ _ENDLESS = 1_000_000  # an upper bound that says nothing to a person
 
 METAVARS = {"image": "PICTURE", "models_dir": "FOLDER", "output_dir": "FOLDER"}
 
+# Request fields whose upper bound is a setting, which may be far below what the field itself allows.
+CAPPED_BY = {"width": "max_side", "height": "max_side", "num_outputs": "max_outputs"}
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the log.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Settings file to read.")]
-Assignments = Annotated[
-    list[str], typer.Option("--set", metavar="NAME=VALUE", help="Any setting of `config show`; repeatable.")
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Settings file to read.", rich_help_panel="Settings"),
 ]
+Assignments = Annotated[
+    list[str],
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Any setting of `config show`; repeatable.", rich_help_panel="Settings"
+    ),
+]
+
+
+class Grouped(TyperCommand):
+    """A command whose help shows its options in groups, in the order in which their first options come."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {"Arguments": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(_group(parameter), []).append(record)
+        for name, rows in groups.items():
+            if rows:
+                with formatter.section(name):
+                    formatter.write_dl(rows)
+
+
+def _group(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return "Arguments"
+    return getattr(parameter, "rich_help_panel", None) or "Options"
 
 
 def takes_settings(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,8 +85,8 @@ def takes_settings(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def takes_request(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command that ends in ``**values`` the options of the request and of the settings."""
-    return _with_parameters(function, [*request_parameters(), *setting_parameters()])
+    """Give a command that ends in ``**values`` the options of the request and of the settings, before its own."""
+    return _with_parameters(function, [*request_parameters(), *setting_parameters()], first=True)
 
 
 def request_parameters() -> list[inspect.Parameter]:
@@ -76,12 +111,24 @@ def split_request(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
 def load_config(settings: Mapping[str, Any], **forced: Any) -> EngineConfig:
     """The settings with those of the command line on top; ``forced`` ones win over all."""
     flags = {name: settings.get(name) for name in SETTINGS}
-    for assignment in settings.get("assignments") or ():
-        name, equals, value = assignment.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {assignment!r:.80} has no '='; write --set NAME=VALUE")
-        flags[name.strip().replace("-", "_")] = value.strip()
-    return EngineConfig.load(settings.get("config_file"), **{**flags, **forced})
+    assigned = dict(_assignment(text) for text in settings.get("assignments") or ())
+    try:
+        return EngineConfig.load(settings.get("config_file"), **{**flags, **assigned, **forced})
+    except ConfigError as error:
+        text = str(error)
+        for name in assigned:  # it came by --set, and may have no option of its own
+            text = text.replace(f"(from {option(name)})", f"(from --set {name})")
+        raise ConfigError(text) from error
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    name = name.strip().replace("-", "_")
+    if not equals:
+        raise ConfigError(f"--set {text!r:.80} has no '='; write --set NAME=VALUE")
+    if name in GenerationRequest.model_fields and name not in EngineConfig.model_fields:
+        raise ConfigError(f"--set {name}: this is no setting but an option of `generate`; give it as {option(name)}")
+    return name, value.strip()
 
 
 def check_models_dir(config: EngineConfig) -> None:
@@ -99,11 +146,14 @@ def check_models_dir(config: EngineConfig) -> None:
         raise ConfigError(f"{where}: {folder} may not be read by this user; change its permissions")
 
 
-def _with_parameters(function: Callable[..., Any], added: Iterable[inspect.Parameter]) -> Callable[..., Any]:
+def _with_parameters(
+    function: Callable[..., Any], added: Iterable[inspect.Parameter], *, first: bool = False
+) -> Callable[..., Any]:
     """Replace the ``**`` of a function's signature, which is what the command line is built from."""
     signature = inspect.signature(function, eval_str=True)
-    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    parameters = [*(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own), *added]
+    kept = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in kept]
+    parameters = [*added, *own] if first else [*own, *added]
     setattr(function, "__signature__", signature.replace(parameters=parameters))  # noqa: B010 - unknown to type checkers
     function.__annotations__ = {p.name: p.annotation for p in parameters}
     return function
@@ -116,14 +166,15 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 def _parameter(name: str, info: Any) -> inspect.Parameter:
     """The option of a field. Its default is None, which is "not given": the field's own default stays in one place."""
     kind, choices = _plain_type(info.annotation)
-    dashed = name.replace("_", "-")
-    spelling = f"--{dashed}/--no-{dashed}" if kind is bool else f"--{dashed}"
+    spelling = f"{option(name)}/--no-{option(name)[2:]}" if kind is bool else option(name)
     names = [SHORT[name], spelling] if name in SHORT else [spelling]
     metavar = METAVARS.get(name) or ("|".join(choices) if choices else None)
-    option = typer.Option(*names, help=_help(info), metavar=metavar, show_default=False)
+    group = info.json_schema_extra["section"]
+    panel = group[:1].upper() + group[1:]
+    given = typer.Option(*names, help=_help(name, info), metavar=metavar, show_default=False, rich_help_panel=panel)
     if get_origin(kind) is list:
-        return _keyword(name, Annotated[kind, option], [])
-    return _keyword(name, Annotated[kind | None, option], None)
+        return _keyword(name, Annotated[kind, given], [])
+    return _keyword(name, Annotated[kind | None, given], None)
 
 
 def _plain_type(annotation: Any) -> tuple[Any, tuple[str, ...]]:
@@ -138,18 +189,24 @@ def _plain_type(annotation: Any) -> tuple[Any, tuple[str, ...]]:
     return (str if annotation is Any else annotation), ()
 
 
-def _help(info: Any) -> str:
-    """The field's help with its bounds and its default."""
-    low, above, high = (_limit(info, name) for name in ("ge", "gt", "le"))
-    notes = []
-    if low is not None or above is not None:
-        start = f"above {above}" if low is None else str(low)
-        notes.append(f"{start} to {high}" if high is not None and high < _ENDLESS else f"{start} or more")
+def _help(name: str, info: Any) -> str:
+    """The field's help with its bounds, its default, and whether its feature comes later."""
+    notes = _bounds(name, info)
     default = info.get_default(call_default_factory=True)
     if default not in (None, "", (), False):
         notes.append(f"default {default}")
-    text = info.description or ""
+    text = f"(later) {info.description}" if info.json_schema_extra["later"] else info.description or ""
     return f"{text} ({'; '.join(notes)})" if notes else text
+
+
+def _bounds(name: str, info: Any) -> list[str]:
+    if setting := CAPPED_BY.get(name):
+        return [f"at most {EngineConfig.model_fields[setting].default}, by the setting {setting}"]
+    low, above, high = (_limit(info, rule) for rule in ("ge", "gt", "le"))
+    if low is None and above is None:
+        return []
+    start = f"above {above}" if low is None else str(low)
+    return [f"{start} to {high}" if high is not None and high < _ENDLESS else f"{start} or more"]
 
 
 def _limit(info: Any, name: str) -> Any:

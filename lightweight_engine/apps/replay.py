@@ -9,7 +9,7 @@ import typer
 
 from .console import DIFFERENT, Console
 from .options import Debug, Json, Quiet, load_config, takes_settings
-from .session import start_engine, watched
+from .session import check_request, start_engine, watched
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,11 +27,16 @@ def replay(
 ) -> None:
     """Make a picture again from its sidecar or its text, and say whether it is the same, bit for bit."""
     with Console(json=json, quiet=quiet, debug=debug) as console:
+        from ..core.images import check_folder
         from ..core.replay import read_recipe, save_result
         from ..core.replay import replay as make_again
 
-        sidecar = read_recipe(image).sidecar  # read before the model, so that a wrong file is told at once
-        engine = start_engine(console, load_config({**_same_files(sidecar), **_given(settings)}))
+        recipe = read_recipe(image)
+        config = load_config({**_same_files(recipe.sidecar), **_given(settings)})
+        check_request(recipe.request, config)
+        if save:
+            check_folder(config.output_dir)
+        engine = start_engine(console, config)
         with watched(console) as options:
             outcome = make_again(engine, image, **options)
         for warning in outcome.result.warnings:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..errors import GenerationCancelled
+from ..labels import resolve_sampler
 from .console import INTERRUPTED, Console
 from .options import check_models_dir
 from .progress import reporter
@@ -19,6 +20,18 @@ from .progress import reporter
 if TYPE_CHECKING:
     from ..config import EngineConfig
     from ..core.engine import LightweightEngine
+    from ..request import GenerationRequest
+
+
+def check_request(request: GenerationRequest, config: EngineConfig) -> None:
+    """Refuse now, before anything is loaded, what the engine would refuse as soon as it is ready."""
+    from ..core.images import open_image
+    from ..core.limits import check_fields
+
+    resolve_sampler(request.sampler, request.scheduler, request.compat)
+    check_fields(request, config)
+    if request.image is not None:
+        open_image(request.image)
 
 
 def start_engine(console: Console, config: EngineConfig) -> LightweightEngine:

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import secrets
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -224,6 +225,21 @@ def save(
     return Saved(path, sidecar_path(path), encoded.warnings)
 
 
+def check_folder(folder: str | os.PathLike[str]) -> None:
+    """Raise OutputError where a folder cannot be made or written to; nothing is left there.
+
+    A file without a name is opened in it, or in the nearest folder above: permissions alone do not tell what root may
+    do, nor what a file system refuses.
+    """
+    wanted = Path(folder).absolute()
+    try:
+        there = next(path for path in (wanted, *wanted.parents) if path.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise _output_error(error, Path(folder)) from error
+
+
 def sidecar_path(picture: str | os.PathLike[str]) -> Path:
     """The sidecar of a picture: the same name, ending in .json."""
     return Path(picture).with_suffix(".json")
@@ -311,6 +327,6 @@ _REASONS = {
 
 
 def _output_error(error: OSError | ValueError, path: Path) -> OutputError:
-    number = error.errno if isinstance(error, OSError) else None
-    reason, fix = _REASONS.get(number or 0, (str(error), "choose another output folder"))
+    number, text = (error.errno, error.strerror) if isinstance(error, OSError) else (None, None)
+    reason, fix = _REASONS.get(number or 0, (text or str(error), "choose another output folder"))
     return OutputError(f"cannot write {path}: {reason}; {fix}")

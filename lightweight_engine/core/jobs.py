@@ -19,7 +19,7 @@ from ..flux.sampling import forecast
 from ..labels import resolve_sampler, schedule_steps
 from ..request import MAX_SEED, GenerationRequest
 from .images import open_image, to_images
-from .limits import check_limits
+from .limits import check_cost, check_fields
 from .networks import Networks
 from .processing import Batch, Job, plan_schedule, sampler_options
 from .progress import Tracker, Watch
@@ -45,13 +45,14 @@ def plan_job(
     Raises:
         RequestError: a field is wrong or over a limit.
     """
+    check_fields(request, config)
     sampler, scheduler = resolve_sampler(request.sampler, request.scheduler, request.compat)
     warnings = without_effect(request)
     size = picture_size(request, networks, warnings)
     schedule = plan_schedule(request, sampler, scheduler, networks.params.mu)
     foreseen = forecast(schedule, sampler_options(request))
     calls = len(foreseen.sigmas) if foreseen else schedule_steps(sampler, request.steps)
-    check_limits(request, size, calls, config)
+    check_cost(request, size, calls, config)
     batches = plan_batches(request, sampler, prompts)
     tracker = Tracker(
         foreseen.reports if foreseen else request.steps,

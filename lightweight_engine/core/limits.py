@@ -11,40 +11,54 @@ if TYPE_CHECKING:
     from ..config import EngineConfig
 
 
-def check_limits(request: GenerationRequest, size: tuple[int, int], calls: int, config: EngineConfig) -> None:
-    """Refuse a request that is larger than the configuration allows.
+def check_fields(request: GenerationRequest, config: EngineConfig) -> None:
+    """Refuse a request with a field that is larger than the configuration allows; no model is needed to tell.
+
+    Raises:
+        RequestError: names the field, the limit, and the setting that holds it.
+    """
+    _check_sides(request.height, request.width, config)
+    for field in ("prompt", "negative_prompt"):
+        length = len(getattr(request, field))
+        if length > config.max_prompt_chars:
+            raise RequestError(
+                f"{field}: {length:,} characters are over the limit of {config.max_prompt_chars:,} "
+                "(setting max_prompt_chars); shorten it",
+                field=field,
+            )
+    if request.num_outputs > config.max_outputs:
+        raise RequestError(
+            f"num_outputs: {request.num_outputs} is over the limit of {config.max_outputs} (setting max_outputs); "
+            "ask for less",
+            field="num_outputs",
+        )
+
+
+def check_cost(request: GenerationRequest, size: tuple[int, int], calls: int, config: EngineConfig) -> None:
+    """Refuse a request that takes more work than the configuration allows, or sides that the model chose too long.
 
     Args:
         size: (height, width) in pixels.
         calls: evaluations of the network for one picture.
 
     Raises:
-        RequestError: names the field, the limit, and the setting that holds it.
+        RequestError: names the limit and the setting that holds it.
     """
     height, width = size
-    for field, side in (("width", width), ("height", height)):
-        if side > config.max_side:
-            raise RequestError(
-                f"{field}: {side} is over the limit of {config.max_side} pixels (max_side); ask for less", field=field
-            )
-    for field in ("prompt", "negative_prompt"):
-        length = len(getattr(request, field))
-        if length > config.max_prompt_chars:
-            raise RequestError(
-                f"{field}: {length:,} characters are over the limit of {config.max_prompt_chars:,} "
-                "(max_prompt_chars); shorten it",
-                field=field,
-            )
-    if request.num_outputs > config.max_outputs:
-        raise RequestError(
-            f"num_outputs: {request.num_outputs} is over the limit of {config.max_outputs} (max_outputs); ask for less",
-            field="num_outputs",
-        )
+    _check_sides(height, width, config)
     cost = height * width / 1e6 * calls * request.num_outputs
     if cost > config.max_megapixel_steps:
         raise RequestError(
             f"steps: {width}x{height} x {calls} evaluations x {request.num_outputs} pictures is {cost:,.0f} "
-            f"megapixel-steps, over the limit of {config.max_megapixel_steps:,.0f} (max_megapixel_steps); "
+            f"megapixel-steps, over the limit of {config.max_megapixel_steps:,.0f} (setting max_megapixel_steps); "
             "ask for fewer or smaller pictures",
             field="steps",
         )
+
+
+def _check_sides(height: int | None, width: int | None, config: EngineConfig) -> None:
+    """None is a side that the model chooses."""
+    for field, side in (("width", width), ("height", height)):
+        if side is not None and side > config.max_side:
+            limit = f"{config.max_side} pixels (setting max_side)"
+            raise RequestError(f"{field}: {side} is over the limit of {limit}; ask for less", field=field)

@@ -99,6 +99,21 @@ def test_every_request_field_is_an_option(cli: Cli) -> None:
     assert [name for name in names if f"--{name.replace('_', '-')}" not in text] == []
 
 
+def test_help_is_in_groups(cli: Cli) -> None:
+    lines = cli("generate", "--help").out.splitlines()
+    groups = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert groups[:4] == ["Arguments:", "Prompt:", "Picture:", "Sampling:"]
+    assert groups[-3:] == ["Device:", "Settings:", "Options:"]
+    assert len(groups) == len(set(groups))
+
+
+def test_help_says_what_holds(cli: Cli) -> None:
+    text = " ".join(cli("generate", "--help").out.split())
+    assert "at most 64, by the setting max_outputs" in text
+    assert "--hr-scale <float> (later) Scale of the hires pass." in text
+    assert "--steps <int> Sampling steps." in text
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_short_help_is_not_out_of_step(cli: Cli, name: str) -> None:
     assert cli(name, "--help").code == 0
@@ -180,19 +195,24 @@ def test_settings_of_file_environment_and_flag(cli: Cli, models: Path, monkeypat
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--steps", 0], 2, "steps"),
+        (["--steps", 0], 2, "error: --steps: "),
+        (["--cfg-scale", 500, "--steps", 0], 2, "; --cfg-scale: "),
+        (["-n", 100], 2, "error: --num-outputs: 100 is over the limit of 64 (setting max_outputs)"),
         (["--steps", "many"], 2, "--steps"),
         (["--no-such-option"], 2, "no-such-option"),
         (["--sampler", "Eulr"], 2, "choose one of: DPM++ 2M"),
         (["--scheduler", "Turbo"], 2, "not valid for Flux"),
         (["--set", "stepz=3"], 2, "did you mean 'steps'"),
         (["--set", "steps"], 2, "NAME=VALUE"),
+        (["--set", "max_outputs=0"], 2, "max_outputs (from --set max_outputs): "),
+        (["--set", "seed=5"], 2, "give it as --seed"),
+        (["--threads", -1], 2, "threads (from --threads): "),
         (["--config", "none.toml"], 2, "cannot be read"),
         (["--device", "tpu"], 2, "auto, cpu, cuda"),
         (["--checkpoint", "absent"], 3, "no model file is called 'absent'"),
         (["--checkpoint", "ae"], 3, "not a checkpoint"),
         (["--width", 9000], 2, "max_side"),
-        (["--image", "none.png"], 2, "there is no such file"),
+        (["--image", "none.png"], 2, "error: --image: cannot read none.png: there is no such file"),
         (["-o", "/dev/null/x"], 7, "cannot write"),
         (["--models-dir", "absent"], 2, "there is no folder"),
     ],
@@ -207,6 +227,31 @@ def test_wrong_input_is_one_line_with_its_exit_code(
     assert "Traceback" not in done.err
     last = done.err.strip().splitlines()[-1]
     assert last.lower().startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["-n", 100], 2),
+        (["--width", 9000], 2),
+        (["--image", "none.png"], 2),
+        (["--sampler", "Eulr"], 2),
+        (["-o", "/dev/null/x"], 7),
+    ],
+)
+def test_what_can_be_told_at_once_is_told_before_anything_is_loaded(
+    cli: Cli, models: Path, arguments: list[object], code: int
+) -> None:
+    done = draw(cli, models, *arguments)
+    assert done.code == code
+    assert "loading" not in done.err
+
+
+def test_replay_and_demo_look_at_the_folder_before_they_draw(cli: Cli, models: Path) -> None:
+    (path,) = draw(cli, models).out.splitlines()
+    for command in (["replay", path, "--save"], ["demo"]):
+        done = cli(*command, "-o", "/dev/null/x")
+        assert (done.code, "loading" in done.err) == (7, False)
 
 
 def test_errors_as_json(cli: Cli, models: Path) -> None:

@@ -24,6 +24,7 @@ from PIL import Image
 
 from lightweight_engine.core import images
 from lightweight_engine.core.images import (
+    check_folder,
     encode,
     open_image,
     read_infotext,
@@ -288,6 +289,16 @@ def _save_elsewhere(folder: Path, *, user: int | None = None, prepare: Callable[
     """What saving says in a process of its own, as another user where asked; empty where it worked."""
     command = [sys.executable, "-c", SAVE, str(folder), str(os.geteuid() if user is None else user)]
     return subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=prepare).stderr.strip()
+
+
+def test_a_folder_is_checked_without_being_made(tmp_path: Path) -> None:
+    check_folder(tmp_path / "new" / "deeper")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "taken").write_text("a file")
+    for folder in (tmp_path / "taken", tmp_path / "taken" / "below", tmp_path / ("a" * 300)):
+        with pytest.raises(OutputError, match="cannot write"):
+            check_folder(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
 def test_a_write_cut_off_by_a_limit(tmp_path: Path) -> None:
