@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -193,8 +193,8 @@ def quantize_4bit(matrix: Tensor, kind: Kind, block_size: int = 64) -> Packed:
     return Packed(spec, {"codes": codes.view(-1)[: -(-spec.elements // 2)], "absmax": absmax})
 
 
-def _check_block_size(size: object) -> None:
-    if size not in BLOCK_SIZES:
+def _check_block_size(size: Any) -> None:
+    if not isinstance(size, int) or size not in BLOCK_SIZES:
         raise ValueError(f"blocks of {size!r} numbers; {BLOCK_SIZES[0]} to {BLOCK_SIZES[-1]}, a power of two, are read")
 
 
@@ -208,15 +208,17 @@ def read_packed(stored: Stored) -> Packed:
         kind: Kind = "fp4" if stored.format == "fp4" else "nf4"
         nested = "nested_absmax" in stored.satellites
         nested_block_size = stored.details.get("nested_block_size", 256) if nested else 0
-        spec = FourBit(kind, (stored.shape[0], stored.shape[1]), stored.details["block_size"], nested_block_size)
-        for size in (spec.block_size, *([nested_block_size] if nested else ())):
+        block_size = stored.details.get("block_size", 0)
+        for size in (block_size, *([nested_block_size] if nested else ())):
             _check_block_size(size)
+        spec = FourBit(kind, (stored.shape[0], stored.shape[1]), block_size, nested_block_size)
         parts = {"codes": stored.checkpoint.tensor(stored.name).view(torch.uint8).view(-1)}
         parts["absmax"] = satellite(stored, "absmax").view(-1)
         if nested:
             parts["nested_absmax"] = satellite(stored, "nested_absmax").view(-1).float()
             parts["nested_map"] = satellite(stored, "nested_quant_map").view(-1).float()
-            parts["nested_offset"] = torch.tensor(float(stored.details["nested_offset"]))
+            offset = stored.details.get("nested_offset")
+            parts["nested_offset"] = torch.tensor(offset if isinstance(offset, int | float) else float("nan"))
         elif parts["absmax"].is_floating_point():
             parts["absmax"] = parts["absmax"].float()
         book = satellite(stored, "quant_map").view(-1).float()
