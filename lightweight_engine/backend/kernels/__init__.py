@@ -1,7 +1,7 @@
 """Programs for the GPU in Triton, each with a twin in plain torch that gives the same bits.
 
-``dequantize`` and ``quantize`` are the faces that the storage formats call where programs are ``available``. The modules
-that hold the programs import Triton, and are imported when they are first needed.
+``dequantize`` and ``quantize`` are what the storage formats call where programs are ``available``. The modules that
+hold the programs import Triton, and are imported when they are first needed.
 """
 
 from __future__ import annotations
