@@ -1,7 +1,7 @@
-"""Model files: a header read first and checked, tensors read lazily from the mapped file.
+"""An open model file: names, dtypes, shapes and places of its tensors, which are read lazily from the mapped file.
 
-Opening a file loads no torch and touches no tensor, so that a folder can be listed in milliseconds. The checks on a
-safetensors header are those of the format: sizes add up, ranges neither overlap nor leave holes.
+Opening a file loads no torch and touches no tensor, so that a folder can be listed in milliseconds. Safetensors files
+are read here; ``model_files.open_model`` tells all containers apart.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import json
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CorruptCheckpointError, ModelNotFoundError, UnsupportedCheckpointError
+from ..errors import CorruptCheckpointError, UnsupportedCheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor, UntypedStorage
@@ -39,11 +39,15 @@ DTYPES: dict[str, tuple[int, str]] = {
     "U64": (8, "uint64"),
     "F8_E4M3": (1, "float8_e4m3fn"),
     "F8_E5M2": (1, "float8_e5m2"),
+    "F8_E8M0": (1, "float8_e8m0fnu"),
     "F16": (2, "float16"),
     "BF16": (2, "bfloat16"),
     "F32": (4, "float32"),
     "F64": (8, "float64"),
 }
+
+# Types of the format that no Flux.1 file which is read here has.
+UNREAD_DTYPES = ("F4", "F6_E2M3", "F6_E3M2", "C64")
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ class TensorInfo:
     """One tensor of a file: dtype in safetensors' spelling, shape, and its bytes from ``start`` to ``end``.
 
     A GGUF block type has the dtype ``gguf:TYPE``; its shape is that of the numbers. ``file`` counts into
-    ``Checkpoint.files``, for models that lie in several.
+    ``Checkpoint.files``, for models that lie in several. ``strides`` are given, in elements, where the numbers do not
+    lie in the order of the shape (pickles).
     """
 
     dtype: str
@@ -59,6 +64,7 @@ class TensorInfo:
     start: int
     end: int
     file: int = 0
+    strides: tuple[int, ...] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -74,12 +80,14 @@ class Checkpoint:
     Attributes:
         path: what was opened, a file or a folder.
         files: the files that the tensors lie in; left out, ``path`` alone.
+        container: ``safetensors``, ``gguf``, ``pickle`` or ``folder``.
     """
 
     path: Path
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
+    container: str = "safetensors"
 
     def file_of(self, name: str) -> Path:
         """The file that the tensor ``name`` lies in."""
@@ -94,11 +102,12 @@ class Checkpoint:
 
         if path not in self._storages:
             size = os.path.getsize(path)
-            self._storages[path] = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)  # type: ignore[assignment]
+            mapped = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
+            self._storages.setdefault(path, mapped)  # type: ignore[arg-type]
         return self._storages[path]
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor ``name`` on the CPU, a private view of the mapped file.
+        """The tensor ``name`` on the CPU, a private view of the mapped file; a copy where its strides are not plain.
 
         The blocks of a GGUF type come as they are: uint8 ``[..., bytes of a row]``.
 
@@ -111,10 +120,21 @@ class Checkpoint:
         blocks = info.dtype.startswith("gguf:")
         size, torch_name = (1, "uint8") if blocks else DTYPES[info.dtype]
         shape = (*info.shape[:-1], -1) if blocks else info.shape
-        raw = torch.empty(0, dtype=torch.uint8).set_(self._storage(self.file_of(name)), info.start, (info.nbytes,), (1,))
+        raw = torch.empty(0, dtype=torch.uint8).set_(
+            self._storage(self.file_of(name)), info.start, (info.nbytes,), (1,)
+        )
         if info.start % size:
             raw = raw.clone()  # a view must start at a multiple of its element size
-        return raw.view(getattr(torch, torch_name)).view(shape)
+        numbers = raw.view(getattr(torch, torch_name))
+        return numbers.view(shape) if info.strides is None else numbers.as_strided(shape, info.strides).contiguous()
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a view of the mapped files, whose pages can be read again at any time."""
+        address = tensor.data_ptr()
+        return any(
+            storage.data_ptr() <= address and address + tensor.nbytes <= storage.data_ptr() + storage.nbytes()
+            for storage in list(self._storages.values())
+        )
 
     def read_bytes(self, name: str, limit: int) -> bytes:
         """The bytes of a small tensor (text, a scale), without torch and without mapping the file.
@@ -143,70 +163,44 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Read and check the header of a safetensors file.
-
-    Raises:
-        ModelNotFoundError: no such file, a folder, or no permission to read it.
-        CorruptCheckpointError: empty, truncated, a web page, a Git LFS pointer, or a header that does not add up.
-        UnsupportedCheckpointError: another model format.
-    """
-    path = Path(path)
-    try:
-        size = path.stat().st_size
-        if path.is_dir():
-            raise ModelNotFoundError(f"{path} is a folder; name a .safetensors file in it")
-        with path.open("rb") as file:
-            start = file.read(512)
-            _refuse_foreign(path, start, size)
-            header_size = struct.unpack("<Q", start[:8])[0]
-            if not 2 <= header_size <= MAX_HEADER:
-                raise CorruptCheckpointError(f"{path.name} is not a safetensors file; download it again")
-            if header_size + 8 > size:
-                raise _incomplete(path, header_size + 8, size)
-            file.seek(8)
-            header = file.read(header_size)
-    except FileNotFoundError:
-        raise ModelNotFoundError(f"{path} does not exist; check the name") from None
-    except PermissionError:
-        raise ModelNotFoundError(f"{path} may not be read by this user; change its permissions") from None
-    tensors, metadata = _parse_header(path, header, 8 + header_size, size)
-    return Checkpoint(path, tensors, metadata)
+def corrupt(path: Path, fault: str) -> CorruptCheckpointError:
+    """The error for a file with ``fault``, which nothing but another copy of it mends."""
+    return CorruptCheckpointError(f"{path.name}: {fault}; download it again")
 
 
-def _incomplete(path: Path, expected: int, size: int) -> CorruptCheckpointError:
+def incomplete(path: Path, expected: int, size: int) -> CorruptCheckpointError:
     return CorruptCheckpointError(
         f"{path.name} is incomplete: {expected:,} bytes expected from its header, {size:,} on disk; download it again"
     )
 
 
-def _refuse_foreign(path: Path, start: bytes, size: int) -> None:
-    """Name what is plainly not a safetensors file."""
-    text = start.lstrip().lower()
-    if size == 0:
-        raise CorruptCheckpointError(f"{path.name} is empty; download it again")
-    if text.startswith(b"version https://git-lfs"):
-        raise CorruptCheckpointError(
-            f"{path.name} is not a model: it is a Git LFS pointer ({size} bytes); fetch the file itself"
-        )
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")) or (size < MAX_HEADER and text.startswith(b"{")):
-        raise CorruptCheckpointError(
-            f"{path.name} is not a model: it is a web page or an error message; download it again"
-        )
-    if start.startswith(b"GGUF"):
-        raise UnsupportedCheckpointError(
-            f"{path.name} is a GGUF file, which this version does not read; use the bf16 safetensors file"
-        )
-    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
-        raise UnsupportedCheckpointError(
-            f"{path.name} is a pickle (.pt, .ckpt, .bin), which can run code when opened; "
-            "use the safetensors file of the model"
-        )
-    if size < 10:
-        raise CorruptCheckpointError(f"{path.name} has {size} bytes and is not a model; download it again")
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Read and check the header of a safetensors file: sizes add up, ranges neither overlap nor leave holes.
+
+    Raises:
+        CorruptCheckpointError: truncated, or a header that does not add up.
+        UnsupportedCheckpointError: a tensor of a type that is not read.
+        OSError: there is no such file, or it may not be read.
+    """
+    path = Path(path)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(9)
+        if len(start) < 9:
+            raise corrupt(path, f"it has {size} bytes and is no model")
+        header_size = struct.unpack("<Q", start[:8])[0]
+        # The format asks for a brace as the first byte; a header that claims much is read only after that.
+        if not 2 <= header_size <= MAX_HEADER or start[8:] != b"{":
+            raise corrupt(path, "it is not a safetensors file, and no other model file that is known")
+        if header_size + 8 > size:
+            raise incomplete(path, header_size + 8, size)
+        header = start[8:] + file.read(header_size - 1)
+    tensors, metadata = _parse_header(path, header, 8 + header_size, size)
+    return Checkpoint(path, tensors, metadata)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """``object_pairs_hook`` for ``json``: a repeated name is an error."""
     result = dict(pairs)
     if len(result) != len(pairs):
         raise ValueError("a name appears twice")
@@ -217,40 +211,46 @@ def _parse_header(
     path: Path, header: bytes, data_start: int, size: int
 ) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     try:
-        rows = json.loads(header.decode("utf-8"), object_pairs_hook=_unique)
-        if not isinstance(rows, dict):
-            raise ValueError("it is not an object")
+        rows = json.loads(header.decode("utf-8"), object_pairs_hook=unique)
         metadata = rows.pop("__metadata__", None) or {}
+        if not isinstance(metadata, dict):
+            raise ValueError("its metadata is not an object")
         if len(rows) > MAX_TENSORS:
-            raise ValueError(f"{len(rows)} tensors")
+            raise ValueError(f"{len(rows):,} tensors")
         tensors = {name: _tensor_info(name, row, data_start) for name, row in rows.items()}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptCheckpointError(f"{path.name}: its header is damaged ({error}); download it again") from None
+        raise corrupt(path, f"its header is damaged ({error})") from None
+    except UnsupportedCheckpointError as error:
+        raise UnsupportedCheckpointError(f"{path.name}: {error}") from None
+    _check_ranges(path, tensors, data_start, size)
+    return tensors, {str(key): str(value) for key, value in metadata.items()}
+
+
+def _check_ranges(path: Path, tensors: Mapping[str, TensorInfo], data_start: int, size: int) -> None:
     end = data_start
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if info.start != end:
-            raise CorruptCheckpointError(
-                f"{path.name}: the bytes of {name!r} overlap others or leave a hole; download it again"
-            )
+            raise corrupt(path, f"the bytes of {name!r} overlap others or leave a hole")
         end = info.end
     if end > size:
-        raise _incomplete(path, end, size)
+        raise incomplete(path, end, size)
     if end < size:
-        raise CorruptCheckpointError(f"{path.name} has {size - end:,} bytes after its last tensor; download it again")
-    return tensors, {str(key): str(value) for key, value in metadata.items()}
+        raise corrupt(path, f"there are {size - end:,} bytes after its last tensor")
 
 
 def _tensor_info(name: str, row: Any, data_start: int) -> TensorInfo:
     if len(name) > MAX_NAME:
-        raise ValueError("a name is longer than 1024 characters")
+        raise ValueError(f"a name is longer than {MAX_NAME} characters")
     dtype, shape, (start, end) = row["dtype"], tuple(row["shape"]), row["data_offsets"]
+    if dtype in UNREAD_DTYPES:
+        raise UnsupportedCheckpointError(
+            f"this file stores {name!r} as {dtype}; not supported: use the bf16, fp8, nf4 or GGUF file of the model"
+        )
     if dtype not in DTYPES:
         raise ValueError(f"{name!r} has the unknown dtype {dtype!r}")
-    whole = (*shape, start, end)
-    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in whole):
+    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in (*shape, start, end)):
         raise ValueError(f"{name!r} has a size that is not a whole number")
-    if math.prod(shape) * DTYPES[dtype][0] != end - start:
-        raise ValueError(
-            f"{name!r} has {end - start} bytes, its shape {list(shape)} needs {math.prod(shape) * DTYPES[dtype][0]}"
-        )
+    needed = math.prod(shape) * DTYPES[dtype][0]
+    if needed != end - start:
+        raise ValueError(f"{name!r} has {end - start} bytes, its shape {list(shape)} needs {needed}")
     return TensorInfo(dtype, shape, data_start + start, data_start + end)

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..backend.checkpoint import file_sha256, open_checkpoint
+from ..backend.checkpoint import file_sha256
+from ..backend.model_files import open_model
 from ..errors import EngineError, ModelNotFoundError, UnsupportedCheckpointError
 from ..flux.keymaps import Part, Role, find_parts
 from ..request import ModelFile
@@ -211,7 +212,7 @@ def read_entry(path: Path, name: str, *, strict: bool = False) -> Entry:
     """What a file is, from its header; with ``strict``, the error itself instead of an entry with a problem."""
     size = path.stat().st_size if path.exists() else 0
     try:
-        return Entry(path, name, size, find_parts(open_checkpoint(path)))
+        return Entry(path, name, size, find_parts(open_model(path)))
     except EngineError as error:
         if strict:
             raise

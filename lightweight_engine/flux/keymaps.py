@@ -1,119 +1,46 @@
-"""Which parts of Flux a file holds, told by its keys and shapes alone, never by its name. Loads no torch.
+"""Which parts of Flux a file holds, and where each parameter of theirs comes from.
 
-Prefixes are discovered: the anchor of a part is a key that every such part has, and what stands before it is the
-prefix of all its keys. So ``model.diffusion_model.``, ``vae.``, ``text_encoders.t5xxl.transformer.`` and any other
-spelling need no row here.
+Told by keys and shapes alone, never by a file's name. The key names of other layouts are data (``layouts``); here is
+what reads them. Prefixes are discovered: what stands before the anchor of a layout is the prefix of all keys of that
+part. Loads no torch before a weight is read.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cache
+from typing import Any
 
 from ..backend.checkpoint import DTYPES, Checkpoint
 from ..backend.stored import Stored, find_stored
 from ..errors import CorruptCheckpointError, UnsupportedCheckpointError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..backend.packed import Packed
-
-Role = Literal["transformer", "t5", "clip", "autoencoder"]
-
-
-@dataclass(frozen=True)
-class PartRule:
-    """How a part is recognised and which of its keys are not ours.
-
-    ``renamed`` gives a parameter's other spelling; ``ignored`` are keys that the network does not read.
-    """
-
-    anchor: str
-    renamed: Mapping[str, str]
-    ignored: re.Pattern[str]
-
-
-RULES: dict[Role, PartRule] = {
-    "transformer": PartRule("double_blocks.0.img_attn.norm.key_norm.scale", {}, re.compile(r"^$")),
-    "t5": PartRule(
-        "encoder.block.0.layer.0.SelfAttention.k.weight",
-        {"encoder.embed_tokens.weight": "shared.weight"},
-        re.compile(r"^(decoder\.|lm_head\.|logit_scale$)"),
-    ),
-    "clip": PartRule(
-        "text_model.encoder.layers.0.layer_norm1.bias",
-        {},
-        re.compile(r"^(text_projection|visual_projection|vision_model\.|visual\.|logit_scale$)|position_ids$"),
-    ),
-    "autoencoder": PartRule(
-        "decoder.up.0.block.0.norm1.weight", {}, re.compile(r"^(loss\.|quant_conv\.|post_quant_conv\.)")
-    ),
-}
-
-# A key or part of one -> what the file is. Checked where no part of Flux.1 is found, most telling first.
-FOREIGN: tuple[tuple[str, str], ...] = (
-    ("single_stream_modulation.lin.", "a Flux.2 checkpoint, which is another model"),
-    ("double_stream_modulation_img.lin.", "a Flux.2 checkpoint, which is another model"),
-    ("distilled_guidance_layer.", "a Chroma checkpoint, which is another model"),
-    ("txt_in.individual_token_refiner", "a HunyuanVideo checkpoint, which is another model"),
-    (".qweight", "an SVDQuant, AWQ or GPTQ checkpoint; use the bf16 file of the same model"),
-    ("redux_up.weight", "a Flux Redux adapter, not a checkpoint"),
-    ("controlnet_", "a ControlNet, not a checkpoint"),
-    ("ip_adapter", "an IP-Adapter, not a checkpoint"),
-    (
-        "single_transformer_blocks.",
-        "a Flux checkpoint in the diffusers layout, which this version does not read; use the single BFL file",
-    ),
-    ("transformer_blocks.0.attn.norm_added_k", "a diffusers checkpoint, which this version does not read"),
-    ("joint_blocks.", "a Stable Diffusion 3 checkpoint, which is another model"),
-    ("input_blocks.", "a Stable Diffusion 1, 2 or XL checkpoint, which is another model"),
-    ("down_blocks.", "a Stable Diffusion checkpoint or VAE in the diffusers layout, which is not read"),
-    ("transformer.resblocks.", "an OpenCLIP text encoder; use clip_l.safetensors"),
+from .layouts import IGNORED_ANYWHERE, IGNORED_BETWEEN, LAYOUTS, Layout, Role, Row
+from .params import count_blocks
+from .recognise import (
+    INSTEAD,
+    foreign_size,
+    hint_of,
+    refuse_other_models,
+    unknown_file,
+    variant_of,
+    width_fed,
+    width_of,
 )
+from .sources import Rows, Source, joined_shape, nbytes_of
 
-# A LoRA may hold whole tensors too, so it is told apart before any part is looked for.
-LORA_MARKERS = (".lora_A.", ".lora_B.", ".lora_up.", ".lora_down.", "lora_unet_")
+log = logging.getLogger(__name__)
 
-@dataclass(frozen=True, eq=False)
-class Source:
-    """Where a parameter of ours comes from: rows of one stored tensor or several, one below another.
-
-    Attributes:
-        pieces: (tensor, rows of it), all rows where that is None.
-        swapped: the two halves of the rows change places (diffusers has scale before shift).
-        shape: of the parameter; that of the rows joined, or one with as many elements (1 x 1 convolutions).
-    """
-
-    pieces: tuple[tuple[Stored, tuple[int, int] | None], ...]
-    shape: tuple[int, ...]
-    swapped: bool = False
-
-    @property
-    def format(self) -> str:
-        """The one format of all pieces, else ``mixed``."""
-        formats = {stored.format for stored, _ in self.pieces}
-        return formats.pop() if len(formats) == 1 else "mixed"
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in the file."""
-        return sum(
-            stored.nbytes if rows is None else stored.nbytes * (rows[1] - rows[0]) // stored.shape[0]
-            for stored, rows in self.pieces
-        )
-
-    def read(self) -> Tensor | Packed:
-        """The parameter: a view of the mapped file where one plain tensor holds it as it is; packed where all pieces are
-        and can be joined without a change of any number; else put together in float32 or the pieces' own dtype.
-        """
-        stored, rows = self.pieces[0]
-        if len(self.pieces) > 1 or rows is not None or self.swapped:
-            raise NotImplementedError
-        return stored.read()
+# Class in a folder's config.json -> sizes that shapes do not tell: their key there, and ours.
+CONFIG_SIZES: Mapping[str, Mapping[str, str]] = {
+    "FluxTransformer2DModel": {"axes_dims_rope": "axes_dim"},
+    "CLIPTextModel": {"num_attention_heads": "num_attention_heads"},
+    "T5EncoderModel": {"relative_attention_max_distance": "max_distance"},
+    "AutoencoderKL": {"scaling_factor": "scale", "shift_factor": "shift"},
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +49,7 @@ class Part:
 
     Attributes:
         layout: whose key names the file has: ``bfl``, ``diffusers``, ``gguf`` …
+        prefix: what stands before the keys of this part.
         ignored: keys that the network does not read.
         given: sizes that a caller adds, where neither shapes nor the file's metadata tell them.
     """
@@ -132,24 +60,41 @@ class Part:
     ignored: tuple[str, ...] = ()
     given: Mapping[str, Any] = field(default_factory=dict)
     layout: str = "bfl"
+    prefix: str = ""
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: source.shape for name, source in self.sources.items()}
 
     @property
+    def variant(self) -> str | None:
+        """Of a transformer: ``dev``, ``schnell``, ``canny/depth`` or ``fill``, by its inputs."""
+        return variant_of(self.shapes) if self.role == "transformer" else None
+
+    @property
+    def hint(self) -> str | None:
+        """Of a transformer: ``kontext``, ``krea`` or ``de-distilled``, if its name or title says so."""
+        return hint_of(self.checkpoint) if self.role == "transformer" else None
+
+    @property
     def hints(self) -> dict[str, Any]:
-        """Sizes that shapes do not tell: the metadata's ``config`` (a JSON object), then those ``given``."""
-        text = self.checkpoint.metadata.get("config", "{}")
+        """Sizes that shapes do not tell: a folder's ``config.json``, the metadata's ``config``, those ``given``."""
+        config = self._metadata_object(f"{self.prefix}config.json")
+        kinds = str([config.get("_class_name"), config.get("architectures")])
+        renamed = next((sizes for kind, sizes in CONFIG_SIZES.items() if kind in kinds), {})
+        sizes = {ours: config[theirs] for theirs, ours in renamed.items() if config.get(theirs) is not None}
+        return {**sizes, **self._metadata_object("config"), **self.given}
+
+    def _metadata_object(self, key: str) -> dict[str, Any]:
         try:
-            hints = json.loads(text)
-        except ValueError:
-            hints = None
-        if not isinstance(hints, dict):
+            rows = json.loads(self.checkpoint.metadata.get(key, "{}"))
+        except (ValueError, RecursionError):
+            rows = None
+        if not isinstance(rows, dict):
             raise CorruptCheckpointError(
-                f"{self.checkpoint.path.name}: its metadata 'config' is not a JSON object; save it again"
+                f"{self.checkpoint.path.name}: its metadata {key!r} is not a JSON object; save it again"
             )
-        return {**hints, **self.given}
+        return rows
 
     @property
     def nbytes(self) -> int:
@@ -159,12 +104,7 @@ class Part:
     @property
     def formats(self) -> dict[str, int]:
         """Bytes in each format; a plain tensor counts under its dtype (``BF16``)."""
-        sizes: dict[str, int] = {}
-        for source in self.sources.values():
-            for stored, _ in source.pieces:
-                name = stored.dtype if stored.format == "plain" else stored.format
-                sizes[name] = sizes.get(name, 0) + stored.nbytes
-        return sizes
+        return self._bytes_by(lambda stored: stored.dtype if stored.format == "plain" else stored.format)
 
     @property
     def storage(self) -> str:
@@ -175,56 +115,167 @@ class Part:
     @property
     def dtype(self) -> str:
         """The dtype that most bytes are in, in safetensors' spelling."""
+        sizes = self._bytes_by(lambda stored: stored.dtype)
+        return max(sizes, key=lambda name: sizes[name])
+
+    def _bytes_by(self, name_of: Callable[[Stored], str]) -> dict[str, int]:
         sizes: dict[str, int] = {}
         for source in self.sources.values():
-            for stored, _ in source.pieces:
-                sizes[stored.dtype] = sizes.get(stored.dtype, 0) + stored.nbytes
-        return max(sizes, key=lambda name: sizes[name])
+            for stored, rows in source.pieces:
+                sizes[name_of(stored)] = sizes.get(name_of(stored), 0) + nbytes_of(stored, rows)
+        return sizes
 
 
 def find_parts(checkpoint: Checkpoint) -> dict[Role, Part]:
     """The parts of Flux in a file.
 
     Raises:
-        UnsupportedCheckpointError: there is none; the message says what the file is, where that is known.
+        UnsupportedCheckpointError: there is none, the message says what the file is, where that is known; or a format
+            or a variant that is not read.
+        CorruptCheckpointError: quantised tensors that do not fit together.
     """
-    if any(marker in key for key in checkpoint.tensors for marker in LORA_MARKERS):
-        raise UnsupportedCheckpointError(f"{checkpoint.path.name} is a LoRA; it belongs in models/Lora")
-    prefixes: dict[Role, str] = {}
-    for role, rule in RULES.items():
-        prefix = _prefix(checkpoint, rule.anchor)
+    refuse_other_models(checkpoint)
+    stored = find_stored(checkpoint)
+    places: dict[Role, tuple[Layout, str]] = {}
+    for layout in LAYOUTS:
+        prefix = _prefix(stored, layout)
         if prefix is not None:
-            prefixes[role] = prefix
-    if not prefixes:
-        raise UnsupportedCheckpointError(f"{checkpoint.path.name} is {_foreign_name(checkpoint)}")
-    return {role: _part(role, checkpoint, prefix, prefixes) for role, prefix in prefixes.items()}
+            places.setdefault(layout.role, (layout, prefix))
+    if not places:
+        raise unknown_file(checkpoint)
+    prefixes = {prefix for _, prefix in places.values()}
+    parts: dict[Role, Part] = {
+        role: _part(checkpoint, layout, prefix, _below(stored, prefix, prefixes))
+        for role, (layout, prefix) in places.items()
+    }
+    _check_parts(checkpoint, parts)
+    rest = unused_keys(checkpoint, parts)
+    if rest:
+        log.warning("%s: %d keys belong to no part of Flux.1: %s", checkpoint.path.name, len(rest), ", ".join(rest[:3]))
+    return parts
 
 
-def _prefix(checkpoint: Checkpoint, anchor: str) -> str | None:
-    found = [key[: -len(anchor)] for key in checkpoint.tensors if key == anchor or key.endswith("." + anchor)]
-    return min(found, key=len) if found else None
+def unused_keys(checkpoint: Checkpoint, parts: Mapping[Role, Part]) -> list[str]:
+    """Keys of a file that neither a part uses nor a rule ignores."""
+    used = {key for part in parts.values() for key in part.ignored}
+    used |= {
+        key
+        for part in parts.values()
+        for source in part.sources.values()
+        for stored, _ in source.pieces
+        for key in stored.keys
+    }
+    return [key for key in checkpoint.tensors if key not in used and not IGNORED_BETWEEN.search(key)]
 
 
-def _part(role: Role, checkpoint: Checkpoint, prefix: str, prefixes: Mapping[Role, str]) -> Part:
-    rule = RULES[role]
-    others = tuple(other for other in prefixes.values() if other != prefix and other.startswith(prefix))
-    sources: dict[str, Source] = {}
-    ignored = []
-    for key, stored in find_stored(checkpoint).items():
-        if not key.startswith(prefix) or (others and key.startswith(others)):
+def _prefix(stored: Mapping[str, Stored], layout: Layout) -> str | None:
+    """The prefix of the part in this layout; of several, the shortest whose size is not that of another model."""
+
+    def complete(prefix: str) -> bool:
+        return all(
+            any(key.startswith(prefix + name) for key in stored) if name.endswith(".") else prefix + name in stored
+            for name in layout.beside
+        )
+
+    anchor = layout.anchor
+    found = (key[: -len(anchor)] for key in stored if key == anchor or key.endswith("." + anchor))
+    prefixes = sorted(filter(complete, found), key=len)
+
+    def foreign(prefix: str) -> bool:
+        shapes = {key[len(prefix) :]: each.shape for key, each in stored.items() if key.startswith(prefix)}
+        return foreign_size(layout.role, shapes) is not None
+
+    own = next((prefix for prefix in prefixes if len(prefixes) > 1 and not foreign(prefix)), None)
+    return own if own is not None else next(iter(prefixes), None)
+
+
+def _below(stored: Mapping[str, Stored], prefix: str, prefixes: set[str]) -> dict[str, Stored]:
+    """The tensors under a prefix by the rest of their names, without those of other parts."""
+    others = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
+    return {
+        key[len(prefix) :]: each
+        for key, each in stored.items()
+        if key.startswith(prefix) and not (others and key.startswith(others))
+    }
+
+
+def _part(checkpoint: Checkpoint, layout: Layout, prefix: str, stored: Mapping[str, Stored]) -> Part:
+    """Every tensor under a part's prefix becomes a parameter, a piece of one, or an ignored key."""
+    pieces: dict[str, dict[int, tuple[Stored, Row]]] = {}
+    ignored: list[str] = []
+    levels = count_blocks({name: each.shape for name, each in stored.items()}, "decoder.up_blocks")
+    for name, each in stored.items():
+        if layout.ignored.search(name) or IGNORED_ANYWHERE.search(name):
+            ignored += each.keys
             continue
-        name = key[len(prefix) :]
-        name = rule.renamed.get(name, name)
-        if rule.ignored.search(name) or name in sources:
-            ignored.append(key)
-        else:
-            sources[name] = Source(((stored, None),), stored.shape)
-    return Part(role, checkpoint, sources, tuple(ignored))
+        for row in _rows_of(layout, name) or (Row(name, name),):
+            known = pieces.setdefault(_ours(row, name, levels), {})
+            if row.at in known:  # one table under two names, as T5 has it
+                ignored += each.keys
+            else:
+                known[row.at] = (each, row)
+    sources = {name: _source(checkpoint, layout, name, known) for name, known in pieces.items()}
+    return Part(layout.role, checkpoint, sources, tuple(ignored), layout=layout.name, prefix=prefix)
 
 
-def _foreign_name(checkpoint: Checkpoint) -> str:
-    for marker, name in FOREIGN:
-        if any(marker in key for key in checkpoint.tensors):
-            return name
-    first = ", ".join(list(checkpoint.tensors)[:3]) or "none"
-    return f"no part of Flux.1 that this engine knows (first keys: {first}); use a Flux.1 file"
+def _source(checkpoint: Checkpoint, layout: Layout, name: str, pieces: Mapping[int, tuple[Stored, Row]]) -> Source:
+    ordered = [pieces[at] for at in sorted(pieces)]
+    first, row = ordered[0]
+    wanted = 1 + max((r.at for r in layout.rows if _template(r.ours).fullmatch(name)), default=0)
+    shapes = [stored.shape for stored, _ in ordered]
+    if len(pieces) != wanted or len({shape[1:] for shape in shapes}) > 1 or not (shapes[0] or len(shapes) == 1):
+        names = ", ".join(f"{stored.name} {list(stored.shape)}" for stored, _ in ordered)
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.path.name}: {name} consists of {wanted} tensors of one width, the file has {names}; "
+            "use the complete file"
+        )
+    shape = joined_shape(shapes) if len(shapes) > 1 else first.shape
+    cuts: list[tuple[Stored, Rows]] = [(stored, None) for stored, _ in ordered]
+    if row.third is not None:
+        third = shape[0] // 3 if shape else 0
+        cuts[0], shape = (first, (third * row.third, third * (row.third + 1))), (third, *shape[1:])
+    if row.conv and len(shape) == 2:
+        shape = (*shape, 1, 1)
+    return Source(tuple(cuts), shape, swapped=row.swapped)
+
+
+@cache
+def _template(name: str) -> re.Pattern[str]:
+    """What a name of ``layouts`` stands for: ``{n}`` is any number, a dot at the end any weight or bias."""
+    pattern = re.escape(name).replace(r"\{n\}", r"(\d+)")
+    return re.compile(pattern + r"(weight|bias)" if name.endswith(".") else pattern)
+
+
+def _rows_of(layout: Layout, name: str) -> tuple[Row, ...]:
+    return tuple(row for row in layout.rows if _template(row.theirs).fullmatch(name))
+
+
+def _ours(row: Row, name: str, levels: int) -> str:
+    """The parameter's name, the numbers and the leaf of ``name`` put into the row's."""
+    match = _template(row.theirs).fullmatch(name)
+    values = list(match.groups()) if match else []
+    leaf = values.pop() if row.theirs.endswith(".") else ""
+    if row.reversed:
+        values[0] = str(levels - 1 - int(values[0]))
+    ours = row.ours
+    for value in values:
+        ours = ours.replace("{n}", value, 1)
+    return ours + leaf
+
+
+def _check_parts(checkpoint: Checkpoint, parts: Mapping[Role, Part]) -> None:
+    """
+    Raises:
+        UnsupportedCheckpointError: a part has the size of another model's, and no transformer of the file asks for it;
+            or a transformer takes inputs that no variant takes.
+    """
+    transformer = parts["transformer"].shapes if "transformer" in parts else {}
+    if transformer:
+        try:
+            variant_of(transformer)
+        except UnsupportedCheckpointError as error:
+            raise UnsupportedCheckpointError(f"{checkpoint.path.name}: {error}") from None
+    for role, part in parts.items():
+        what = foreign_size(role, part.shapes)
+        if what and (width_fed(role, transformer) or 0) != width_of(role, part.shapes):
+            raise UnsupportedCheckpointError(f"{checkpoint.path.name} is {what}, not of Flux.1; {INSTEAD[role]}")
