@@ -40,7 +40,13 @@ ARROWS = {
     "backend.kernels.dequantize": "block_types kernels.launch kernels.four_bit kernels.float8 kernels.gguf",
     "backend.kernels.quantize": "kernels.launch kernels.four_bit",
     "backend.stored": "checkpoint packed nf4 fp8 gguf",
+    "backend.gguf_file": "block_types checkpoint",
+    "backend.zip_entries": "checkpoint",
+    "backend.pickles": "checkpoint zip_entries",
+    "backend.model_files": "checkpoint gguf_file pickles",
     # flux: networks know params only; samplers know their parts; text goes prompt -> chunks -> encoders -> conditioner
+    "flux.recognise": "layouts params",
+    "flux.keymaps": "layouts params recognise sources",
     "flux.autoencoder": "params",
     "flux.clip": "params",
     "flux.t5": "params",
