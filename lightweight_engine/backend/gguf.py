@@ -205,7 +205,8 @@ _IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
 
 
 def _iq4(codes: Tensor) -> Tensor:
-    return torch.tensor(_IQ4, dtype=torch.float32, device=codes.device)[codes.int()]
+    book = torch.tensor(_IQ4, dtype=torch.float32, device=codes.device)
+    return book.index_select(0, codes.flatten().int()).view(codes.shape)
 
 
 def _iq4_nl(blocks: Tensor) -> Tensor:

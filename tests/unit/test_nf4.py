@@ -17,6 +17,11 @@ from lightweight_engine.errors import CorruptCheckpointError
 KINDS: tuple[Kind, ...] = ("nf4", "fp4")
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    torch.manual_seed(0)
+
+
 def double_quantised(shape: tuple[int, int], offset: float = 0.5, nested: int = 32, seed: int = 0) -> Packed:
     """Random bytes with scales of the second order."""
     generator = torch.Generator().manual_seed(seed)

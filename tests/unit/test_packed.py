@@ -34,6 +34,11 @@ TOTALS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    torch.manual_seed(0)
+
+
 def bytes_of(format: str, shape: tuple[int, int]) -> int:
     """In float16 where the width is no whole number of blocks, as converters leave ``img_in``."""
     try:
