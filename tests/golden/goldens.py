@@ -121,6 +121,13 @@ def quant_cases() -> list[Case]:
     return cases
 
 
+def ckpt_cases() -> list[Case]:
+    """The files of ``ckpt/``; the slim copy has none."""
+    manifest = golden_dir() / "ckpt" / "manifest.json"
+    rows = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else []
+    return [Case("ckpt", row["name"], row, manifest.parent) for row in rows]
+
+
 @cache
 def model_config(name: str) -> dict[str, Any]:
     """What ``models.json`` says of a golden model: the sizes that tensor shapes do not tell."""
