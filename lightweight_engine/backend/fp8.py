@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from .packed import Packed, Spec, check_finite, check_matrix, pieces, reading, satellite, stacked_shape
+from .packed import Packed, Spec, check_finite, check_matrix, divided, pieces, reading, satellite, stacked_shape
 
 if TYPE_CHECKING:
     from .stored import Stored
@@ -96,7 +96,7 @@ def quantize_fp8(matrix: Tensor, kind: Kind, scaled: bool = False) -> Packed:
     largest = torch.finfo(dtype).max
     spec = Float8(kind, (matrix.shape[0], matrix.shape[1]), int(scaled))
     values = torch.empty(spec.shape, dtype=dtype, device=matrix.device)
-    scale = _largest(matrix) / largest if scaled else torch.ones((), device=matrix.device)
+    scale = divided(_largest(matrix), largest) if scaled else torch.ones((), device=matrix.device)
     scale = torch.where(scale == 0, 1.0, scale)
     for piece in pieces(*spec.shape, matrix.device):
         # Clamped first: what a cast does beyond the largest value differs between devices and versions of torch.

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .block_types import BLOCK_TYPES, BlockType
-from .packed import Packed, Spec, check_matrix, pieces, reading, stacked_shape
+from .packed import Packed, Spec, check_matrix, divided, pieces, reading, stacked_shape
 
 if TYPE_CHECKING:
     from .stored import Stored
@@ -268,13 +268,13 @@ def _symmetric(values: Tensor, levels: int) -> tuple[Tensor, Tensor]:
 def _ranged(values: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     """Scales and lowest values of blocks, and codes."""
     low, high = values.amin(dim=1, keepdim=True), values.amax(dim=1, keepdim=True)
-    scale = (high - low) / (levels - 1)
+    scale = divided(high - low, levels - 1)
     codes = ((values - low) * _inverse(scale) + 0.5).trunc().clamp(0, levels - 1)
     return torch.cat([_half_bytes(scale), _half_bytes(low)], dim=1), codes.to(torch.uint8)
 
 
 def _write_q8_0(values: Tensor) -> Tensor:
-    scale = values.abs().amax(dim=1, keepdim=True) / 127
+    scale = divided(values.abs().amax(dim=1, keepdim=True), 127)
     scaled = values * _inverse(scale)
     size, whole = scaled.abs(), scaled.abs().floor()
     codes = torch.copysign(whole + (size - whole >= 0.5), scaled)  # halves away from zero; torch.round has them to even

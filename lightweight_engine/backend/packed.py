@@ -132,6 +132,11 @@ def check_matrix(matrix: Tensor) -> None:
         raise ValueError("it has values that are not finite (NaN or infinity)")
 
 
+def divided(values: Tensor, by: float) -> Tensor:
+    """Values divided by a number, rounded once; by a bare number, a GPU multiplies with its inverse: rounded twice."""
+    return values / torch.full_like(values, by)
+
+
 @contextmanager
 def reading(stored: Stored) -> Iterator[None]:
     """Turns what is wrong with a stored matrix (``ValueError``) into an error that names file and tensor."""

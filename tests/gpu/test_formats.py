@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lightweight_engine.backend.fp8 import DTYPES, Kind, quantize_fp8
 from lightweight_engine.backend.packed import Packed, stack
 from lightweight_engine.backend.quantize import SPECS, WRITERS, quantize, spec_for
 
@@ -38,6 +39,14 @@ def test_bytes(format: str, dtype: torch.dtype) -> None:
     ours, expected = quantize(matrix.to(CUDA), format), quantize(matrix, format)
     for name, part in expected.parts.items():
         assert torch.equal(ours.parts[name].cpu().view(torch.uint8), part.view(torch.uint8))
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+def test_scaled_fp8(kind: Kind) -> None:
+    matrix = torch.randn(210, 2048)
+    ours, expected = quantize_fp8(matrix.to(CUDA), kind, scaled=True), quantize_fp8(matrix, kind, scaled=True)
+    assert torch.equal(ours.parts["scale"].cpu(), expected.parts["scale"])
+    assert torch.equal(ours.dequantize().cpu(), expected.dequantize())
 
 
 @pytest.mark.parametrize("format", WRITERS)
