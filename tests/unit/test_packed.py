@@ -34,6 +34,11 @@ TOTALS = {
 }
 
 
+# Relative root mean square error on normally distributed weights.
+ERRORS = {"gguf:Q8_0": 0.0054, "fp8_e4m3": 0.027, "fp8_e5m2": 0.053, "gguf:Q5_0": 0.043, "gguf:Q4_0": 0.086}
+ERRORS |= {"nf4": 0.092, "fp4": 0.122}
+
+
 @pytest.fixture(autouse=True)
 def _same_numbers() -> None:
     torch.manual_seed(0)
@@ -52,6 +57,13 @@ def bytes_of(format: str, shape: tuple[int, int]) -> int:
 def test_sizes_of_the_real_model(format: str) -> None:
     others = OTHERS * (4 if format.startswith("gguf:") else 2)
     assert sum(bytes_of(format, shape) for shape in LINEARS) + others == TOTALS[format]
+
+
+@pytest.mark.parametrize("format", ERRORS)
+def test_errors_are_those_of_the_format(format: str) -> None:
+    matrix = torch.randn(256, 1024)
+    error = (quantize(matrix, format).dequantize() - matrix).norm() / matrix.norm()
+    assert float(error) == pytest.approx(ERRORS[format], rel=0.04)
 
 
 @pytest.mark.parametrize("format", WRITERS)
