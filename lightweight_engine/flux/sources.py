@@ -5,6 +5,7 @@ Loads no torch before a weight is read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -45,6 +46,10 @@ class Source:
     def nbytes(self) -> int:
         """Bytes in the file."""
         return sum(nbytes_of(stored, rows) for stored, rows in self.pieces)
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
 
     def read(self) -> Tensor | Packed:
         """The parameter, on the CPU.

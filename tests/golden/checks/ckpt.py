@@ -1,4 +1,4 @@
-"""One transformer in every layout of users' files: the shape, norm, samples and, where exact, bytes of each parameter."""
+"""One transformer in every layout of users' files: shape, norm, samples and, where exact, bytes of each parameter."""
 
 from __future__ import annotations
 
