@@ -83,7 +83,8 @@ class Lines:
     def __call__(self, progress: Progress) -> None:
         now = time.monotonic()
         begins = progress.stage == "sample" and not progress.step
-        if begins or now - self._last >= SECONDS_BETWEEN_LINES:
+        waited = progress.stage != "done" and now - self._last >= SECONDS_BETWEEN_LINES
+        if begins or waited:
             self._console.say(self._prefix + describe(progress))
             self._last = now
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import DIFFERENT, Console
-from .options import Debug, Json, Quiet, load_config, takes_settings
+from .options import Debug, Grouped, Json, Quiet, load_config, takes_settings
 from .session import check_request, start_engine, watched
 
 if TYPE_CHECKING:
@@ -79,4 +79,4 @@ def _ours(path: Path, folder: Path) -> bool:
 
 
 def register(app: typer.Typer) -> None:
-    app.command("replay")(replay)
+    app.command("replay", cls=Grouped)(replay)

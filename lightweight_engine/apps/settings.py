@@ -6,15 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
+from ..config import EngineConfig
 from .console import Console, table
-from .options import Debug, Json, load_config, takes_settings
+from .options import Debug, Grouped, Json, comes_later, load_config, takes_settings
 
 Origin = Annotated[bool, typer.Option("--origin", help="Show where each value came from.")]
 
 config = typer.Typer(help="Look at the settings.", no_args_is_help=True, rich_markup_mode=None)
 
 
-@config.command("show")
+@config.command("show", cls=Grouped)
 @takes_settings
 def show(origin: Origin = False, json: Json = False, debug: Debug = False, **settings: Any) -> None:
     """Print every setting, by precedence: defaults < engine.toml < LWE_* environment < flags."""
@@ -24,7 +25,7 @@ def show(origin: Origin = False, json: Json = False, debug: Debug = False, **set
             console.result({name: {"value": value, "origin": came} for _, name, value, came in rows})
             return
         section = ""
-        cells = [(name, _shown(value)) + ((came,) if origin else ()) for _, name, value, came in rows]
+        cells = [(name, _shown(name, value)) + ((came,) if origin else ()) for _, name, value, came in rows]
         for (heading, *_), line in zip(rows, table(cells), strict=True):
             if heading != section:
                 console.data(f"{'' if not section else chr(10)}[{heading}]")
@@ -32,10 +33,12 @@ def show(origin: Origin = False, json: Json = False, debug: Debug = False, **set
             console.data(line)
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(map(str, value)) or "-"
-    return "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+def _shown(name: str, value: Any) -> str:
+    """The value as a person writes it, with a mark where it has no effect yet."""
+    parts = map(str, value) if isinstance(value, tuple) else [] if value is None else [str(value)]
+    text = ", ".join(parts) or "-"
+    text = text.lower() if isinstance(value, bool) else text
+    return f"{text} (later)" if comes_later(EngineConfig.model_fields[name]) else text
 
 
 def register(app: typer.Typer) -> None:

@@ -17,9 +17,10 @@ from typing import NamedTuple
 import pytest
 from factories import AE, CLIP, T5, network, save, save_flux
 
-from lightweight_engine import __version__
+from lightweight_engine import Config, __version__
 from lightweight_engine.apps.cli import COMMANDS, main
 from lightweight_engine.apps.console import EXIT_CODES, Console
+from lightweight_engine.apps.options import comes_later
 from lightweight_engine.apps.progress import Bar, Silent, clock, describe, reporter, speed
 from lightweight_engine.errors import EngineError
 from lightweight_engine.flux.autoencoder import Autoencoder
@@ -334,6 +335,8 @@ def test_plain_lines_come_now_and_then(capsys: pytest.CaptureFixture[str], monke
         for step in range(21):
             now += 1.0
             show(Progress(stage="sample", step=step, steps=20))
+        now += 9.0
+        show(Progress(stage="done"))
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["1/8: drawing, 20 steps", *(f"1/8: drawing, step {step}/20" for step in (5, 10, 15, 20))]
 
@@ -426,6 +429,9 @@ def test_config_show_with_origins(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> 
     assert data["device"] == {"value": "cpu", "origin": "--device"}
     assert data["steps"]["origin"] == "default"
     lines = cli("config", "show", "--origin").out.splitlines()
+    assert "steps 50 default" in [" ".join(line.split()) for line in lines]
+    marked = {line.split()[0] for line in lines if "(later)" in line}
+    assert marked == {name for name, info in Config.model_fields.items() if comes_later(info)}
     assert next(line for line in lines if line.startswith("threads")).split() == ["threads", "1", "LWE_THREADS"]
 
 
