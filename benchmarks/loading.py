@@ -48,10 +48,10 @@ def load_ours(path: Path) -> object:
 
     from lightweight_engine.backend.checkpoint import open_checkpoint
     from lightweight_engine.flux.keymaps import find_parts
-    from lightweight_engine.flux.load import load_part
+    from lightweight_engine.flux.load import Storage, load_part
 
     part = find_parts(open_checkpoint(path))["transformer"]
-    return load_part(part, device=torch.device("cpu"), dtype=torch.bfloat16)
+    return load_part(part, Storage("auto", torch.bfloat16), device=torch.device("cpu"))
 
 
 def load_diffusers(path: Path) -> object:

@@ -35,7 +35,11 @@ _FORGE_STORAGE = {
     "float8-e4m3fn": "fp8_e4m3",
     "float8-e5m2": "fp8_e5m2",
 }
-_STORAGE = ("auto", "bf16", "fp16", "fp32", "fp8_e4m3", "fp8_e5m2", "nf4", "fp4")
+STORAGE = (
+    *("auto", "bf16", "fp16", "fp32", "fp8_e4m3", "fp8_e5m2", "nf4", "fp4"),
+    *("gguf:Q8_0", "gguf:Q5_1", "gguf:Q5_0", "gguf:Q4_1", "gguf:Q4_0"),
+)
+"""What weights can be kept as; other GGUF types are read, not written."""
 
 # Singular where one is the usual number.
 _ALIASES = {"tokenizer_dir": "tokenizer_dirs"}
@@ -49,10 +53,9 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightweight-engine"
 
 
-def _setting(default: Any, section: str, help: str, *, later: bool = False, **bounds: Any) -> Any:
-    """A setting; ``later`` marks one that is checked already, but whose feature is not built yet."""
+def _setting(default: Any, section: str, help: str, **bounds: Any) -> Any:
     made = "default_factory" if callable(default) else "default"
-    return Field(**{made: default}, description=help, json_schema_extra={"section": section, "later": later}, **bounds)
+    return Field(**{made: default}, description=help, json_schema_extra={"section": section}, **bounds)
 
 
 def _request(name: str) -> Any:
@@ -82,25 +85,35 @@ class EngineConfig(BaseModel):
     threads: int = _setting(0, "device", "Threads on the CPU; 0 leaves it to torch.", ge=0, le=1024)
     compute_dtype: DType = _setting("auto", "device", "What the transformer computes in.")
     vae_dtype: DType = _setting("bf16", "device", "What the autoencoder computes in; on a CPU float32, unless set.")
-    keep_loaded: Literal["auto", "always", "never"] = _setting(
-        "auto", "device", "Whether networks stay in memory between stages; auto, where they fit together."
-    )
     noise_source: NoiseSource = _setting("GPU", "device", "Where noise is drawn, as in Forge; on a CPU, GPU means CPU.")
 
     storage_dtype: str = _setting(
-        "nf4", "memory", "How the transformer's weights are kept; Forge's names are understood too.", later=True
+        "nf4",
+        "memory",
+        "How the transformer's weights are kept; Forge's names are understood too. Unless set, a CPU and `tiny` keep "
+        "what the file has. Files that are quantised already are used as they are.",
+    )
+    text_storage_dtype: str = _setting(
+        "auto", "memory", "How the text encoders' weights are kept; auto, as their files have them."
+    )
+    quantized_cache: bool = _setting(
+        False, "memory", "Keep what was quantised on load in cache_dir, so that the next start reads a third."
     )
     vram_state: Literal["NO_VRAM", "LOW_VRAM", "NORMAL_VRAM", "HIGH_VRAM", "SHARED"] = _setting(
-        "HIGH_VRAM", "memory", "How much of the GPU the models may take.", later=True
+        "HIGH_VRAM",
+        "memory",
+        "HIGH and SHARED keep all that fits, NORMAL drops modulation weights while sampling, LOW keeps nothing between "
+        "stages, NO streams every block.",
     )
+    vram_limit: float | None = _setting(None, "memory", "Most memory that may be taken, in GiB.", gt=0)
     inference_reserve: float = _setting(
-        0.25, "memory", "Share of the GPU's memory that models leave free.", later=True, ge=0, le=0.9
+        0.25, "memory", "Share of the GPU's memory that models leave free.", ge=0, le=0.9
     )
     allocator_fraction: float = _setting(
-        0.95, "memory", "Share of the GPU's memory that may be taken at all.", later=True, gt=0, le=1
+        0.95, "memory", "Share of the GPU's memory that may be taken at all.", gt=0, le=1
     )
-    pinned_memory: bool = _setting(True, "memory", "Keep weights that wait on the host in pinned memory.", later=True)
-    async_swap: bool = _setting(True, "memory", "Move weights while the GPU computes.", later=True)
+    pinned_memory: bool = _setting(True, "memory", "Keep weights that wait on the host in pinned memory.")
+    async_swap: bool = _setting(True, "memory", "Move weights while the GPU computes.")
 
     max_side: int = _setting(4096, "limits", "Longest side of a picture, in pixels.", ge=16, le=16384)
     max_outputs: int = _setting(64, "limits", "Pictures in one request.", ge=1, le=1024)
@@ -174,24 +187,9 @@ class EngineConfig(BaseModel):
         """What a request that leaves these fields out is given."""
         return {name: value for section, name, value, _ in self.rows() if section == "request"}
 
-    def without_effect(self) -> list[str]:
-        """One sentence for each setting that somebody chose and that does nothing yet."""
-        return [
-            f"{name} = {getattr(self, name)} ({self.origin(name)}) has no effect yet"
-            for name, info in type(self).model_fields.items()
-            if _extra(info)["later"] and self.is_set(name) and not self._is_idle(name, info.default)
-        ]
-
     def reserve_mb(self, total_mb: int) -> int:
         """Megabytes of a GPU's ``total_mb`` that models leave free."""
         return int(total_mb * self.inference_reserve)
-
-    def _is_idle(self, name: str, default: Any) -> bool:
-        """Whether a chosen value asks for nothing that would not happen anyway."""
-        value = getattr(self, name)
-        if name == "storage_dtype":  # weights are kept as they are computed with
-            return value in ("auto", self.compute_dtype)
-        return value == default
 
     @field_validator("tokenizer_dirs", mode="before")
     @classmethod
@@ -212,13 +210,12 @@ class EngineConfig(BaseModel):
             raise ValueError("must be auto, cpu, cuda or cuda:N")
         return value
 
-    @field_validator("storage_dtype", mode="after")
+    @field_validator("storage_dtype", "text_storage_dtype", mode="after")
     @classmethod
     def _storage(cls, value: str) -> str:
         name = _FORGE_STORAGE.get(value.removesuffix(" (fp16 LoRA)"), value)
-        if name not in _STORAGE and not (name.startswith("gguf:") and len(name) > len("gguf:")):
-            choices = ", ".join([*_STORAGE, "gguf:TYPE", *_FORGE_STORAGE])
-            raise ValueError(f"must be one of {choices}")
+        if name not in STORAGE:
+            raise ValueError(f"must be one of {', '.join([*STORAGE, *_FORGE_STORAGE])}")
         return name
 
     @model_validator(mode="after")

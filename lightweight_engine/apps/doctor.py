@@ -79,7 +79,7 @@ def _torch(config: EngineConfig) -> Iterator[Check]:
 def _device(config: EngineConfig) -> Iterator[Check]:
     if util.find_spec("torch") is None:
         return
-    from ..backend.devices import available_memory, compute_dtype, pick_device
+    from ..backend.devices import available_memory, card_of, compute_dtype, pick_device
 
     try:
         device = pick_device(config.device)
@@ -87,7 +87,7 @@ def _device(config: EngineConfig) -> Iterator[Check]:
         yield Check("device", "bad", str(error), "set device to auto")
         return
     free = human_bytes(available_memory(device))
-    dtype = str(compute_dtype(config.compute_dtype, device)).removeprefix("torch.")
+    dtype = str(compute_dtype(config.compute_dtype, card_of(device))).removeprefix("torch.")
     yield Check("device", "ok", f"{device}, {free} free, computes in {dtype}")
     if device.type == "cpu" and config.device == "auto":
         yield Check("gpu", "note", "torch sees no CUDA GPU", "real Flux models need one to be of use; `tiny` does not")
@@ -96,8 +96,6 @@ def _device(config: EngineConfig) -> Iterator[Check]:
 def _settings(config: EngineConfig) -> Iterator[Check]:
     chosen = [f"{name} ({came})" for _, name, _, came in config.rows() if came != "default"]
     yield Check("settings", "ok", ", ".join(chosen) or "all at their defaults")
-    for sentence in config.without_effect():
-        yield Check("settings", "note", sentence, "leave it out until the feature is there")
 
 
 def _models(config: EngineConfig) -> Iterator[Check]:

@@ -102,10 +102,10 @@ def _verify_part(part: Part) -> int:
     import torch
 
     from ..backend.checkpoint import DTYPES
-    from ..flux.load import load_part
+    from ..flux.load import Storage, load_part
 
     dtype = getattr(torch, DTYPES[part.dtype][1])
-    network = load_part(part, device=torch.device("cpu"), dtype=dtype)
+    network = load_part(part, Storage("file", dtype), device=torch.device("cpu"))
     tensors = network.state_dict()
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor).all():

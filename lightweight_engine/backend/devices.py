@@ -1,9 +1,10 @@
-"""Which device, which dtypes, how much memory."""
+"""Which device, which dtypes, how much memory, how fast."""
 
 from __future__ import annotations
 
 import gc
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -34,13 +35,14 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def compute_dtype(setting: str, device: torch.device) -> torch.dtype:
+def compute_dtype(setting: str, card: Card) -> torch.dtype:
     """The dtype to compute in: as set; else bfloat16 where the GPU has it, float16 where not, float32 on a CPU."""
     if setting != "auto":
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[setting]
-    if device.type != "cuda":
+    if card.kind != "cuda":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    old = card.device is not None and torch.cuda.get_device_capability(card.device) < (8, 0)
+    return torch.float16 if old else torch.bfloat16
 
 
 def available_memory(device: torch.device) -> int:
@@ -58,14 +60,86 @@ def _host_available() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _cgroup_available() -> int:
-    folder = Path("/sys/fs/cgroup")
+NO_LIMIT = 1 << 62
+
+
+def _cgroup_limit() -> int:
     try:
-        limit = (folder / "memory.max").read_text().strip()
-        used = int((folder / "memory.current").read_text())
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        return NO_LIMIT if limit == "max" else int(limit)
     except (OSError, ValueError):
-        return 1 << 62
-    return 1 << 62 if limit == "max" else max(int(limit) - used, 0)
+        return NO_LIMIT
+
+
+def _cgroup_available() -> int:
+    """What the control group still allows; pages of files count as used there, but are given up when need be."""
+    limit = _cgroup_limit()
+    if limit == NO_LIMIT:
+        return NO_LIMIT
+    try:
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        rows = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
+        return max(limit - used + int(rows.get("inactive_file", 0)) + int(rows.get("active_file", 0)), 0)
+    except (OSError, ValueError):
+        return limit
+
+
+# Name of a card -> (dense bf16 TFLOP/s, GB/s from pinned host memory). Vendors' figures for the cards of desktops,
+# measured ones for H100 and H200; the first name that is part of the device's holds.
+RATES: dict[str, tuple[float, float]] = {
+    "H200": (790, 55),
+    "H100": (790, 55),
+    "A100": (312, 24),
+    "L40": (181, 24),
+    "RTX 5090": (210, 50),
+    "RTX 4090": (165, 24),
+    "RTX 4080": (97, 24),
+    "RTX 4070": (58, 24),
+    "RTX 3090": (71, 24),
+    "RTX 3080": (60, 24),
+    "RTX 3060": (26, 24),
+    "A10": (125, 24),
+    "T4": (65, 12),
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """The memory of a device in bytes, and its name; ``device`` is None for one that is only planned for."""
+
+    name: str
+    kind: str
+    total: int
+    free: int
+    device: torch.device | None = None
+
+    @property
+    def flops(self) -> float | None:
+        """Floating-point operations a second in bf16."""
+        return next((tflops * 1e12 for name, (tflops, _) in RATES.items() if name in self.name), None)
+
+    @property
+    def link(self) -> float | None:
+        """Bytes a second from the host; a usual PCIe 4 slot where the card is not known. None for the host itself."""
+        if self.kind == "cpu":
+            return None
+        return next((gbps * 1e9 for name, (_, gbps) in RATES.items() if name in self.name), 24e9)
+
+
+def card_of(device: torch.device) -> Card:
+    """What a device has now. Memory that torch holds and does not use counts as free."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return Card(properties.name, "cuda", properties.total_memory, available_memory(device) + cached, device)
+    total = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _cgroup_limit())
+    return Card("CPU", "cpu", total, available_memory(device), device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device."""
+    said = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or said
 
 
 class PeakMemory:

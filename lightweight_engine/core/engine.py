@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from ..backend.devices import PeakMemory, available_memory, compute_dtype, pick_device, release_cached
+from ..backend.devices import PeakMemory, available_memory, card_of, pick_device, release_cached
 from ..config import EngineConfig
 from ..errors import MemoryBudgetError, ModelNotFoundError
 from ..flux.conditioner import EmbeddingCache
+from ..flux.keymaps import Role
 from ..flux.tokenizers import CLIPTokenizer, T5Tokenizer, hub_cache
 from ..request import GenerationRequest, GenerationResult
 from .describe import describe, device_name, versions
 from .download import tokenizer_folder
 from .images import to_images
-from .jobs import plan_job
+from .jobs import plan_job, plan_request
 from .models import TINY, HashCache, ModelLibrary, ModelSet
-from .networks import Networks, Precision
+from .networks import Networks
+from .plan import Plan
+from .precision import choose_precision, memory_manager
 from .processing import Batch, Drawn, Job, draw
 from .progress import Cancel, OnProgress, Tracker, Watch
 
@@ -78,14 +81,17 @@ class LightweightEngine:
             device = pick_device(config.device)
             if config.threads:
                 torch.set_num_threads(config.threads)
-            self._notes = list(config.without_effect())
+            self._notes = []
             models = self._choose_models()
-            vae_dtype = config.vae_dtype if device.type == "cuda" or config.is_set("vae_dtype") else "auto"
-            precision = Precision(compute_dtype(config.compute_dtype, device), compute_dtype(vae_dtype, device))
+            card = card_of(device)
             networks = Networks(
-                models, device, precision, tokenizers=lambda: self._tokenizers(models), keep=self._fits(models, device)
+                models,
+                device,
+                choose_precision(config, models, card, self._notes),
+                memory_manager(config, card),
+                tokenizers=lambda: self._tokenizers(models),
             )
-            within_memory(device, networks.load_all)
+            within_memory(device, lambda: networks.load_all(self._usual_plan(networks)))
             self._networks = networks
 
     def generate(self, **fields: Any) -> list[Image.Image]:
@@ -124,13 +130,27 @@ class LightweightEngine:
         with self._lock:
             networks = self.networks
             memory = PeakMemory(networks.device)
-            return within_memory(networks.device, lambda: self._run(request, networks, memory, watch))
+            try:
+                return within_memory(networks.device, lambda: self._run(request, networks, memory, watch))
+            finally:
+                networks.rest()
+
+    def plan(self, request: GenerationRequest) -> Plan:
+        """The memory plan of a request, before anything of it is done."""
+        with self._lock:
+            return plan_request(request, self.networks)
+
+    def unload_models(self, keep_loaded: Collection[Role] = ()) -> None:
+        """Release all networks but those of the roles to keep (``transformer``, ``t5`` …); a job loads them again."""
+        with self._lock:
+            if self._networks is not None:
+                self._networks.release_all(keep_loaded)
 
     def close(self) -> None:
         """Release the networks; the next call sets the engine up again."""
         with self._lock:
             if self._networks is not None:
-                self._networks.release()
+                self._networks.release_all()
             self._networks = None
             self._embeddings.clear()
 
@@ -209,11 +229,9 @@ class LightweightEngine:
         )
         return CLIPTokenizer.load(clip), T5Tokenizer.load(t5)
 
-    def _fits(self, models: ModelSet, device: torch.device) -> bool:
-        """Whether all parts may stay resident together, with a fifth of the memory left for working."""
-        if self.config.keep_loaded != "auto":
-            return self.config.keep_loaded == "always"
-        return sum(part.nbytes for part in models.parts.values()) <= 0.8 * available_memory(device)
+    def _usual_plan(self, networks: Networks) -> Plan:
+        """The plan of a request that says nothing: what is kept through all its stages is loaded at the start."""
+        return plan_request(self.request(prompt=""), networks)
 
 
 def _draw_all(job: Job, tracker: Tracker) -> Iterator[tuple[Batch, Drawn]]:

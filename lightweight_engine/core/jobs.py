@@ -13,16 +13,18 @@ from ..config import EngineConfig
 from ..errors import RequestError
 from ..flux.conditioner import Conditioner, EmbeddingCache
 from ..flux.noise import random_seed
-from ..flux.prompt import parse_networks
+from ..flux.prompt import parse_networks, plan_negative, plan_prompt
 from ..flux.samplers import SAMPLERS
-from ..flux.sampling import forecast
+from ..flux.sampling import Forecast, Schedule, forecast
 from ..labels import resolve_sampler, schedule_steps
 from ..request import MAX_SEED, GenerationRequest
 from .images import open_image, to_images
 from .limits import check_cost, check_fields
 from .networks import Networks
+from .plan import T5_LENGTH, Plan, Shape, make_plan
 from .processing import Batch, Job, plan_schedule, sampler_options
 from .progress import Tracker, Watch
+from .recovery import Recovery
 
 # (height, width) where a request names none: of the production job, and of the demonstration model.
 NATIVE_SIZE = (1344, 768)
@@ -46,20 +48,25 @@ def plan_job(
         RequestError: a field is wrong or over a limit.
     """
     check_fields(request, config)
-    sampler, scheduler = resolve_sampler(request.sampler, request.scheduler, request.compat)
     warnings = without_effect(request)
     size = picture_size(request, networks, warnings)
-    schedule = plan_schedule(request, sampler, scheduler, networks.params.mu)
-    foreseen = forecast(schedule, sampler_options(request))
-    calls = len(foreseen.sigmas) if foreseen else schedule_steps(sampler, request.steps)
+    sampler, scheduler, schedule, foreseen, calls = _walk(request, networks)
     check_cost(request, size, calls, config)
     batches = plan_batches(request, sampler, prompts)
+    memory = _plan_memory(request, networks, size, calls, batches)
+    memory.check()
+    networks.follow(memory)
     tracker = Tracker(
         foreseen.reports if foreseen else request.steps,
         [len(batch.seeds) for batch in batches],
         watch,
         _previewer(networks) if watch.preview_every else None,
     )
+
+    def enter(stage: str) -> None:
+        tracker.enter(stage)
+        networks.enter(stage, job.attempt.plan)  # type: ignore[arg-type]
+
     job = Job(
         request=request,
         networks=networks,
@@ -73,7 +80,8 @@ def plan_job(
         size=size,
         noise_source=request.noise_source or config.noise_source,
         picture=start_picture(request, size),
-        enter=tracker.enter,
+        attempt=Recovery(networks, memory, warnings),
+        enter=enter,
         after_step=tracker.after_step,
         warnings=warnings,
         batches=batches,
@@ -98,6 +106,52 @@ def plan_batches(request: GenerationRequest, sampler: str, prompts: Sequence[str
     step = 1 if alone else request.batch_size
     groups = [rows[i : i + step] for i in range(0, count, step)]
     return tuple(Batch(*zip(*group, strict=True)) for group in groups)
+
+
+def plan_request(request: GenerationRequest, networks: Networks) -> Plan:
+    """The memory plan of a request: what it takes of the device, stage by stage."""
+    sampler, *_, calls = _walk(request, networks)
+    return _plan_memory(request, networks, picture_size(request, networks, []), calls, plan_batches(request, sampler))
+
+
+def _walk(request: GenerationRequest, networks: Networks) -> tuple[str, str, Schedule, Forecast | None, int]:
+    """Sampler, scheduler, schedule, what is known of it beforehand, and evaluations of the transformer a picture."""
+    sampler, scheduler = resolve_sampler(request.sampler, request.scheduler, request.compat)
+    schedule = plan_schedule(request, sampler, scheduler, networks.params.mu)
+    foreseen = forecast(schedule, sampler_options(request))
+    calls = len(foreseen.sigmas) if foreseen else schedule_steps(sampler, request.steps)
+    return sampler, scheduler, schedule, foreseen, calls
+
+
+def _plan_memory(
+    request: GenerationRequest, networks: Networks, size: tuple[int, int], calls: int, batches: Sequence[Batch]
+) -> Plan:
+    prompts = dict.fromkeys(prompt for batch in batches for prompt in batch.prompts)
+    plans = [plan_prompt(parse_networks(prompt)[0], calls, compat=request.compat) for prompt in prompts]
+    parts = max(len(plan) for plan in plans)
+    texts = {text for plan in plans for part in plan for _, text in part.schedule}
+    if request.cfg_scale != 1:
+        parts += 1
+        texts |= {text for part in plan_negative(request.negative_prompt, calls) for _, text in part.schedule}
+    shape = Shape(
+        size,
+        batch=max(len(batch.seeds) for batch in batches),
+        conditionings=parts,
+        calls=calls,
+        rows=calls * len(texts),
+        text=max(_text_tokens(text, networks) for text in texts),
+        picture=request.image is not None,
+    )
+    return make_plan(networks.known, shape, networks.manager, networks.held)
+
+
+def _text_tokens(text: str, networks: Networks) -> int:
+    """T5 tokens that a text takes at most; a short one is padded, and needs no counting."""
+    chunks = text.count("BREAK") + 1
+    tokens = len(text) + 1
+    if tokens > T5_LENGTH:
+        tokens = len(networks.tokenizers[1].encode(text)) + 1
+    return chunks * max(T5_LENGTH, tokens)
 
 
 def picture_size(request: GenerationRequest, networks: Networks, warnings: list[str]) -> tuple[int, int]:

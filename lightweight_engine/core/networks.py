@@ -1,50 +1,55 @@
-"""The networks of one model on a device: loaded when first used, kept or released after.
+"""The networks of one model on a device, placed as a plan says: loaded when first used, kept or released after.
 
-What ``with networks.use(role)`` yields is resident for as long as the block lasts.
+What is kept through a stage is the plan's to say: ``enter`` releases the rest.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..backend.devices import release_cached
-from ..flux.keymaps import Role
-from ..flux.load import load_part, read_params
+from ..backend.memory_manager import PRESETS, MemoryManager, Residency
+from ..backend.packed import Packed
+from ..backend.pages import PageStream
+from ..backend.streaming import Place, Ring, Unit, to_device
+from ..flux.footprint import inventory
+from ..flux.keymaps import Part, Role
+from ..flux.load import Storage, load_part, read_params
 from ..flux.params import AutoencoderParams, FluxParams
 from ..flux.preview import Preview
 from ..flux.text_encoders import TextEncoders
 from ..flux.tokenizers import CLIPTokens, T5Tokens
+from ..flux.units import Kind, UnitName, in_order, unit_of
 from .models import ModelSet
+from .plan import Network, Plan, StageName
+from .precision import Precision
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Precision:
-    """The dtype that each part computes in.
+@dataclass(eq=False)
+class _Loaded:
+    """A network and what brings its streamed units."""
 
-    The text encoders compute in float32 whatever their file holds, as the reference does; on a GPU their matrices
-    stay in the file's dtype and are cast at each use.
-    """
-
-    transformer: torch.dtype
-    autoencoder: torch.dtype
-    text: torch.dtype = torch.float32
+    module: nn.Module
+    units: dict[UnitName, Unit]
+    placed: Residency
+    streams: list[Ring | PageStream]
 
 
 class Networks:
     """The four networks and two tokenizers of a model.
 
     Args:
-        keep: networks stay resident once loaded; otherwise each is released after use.
         tokenizers: reads the CLIP and the T5 tokenizer; called once.
     """
 
@@ -53,70 +58,171 @@ class Networks:
         models: ModelSet,
         device: torch.device,
         precision: Precision,
+        manager: MemoryManager,
         *,
         tokenizers: Callable[[], tuple[CLIPTokens, T5Tokens]],
-        keep: bool = True,
     ) -> None:
         self.models = models
         self.device = device
         self.precision = precision
-        self.keep = keep
+        self.manager = manager
         self.params: FluxParams = read_params(models.parts["transformer"])
         autoencoder: AutoencoderParams = read_params(models.parts["autoencoder"])
         self.autoencoder_factor = autoencoder.factor
         self._read_tokenizers = tokenizers
-        self._loaded: dict[Role, nn.Module] = {}
+        self._loaded: OrderedDict[Role, _Loaded] = OrderedDict()
+        self._placements: dict[Role, Residency] = {}
         self._preview: Preview | None = None
 
-    def load_all(self) -> None:
-        """Load every network now, where they are kept."""
-        if self.keep:
-            for role in self.models.parts:
-                self._load(role)
-        _ = self.tokenizers
+    @cached_property
+    def known(self) -> dict[Role, Network]:
+        """Sizes, storage and bytes of each network, from the headers."""
+        return {
+            role: Network(read_params(part), self.storage(role), inventory(part, self.storage(role)))
+            for role, part in self.models.parts.items()
+        }
+
+    def storage(self, role: Role) -> Storage:
+        return getattr(self.precision, role)
+
+    @property
+    def held(self) -> int:
+        """Bytes on the device."""
+        return sum(loaded.placed.nbytes for loaded in self._loaded.values())
 
     @cached_property
     def tokenizers(self) -> tuple[CLIPTokens, T5Tokens]:
         """The CLIP and the T5 tokenizer."""
         return self._read_tokenizers()
 
-    @contextmanager
-    def use(self, role: Role) -> Iterator[Any]:
-        """The network of a role, resident inside the block."""
-        module = self._load(role)
-        try:
-            yield module
-        finally:
-            del module
-            if not self.keep:
-                self.release(role)
+    def follow(self, plan: Plan) -> None:
+        """From now on place networks as ``plan`` says; those that are placed otherwise are moved when next used."""
+        self._placements = {role: placed for stage in plan.stages for role, placed in stage.networks.items()}
+
+    def load_all(self, plan: Plan) -> None:
+        """Load every network that the plan keeps through all stages."""
+        self.follow(plan)
+        for role in self.models.parts:
+            if all(role in stage.networks or role in stage.kept for stage in plan.stages):
+                self.load(role)
+        _ = self.tokenizers
+
+    def enter(self, name: StageName, plan: Plan) -> None:
+        """A stage begins: release what the plan does not keep through it."""
+        stage = plan.stage(name)
+        self.release(*[role for role in self._loaded if role not in stage.networks and role not in stage.kept])
 
     @contextmanager
     def text_encoders(self) -> Iterator[TextEncoders]:
-        """Both text encoders with their tokenizers, resident inside the block."""
+        """Both text encoders with their tokenizers, usable inside the block."""
         clip_tokenizer, t5_tokenizer = self.tokenizers
-        with self.use("clip") as clip, self.use("t5") as t5:
-            yield TextEncoders(clip, clip_tokenizer, t5, t5_tokenizer)
+        yield TextEncoders(self.load("clip"), clip_tokenizer, self.load("t5"), t5_tokenizer)
 
     def preview(self) -> Preview:
         """The preview of this model's autoencoder, fitted when first asked for."""
         if self._preview is None:
-            with self.use("autoencoder") as autoencoder:
-                self._preview = Preview.fit(autoencoder)
+            self._preview = Preview.fit(self.load("autoencoder"))
         return self._preview
 
     def release(self, *roles: Role) -> None:
-        """Drop the networks of these roles (all, if none is named) and give their memory back."""
-        for role in roles or tuple(self._loaded):
-            self._loaded.pop(role, None)
-        release_cached(self.device)
+        """Drop the networks of these roles and give their memory back."""
+        gone = [self._loaded.pop(role) for role in roles if role in self._loaded]
+        for loaded in gone:
+            _close(loaded)
+        if gone:
+            del gone, loaded  # type: ignore[possibly-undefined]
+            release_cached(self.device)
 
-    def _load(self, role: Role) -> nn.Module:
+    def rest(self) -> None:
+        """A job is over: keep networks for the next one, where the VRAM state says so."""
+        if not PRESETS[self.manager.state].keep:
+            self.release_all()
+
+    def release_all(self, keep: Collection[Role] = ()) -> None:
+        """Drop every network but those to keep."""
+        self.release(*[role for role in self._loaded if role not in keep])
+
+    def load(self, role: Role) -> Any:
+        """The network of a role, ready to run: on the device whole, or unit by unit as it runs, as the plan says."""
         if role not in self._loaded:
-            text = role in ("t5", "clip")
-            dtype = self.precision.text if text else getattr(self.precision, role)
-            part = self.models.parts[role]
-            keep_file_dtype = text and (self.device.type == "cuda" or part.nbytes > 1 << 30)
-            self._loaded[role] = load_part(part, device=self.device, dtype=dtype, keep_file_dtype=keep_file_dtype)
-            log.info("loaded %s from %s", role, part.checkpoint.path.name)
-        return self._loaded[role]
+            self._loaded[role] = self._read(role, self._wanted(role))
+        self.replace(role)
+        self._loaded.move_to_end(role)
+        return self._loaded[role].module
+
+    def replace(self, role: Role) -> None:
+        """Move a network that is loaded to where the plan has it."""
+        loaded = self._loaded.get(role)
+        if loaded is not None and loaded.placed != self._wanted(role):
+            with torch.inference_mode(False):
+                _close(loaded)
+                self._place(role, loaded, self._wanted(role))
+
+    def _wanted(self, role: Role) -> Residency:
+        return self._placements.get(role) or _whole(self.known[role])
+
+    def _read(self, role: Role, wanted: Residency) -> _Loaded:
+        part = self.models.parts[role]
+        on_host = self._streamed(role, wanted)
+
+        def home(name: str, value: Tensor | Packed) -> Tensor | Packed:
+            return value if unit_of(role, name) in on_host else value.to(self.device)
+
+        with torch.inference_mode(False):
+            module = load_part(part, self.storage(role), device=self.device, home=home)
+            loaded = _Loaded(module, units_of(role, module), wanted, [])
+            self._place(role, loaded, wanted)
+        log.info("loaded %s from %s", role, part.checkpoint.path.name)
+        return loaded
+
+    def _streamed(self, role: Role, wanted: Residency) -> set[UnitName]:
+        """The units that pass through."""
+        known = self.known[role].inventory
+        names = {known.blocks[i][0] for i in wanted.streamed}
+        return names | {name for name, _ in known.conditioning} if wanted.dropped else names
+
+    def _place(self, role: Role, loaded: _Loaded, wanted: Residency) -> None:
+        """Bring units to where the plan has them."""
+        streamed = self._streamed(role, wanted)
+        loaded.placed = wanted
+        for name, unit in loaded.units.items():
+            if name not in streamed:
+                to_device(unit, self.device)
+        kinds: tuple[Kind, ...] = ("block", "conditioning")
+        for kind in kinds:
+            units = [loaded.units[name] for name in in_order(streamed, kind)]
+            if units:
+                loaded.streams.append(self._stream(self.models.parts[role], units))
+
+    def _stream(self, part: Part, units: list[Unit]) -> Ring | PageStream:
+        if self.device.type == "cpu":
+            return PageStream(units, part.checkpoint)
+        return Ring(units, self.device, pinned=self.manager.pinned, overlap=self.manager.overlap)
+
+
+def _whole(network: Network) -> Residency:
+    """All of a network on the device."""
+    known = network.inventory
+    return Residency(known.fixed, known.nbytes - known.fixed)
+
+
+def _close(loaded: _Loaded) -> None:
+    for stream in loaded.streams:
+        stream.close()
+    loaded.streams.clear()
+
+
+def units_of(role: Role, module: nn.Module) -> dict[UnitName, Unit]:
+    """The units of a loaded network."""
+    places: dict[UnitName, list[Place]] = {}
+    for path, each in module.named_modules():
+        for holder in (each._parameters, each._buffers):
+            for leaf, tensor in holder.items():
+                if tensor is not None:
+                    name = unit_of(role, f"{path}.{leaf}" if path else leaf)
+                    places.setdefault(name, []).append(Place(holder, leaf))
+    return {
+        name: Unit(name.path, module.get_submodule(name.path), tuple(found))
+        for name, found in places.items()
+        if name.kind != "fixed"
+    }

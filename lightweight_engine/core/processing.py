@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..flux.autoencoder import Autoencoder
 from ..flux.conditioner import Conditioner, resolve_guidance
 from ..flux.conditioning import Composition, Scheduled
 from ..flux.guidance import Guided, SkipRules
@@ -19,10 +21,12 @@ from ..flux.noise import ImageNoise, Source, TorchStream, side_seed
 from ..flux.prompt import parse_networks, plan_negative, plan_prompt
 from ..flux.sampling import Forecast, SamplerOptions, Schedule, plan, run
 from ..flux.schedules import ScheduleOptions
+from ..flux.tiling import decode_tiled
 from ..flux.velocity import Velocity
 from ..labels import schedule_steps
 from ..request import GenerationRequest
 from .networks import Networks
+from .recovery import Recovery
 
 DEFAULT_STRENGTH = 0.75
 
@@ -35,6 +39,7 @@ class Job:
         forecast: None where the number of steps depends on the latent.
         size: (height, width) in pixels.
         picture: the start picture ``[1, 3, H, W]`` in 0..1.
+        attempt: does a piece of a stage's work, once more with less on the device where memory runs out.
         enter: called with the name of a stage as it begins.
         after_step: called with (step, latent, denoised); may raise to stop.
         batches: what is drawn at once, in order.
@@ -50,6 +55,7 @@ class Job:
     size: tuple[int, int]
     noise_source: Source
     picture: Tensor | None
+    attempt: Recovery
     enter: Callable[[str], None]
     after_step: Callable[[int, Tensor, Tensor], None]
     warnings: list[str]
@@ -84,28 +90,34 @@ def draw(job: Job, batch: Batch) -> Drawn:
     request, networks = job.request, job.networks
 
     job.enter("encode")
-    positives, negatives = encode_prompts(job, batch.prompts)
-    start = encode_picture(job, batch.seeds)
+    positives, negatives = job.attempt("encode", lambda: encode_prompts(job, batch.prompts))
+    start = job.attempt("decode", lambda: encode_picture(job, batch.seeds))
     noise = image_noise(job, batch)
 
     job.enter("sample")
-    with networks.use("transformer") as transformer:
-        velocity = Velocity(transformer)
-        velocity.precompute(job.forecast.sigmas if job.forecast else (), conditionings(positives, negatives))
-        denoise = Guided(
-            velocity, positives, negatives, request.cfg_scale, rules=skip_rules(job), compat=request.compat
-        )
-        latent = job.schedule.start(
-            noise.first(),
-            start,
-            noise_multiplier=request.initial_noise_multiplier,
-            extra_noise=request.img2img_extra_noise,
-        )
-        latent = run(job.schedule, denoise, latent, noise, job.after_step, sampler_options(request))
+    velocity = Velocity(job.attempt("sample", networks.load, "transformer"))
+    foreseen = job.forecast.sigmas if job.forecast else ()
+    job.attempt("sample", velocity.precompute, foreseen, conditionings(positives, negatives))
+    evaluate = partial(job.attempt, "sample", velocity)
+    denoise = Guided(evaluate, positives, negatives, request.cfg_scale, rules=skip_rules(job), compat=request.compat)
+    latent = job.schedule.start(
+        noise.first(),
+        start,
+        noise_multiplier=request.initial_noise_multiplier,
+        extra_noise=request.img2img_extra_noise,
+    )
+    latent = run(job.schedule, denoise, latent, noise, job.after_step, sampler_options(request))
+    del velocity, denoise, evaluate  # with all that they computed beforehand
 
     job.enter("decode")
-    with networks.use("autoencoder") as autoencoder:
-        return Drawn(latent, autoencoder.decode(latent))
+    return Drawn(latent, job.attempt("decode", lambda: decode_latent(job, latent)))
+
+
+def decode_latent(job: Job, latent: Tensor) -> Tensor:
+    """Pixels of latents, one picture after another: in tiles where the plan says so."""
+    decode = decode_tiled if job.attempt.plan.stage("decode").tiled else Autoencoder.decode
+    autoencoder = job.networks.load("autoencoder")
+    return torch.cat([decode(autoencoder, picture) for picture in latent.split(1)])
 
 
 def encode_prompts(job: Job, prompts: Sequence[str]) -> tuple[list[Composition], list[Scheduled] | None]:
@@ -134,17 +146,14 @@ def encode_picture(job: Job, seeds: Sequence[int]) -> Tensor | None:
         return None
     factor = job.networks.autoencoder_factor
     shape = (1, 16, job.size[0] // factor, job.size[1] // factor)
-    with job.networks.use("autoencoder") as autoencoder:
-        weight = autoencoder.encoder.conv_in.weight
-        latents = []
-        for seed in seeds:
-            # The reference draws on the global generator; a stream of the seed makes the picture repeatable.
-            eps = (
-                torch.randn(shape)
-                if job.request.compat == "forge"
-                else TorchStream(side_seed(seed), "cpu").randn(shape)
-            )
-            latents.append(autoencoder.encode(job.picture.to(weight), eps.to(weight)).float())
+    job.networks.enter("decode", job.attempt.plan)
+    autoencoder = job.networks.load("autoencoder")
+    weight = autoencoder.encoder.conv_in.weight
+    latents = []
+    for seed in seeds:
+        # The reference draws on the global generator; a stream of the seed makes the picture repeatable.
+        eps = torch.randn(shape) if job.request.compat == "forge" else TorchStream(side_seed(seed), "cpu").randn(shape)
+        latents.append(autoencoder.encode(job.picture.to(weight), eps.to(weight)).float())
     return torch.cat(latents)
 
 

@@ -1,22 +1,30 @@
-"""From a part of a file to a network on a device, never holding two copies.
+"""From a part of a file to a network, never holding two copies.
 
-The module is built on the meta device, each tensor is read from the mapped file, converted, and assigned; then any
-missing or unexpected key is an error.
+The module is built on the meta device; each parameter is read from the mapped file, brought into the storage format
+that it is to be kept in, moved home, and assigned, several at a time; then any missing or unexpected key is an error.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..backend.linear import keep_storage
+from ..backend.linear import cast_at_use, store
+from ..backend.packed import Packed
+from ..backend.pages import release_pages
+from ..backend.quantize import quantize, spec_for
 from ..errors import CorruptCheckpointError, UnsupportedCheckpointError
 from .autoencoder import Autoencoder
 from .clip import CLIPText
-from .keymaps import Part, Role
+from .keymaps import Part, Role, Source
 from .params import AutoencoderParams, CLIPParams, FluxParams, Shapes, T5Params
 from .t5 import T5Encoder
 from .transformer import Flux
@@ -27,6 +35,79 @@ NETWORKS: dict[Role, tuple[Any, Any]] = {
     "clip": (CLIPParams, CLIPText),
     "autoencoder": (AutoencoderParams, Autoencoder),
 }
+
+PLAIN = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+"""Storage formats that are dtypes; all others are packed."""
+
+WORKERS = min(4, os.cpu_count() or 1)
+
+Home = Callable[[str, Tensor | Packed], Tensor | Packed]
+"""Where a parameter of that name is kept: gets it from wherever it was made, and returns it at home."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How the weights of a network are kept.
+
+    Attributes:
+        format: ``auto``: packed as the file has them, plain ones in ``compute``; ``file``: 16-bit ones as the file has
+            them too, cast at each use; ``bf16``, ``fp16``, ``fp32``: all in that dtype; else a packed format
+            (``nf4``, ``fp8_e4m3``, ``gguf:Q8_0`` …) for linears that are plain in the file.
+        compute: the dtype that the network computes in.
+    """
+
+    format: str
+    compute: torch.dtype
+
+    def kept_as(self, source: Source, linear: bool) -> torch.dtype | str:
+        """The dtype, or the packed format, that a parameter is kept in; ``as it is`` for one that is packed already."""
+        sixteen = _sixteen(source) if self.format == "file" and len(source.shape) == 2 else None
+        if sixteen is not None:
+            return sixteen
+        if not linear:
+            return self.compute
+        if self.format in PLAIN:
+            return PLAIN[self.format]
+        if source.format != "plain":
+            return "as it is"
+        return self.format if self.format not in ("auto", "file") and _can_hold(self.format, source) else self.compute
+
+    def as_in_file(self, source: Source, linear: bool) -> bool:
+        """Whether a parameter stays a view of the mapped file."""
+        kept = self.kept_as(source, linear)
+        whole = len(source.pieces) == 1 and source.pieces[0][1] is None and not source.swapped
+        return whole and (kept == "as it is" or (source.format == "plain" and kept == _dtype_of(source)))
+
+    def nbytes(self, source: Source, linear: bool) -> int:
+        """Bytes that a parameter takes once loaded."""
+        kept = self.kept_as(source, linear)
+        if kept == "as it is":
+            return source.nbytes
+        if isinstance(kept, str):
+            return spec_for(kept, source.shape).nbytes
+        elements = 1
+        for size in source.shape:
+            elements *= size
+        return elements * kept.itemsize
+
+
+def _can_hold(format: str, source: Source) -> bool:
+    """Whether a packed format takes rows of this width; the few linears of odd width stay as they are computed with."""
+    try:
+        return spec_for(format, source.shape).nbytes > 0  # type: ignore[arg-type]
+    except ValueError:
+        return False
+
+
+def _dtype_of(source: Source) -> torch.dtype | None:
+    """The dtype of a plain parameter in the file, where it is one to compute in."""
+    return {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}.get(source.pieces[0][0].dtype)
+
+
+def _sixteen(source: Source) -> torch.dtype | None:
+    """The dtype of a parameter that the file has in 16 bits."""
+    dtype = _dtype_of(source) if source.format == "plain" else None
+    return dtype if dtype in (torch.float16, torch.bfloat16) else None
 
 
 class _Uninitialised(TorchFunctionMode):
@@ -54,49 +135,83 @@ def read_params(part: Part) -> Any:
         ) from None
 
 
-def load_part(
-    part: Part,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    keep_file_dtype: bool = False,
-) -> nn.Module:
+def empty_network(part: Part) -> nn.Module:
+    """The network of a part on the meta device, its keys and shapes checked against the file's.
+
+    Raises:
+        UnsupportedCheckpointError: keys or shapes that do not fit; the first ones are named.
+    """
+    params = read_params(part)
+    with torch.device("meta"), _Uninitialised():
+        module = NETWORKS[part.role][1](params)
+    expected = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    _check_keys(part.checkpoint.path.name, part.role, expected, part.shapes)
+    return module
+
+
+def linear_weights(module: nn.Module) -> set[str]:
+    """The parameters that can be packed: weights of linears."""
+    return {f"{name}.weight" for name, each in module.named_modules() if type(each) is nn.Linear}
+
+
+def load_part(part: Part, storage: Storage, *, device: torch.device, home: Home | None = None) -> nn.Module:
     """Build the network of a part and fill it.
 
     Args:
-        dtype: that the network computes in.
-        keep_file_dtype: matrices stay as they are in the file and are cast at each use; less memory, some time.
+        device: where weights are converted and, without ``home``, kept.
 
     Returns:
         The network in evaluation mode, without gradients. On the CPU, tensors that need no conversion are views of
         the mapped file.
 
     Raises:
-        UnsupportedCheckpointError: quantised, or keys or shapes that do not fit; the first ones are named.
+        UnsupportedCheckpointError: keys or shapes that do not fit; the first ones are named.
+        CorruptCheckpointError: a quantised weight that cannot be read, or numbers that cannot be quantised.
     """
-    name = part.checkpoint.path.name
-    if part.storage != "plain":
-        raise UnsupportedCheckpointError(
-            f"{name} stores its weights as {part.storage}; this version reads 16- and 32-bit files: "
-            "use the bf16 file of the model"
-        )
-    params = read_params(part)
-    with torch.device("meta"), _Uninitialised():
-        module = NETWORKS[part.role][1](params)
-    expected = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
-    _check_keys(name, part.role, expected, part.shapes)
-    for key in expected:
-        matrix = len(expected[key]) == 2
-        tensor = part.sources[key].read()
-        kept = keep_file_dtype and matrix and tensor.dtype in (torch.float16, torch.bfloat16)
-        _assign(module, key, tensor.to(device=device, dtype=tensor.dtype if kept else dtype))
-    keep_storage(module, dtype)
+    module = empty_network(part)
+    linears = linear_weights(module)
+    home = home or (lambda _, value: value.to(device))
+
+    def make(name: str) -> Tensor | Packed:
+        return home(name, _convert(part, name, storage, name in linears, device))
+
+    for name, value in _several(make, list(module.state_dict())):
+        store(module, name, value)
+    cast_at_use(module, storage.compute)
     return module.requires_grad_(False).eval()
 
 
-def _assign(module: nn.Module, key: str, tensor: torch.Tensor) -> None:
-    path, _, leaf = key.rpartition(".")
-    setattr(module.get_submodule(path), leaf, nn.Parameter(tensor, requires_grad=False))
+def _convert(part: Part, name: str, storage: Storage, linear: bool, device: torch.device) -> Tensor | Packed:
+    """One parameter in the format that it is kept in, on the CPU where it is the file's own, else on ``device``."""
+    source = part.sources[name]
+    kept = storage.kept_as(source, linear)
+    value = source.read()
+    if kept == "as it is" or (isinstance(value, Tensor) and value.dtype == kept):
+        return value
+    try:
+        if isinstance(kept, str):
+            made = quantize(value.to(device), kept)  # type: ignore[arg-type]
+        elif isinstance(value, Packed):
+            made = value.to(device).dequantize(kept)
+        else:
+            made = value.to(device=device, dtype=kept)
+    except ValueError as error:
+        raise CorruptCheckpointError(f"{part.checkpoint.path.name}: {name}: {error}; download it again") from None
+    for tensor in value.parts.values() if isinstance(value, Packed) else (value,):
+        release_pages(part.checkpoint, tensor)
+    return made
+
+
+def _several(make: Callable[[str], Any], names: list[str]) -> Iterator[tuple[str, Any]]:
+    """(name, what ``make`` returns) in order, a few made ahead in threads, so that reading and converting overlap."""
+    with ThreadPoolExecutor(WORKERS) as pool:
+        waiting = iter(names)
+        running = [(name, pool.submit(make, name)) for name in islice(waiting, WORKERS)]
+        while running:
+            name, future = running.pop(0)
+            value = future.result()
+            running += [(ahead, pool.submit(make, ahead)) for ahead in islice(waiting, 1)]
+            yield name, value
 
 
 def _check_keys(name: str, role: Role, expected: Shapes, found: Shapes) -> None:

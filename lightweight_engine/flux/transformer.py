@@ -162,19 +162,22 @@ class DoubleBlock(nn.Module):
         img_shift1, img_scale1, img_gate1, img_shift2, img_scale2, img_gate2 = img_mod.chunk(6, dim=-1)
         txt_shift1, txt_scale1, txt_gate1, txt_shift2, txt_scale2, txt_gate2 = txt_mod.chunk(6, dim=-1)
         split = txt.shape[1]
-
-        txt_qkv = self.txt_attn.qkv(norm_modulate(txt, txt_shift1, txt_scale1))
-        img_qkv = self.img_attn.qkv(norm_modulate(img, img_shift1, img_scale1))
-        txt_heads = self.txt_attn.norm(txt_qkv, rotary[:split])
-        img_heads = self.img_attn.norm(img_qkv, rotary[split:])
-        q, k, v = (torch.cat(pair, dim=2) for pair in zip(txt_heads, img_heads, strict=True))
-        attended = attention(q, k, v)
+        attended = self.attend(
+            norm_modulate(img, img_shift1, img_scale1), norm_modulate(txt, txt_shift1, txt_scale1), rotary
+        )
 
         img = gate_residual(img, img_gate1, self.img_attn.proj(attended[:, split:]))
         img = gate_residual(img, img_gate2, self.img_mlp(norm_modulate(img, img_shift2, img_scale2)))
         txt = gate_residual(txt, txt_gate1, self.txt_attn.proj(attended[:, :split]))
         txt = gate_residual(txt, txt_gate2, self.txt_mlp(norm_modulate(txt, txt_shift2, txt_scale2)))
         return img, clip_fp16(txt)
+
+    def attend(self, img: Tensor, txt: Tensor, rotary: Tensor) -> Tensor:
+        """Joint attention ``[B, S, D]``, text first; apart, so that projections are gone before the MLPs need room."""
+        split = txt.shape[1]
+        txt_heads = self.txt_attn.norm(self.txt_attn.qkv(txt), rotary[:split])
+        img_heads = self.img_attn.norm(self.img_attn.qkv(img), rotary[split:])
+        return attention(*(torch.cat(pair, dim=2) for pair in zip(txt_heads, img_heads, strict=True)))
 
 
 class SingleBlock(nn.Module):
@@ -287,7 +290,7 @@ class Flux(nn.Module):
 
     def rotary(self, rows: int, columns: int, text_tokens: int) -> Tensor:
         """Rotations ``[T + rows*columns, K/2]`` for text at (0, 0, 0) and an image of ``rows`` x ``columns`` tokens."""
-        device = self.img_in.weight.device
+        device = self.img_in.bias.device
         positions = torch.zeros(text_tokens + rows * columns, 3, dtype=torch.float64, device=device)
         grid = positions[text_tokens:].view(rows, columns, 3)
         grid[..., 1] = torch.arange(rows, device=device)[:, None]

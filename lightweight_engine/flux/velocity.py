@@ -67,7 +67,7 @@ class Velocity:
         pairs = [pair for pair in dict.fromkeys(wanted) if pair not in self._rows]
         if not pairs:
             return
-        device = self.model.img_in.weight.device
+        device = self.model.img_in.bias.device
         timestep = torch.tensor([sigma for sigma, _ in pairs], dtype=torch.float32, device=device)
         pooled = torch.stack([cond.pooled for _, cond in pairs]).to(device, self.dtype)
         guidance = None
@@ -86,7 +86,7 @@ class Velocity:
 
     def _text(self, cond: Conditioning) -> Tensor:
         if cond not in self._texts:
-            context = cond.context.to(self.model.img_in.weight.device, self.dtype)
+            context = cond.context.to(self.model.img_in.bias.device, self.dtype)
             self._texts[cond] = self.model.txt_in(context[None])
         return self._texts[cond]
 

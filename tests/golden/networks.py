@@ -12,7 +12,7 @@ from goldens import model_config, model_path
 
 from lightweight_engine.backend.checkpoint import open_checkpoint
 from lightweight_engine.flux.keymaps import find_parts
-from lightweight_engine.flux.load import load_part
+from lightweight_engine.flux.load import Storage, load_part
 
 
 @cache
@@ -22,4 +22,4 @@ def network(name: str, dtype: torch.dtype = torch.float32) -> Any:
     if not path.exists():
         pytest.skip(f"{path.name} is not in this copy of the goldens")
     (part,) = find_parts(open_checkpoint(path)).values()
-    return load_part(replace(part, given=model_config(name)), device=torch.device("cpu"), dtype=dtype)
+    return load_part(replace(part, given=model_config(name)), Storage("auto", dtype), device=torch.device("cpu"))

@@ -252,7 +252,7 @@ def test_a_picture_that_says_nothing_cannot_be_made_again(tmp_path: Path) -> Non
 
 
 def test_released_networks_come_back(tmp_path: Path, engine: LightweightEngine) -> None:
-    config = Config(models_dir=tmp_path, cache_dir=tmp_path, device="cpu", offline=True, keep_loaded="never")
+    config = Config(models_dir=tmp_path, cache_dir=tmp_path, device="cpu", offline=True, vram_state="LOW_VRAM")
     lean = LightweightEngine(config)
     assert hashes(lean.run(request()).images) == hashes(engine.run(request()).images)
     assert not lean.networks._loaded

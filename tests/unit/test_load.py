@@ -16,7 +16,7 @@ from lightweight_engine.errors import CorruptCheckpointError, UnsupportedCheckpo
 from lightweight_engine.flux.autoencoder import Autoencoder
 from lightweight_engine.flux.clip import CLIPText
 from lightweight_engine.flux.keymaps import find_parts
-from lightweight_engine.flux.load import load_part, read_params
+from lightweight_engine.flux.load import Storage, load_part, read_params
 from lightweight_engine.flux.t5 import T5Encoder
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ PREFIXES = ["", "model.diffusion_model.", "diffusion_model.", "model.", "transfo
 def test_a_transformer_under_any_prefix(tmp_path: Path, prefix: str) -> None:
     parts = find_parts(open_checkpoint(save_flux(tmp_path / "x.safetensors", prefix=prefix)))
     assert list(parts) == ["transformer"]
-    model = load_part(parts["transformer"], device=CPU, dtype=torch.float32)
+    model = load_part(parts["transformer"], Storage("auto", torch.float32), device=CPU)
     assert model.params == FLUX
 
 
@@ -60,7 +60,7 @@ def test_all_in_one(tmp_path: Path) -> None:
     assert set(parts) == {"transformer", "t5", "clip", "autoencoder"}
     assert parts["clip"].ignored == ("text_encoders.clip_l.transformer.text_projection.weight",)
     for part in parts.values():
-        load_part(part, device=CPU, dtype=torch.float32)
+        load_part(part, Storage("auto", torch.float32), device=CPU)
 
 
 def test_the_shared_table_under_its_other_name(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_the_shared_table_under_its_other_name(tmp_path: Path) -> None:
 
 def test_matching_dtypes_are_views_of_the_file(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(save_flux(tmp_path / "x.safetensors", dtype=torch.float32))
-    model = load_part(find_parts(checkpoint)["transformer"], device=CPU, dtype=torch.float32)
+    model = load_part(find_parts(checkpoint)["transformer"], Storage("auto", torch.float32), device=CPU)
     mapped = checkpoint.tensor("img_in.weight").untyped_storage().data_ptr()
     assert {p.untyped_storage().data_ptr() for p in model.parameters()} == {mapped}
 
@@ -81,8 +81,8 @@ def test_kept_file_dtype_gives_the_same_numbers(tmp_path: Path) -> None:
     part = find_parts(open_checkpoint(save(tmp_path / "x.safetensors", network(T5Encoder, T5), dtype=torch.float16)))[
         "t5"
     ]
-    upcast = load_part(part, device=CPU, dtype=torch.float32)
-    kept = load_part(part, device=CPU, dtype=torch.float32, keep_file_dtype=True)
+    upcast = load_part(part, Storage("auto", torch.float32), device=CPU)
+    kept = load_part(part, Storage("file", torch.float32), device=CPU)
     assert any(isinstance(module, CastLinear) for module in kept.modules())
     assert kept.shared.weight.dtype == torch.float16
     ids = torch.randint(0, 64, (2, 9))
@@ -104,7 +104,7 @@ def test_keys_that_do_not_fit_are_named(tmp_path: Path, change, words: str) -> N
     change(state)
     save_file(state, path, metadata={"config": '{"axes_dim": [8, 12, 12]}'})
     with pytest.raises(UnsupportedCheckpointError, match=words):
-        load_part(find_parts(open_checkpoint(path))["transformer"], device=CPU, dtype=torch.float32)
+        load_part(find_parts(open_checkpoint(path))["transformer"], Storage("auto", torch.float32), device=CPU)
 
 
 def test_unknown_axes_need_a_hint(tmp_path: Path) -> None:
@@ -144,4 +144,4 @@ def test_foreign_files_are_named(tmp_path: Path, keys: list[str], words: str) ->
 def test_quantised_files_are_refused_by_name(tmp_path: Path) -> None:
     path = save_flux(tmp_path / "x.safetensors", dtype=torch.float8_e4m3fn)
     with pytest.raises(UnsupportedCheckpointError, match="fp8"):
-        load_part(find_parts(open_checkpoint(path))["transformer"], device=CPU, dtype=torch.float32)
+        load_part(find_parts(open_checkpoint(path))["transformer"], Storage("auto", torch.float32), device=CPU)

@@ -15,12 +15,15 @@ from recorded_tokenizers import golden_tokenizers
 
 from checks.vae import assert_pixels
 from lightweight_engine.backend.checkpoint import open_checkpoint
+from lightweight_engine.backend.devices import card_of
+from lightweight_engine.backend.memory_manager import MemoryManager
 from lightweight_engine.config import EngineConfig
 from lightweight_engine.core.engine import LightweightEngine
 from lightweight_engine.core.images import to_uint8
 from lightweight_engine.core.infotext_parse import parse_infotext
 from lightweight_engine.core.models import ModelSet
-from lightweight_engine.core.networks import Networks, Precision
+from lightweight_engine.core.networks import Networks
+from lightweight_engine.core.precision import Precision
 from lightweight_engine.flux.keymaps import find_parts
 from lightweight_engine.request import GenerationRequest
 
@@ -44,9 +47,10 @@ def engine(model: str) -> LightweightEngine:
             pytest.skip(f"{name} is not in this copy of the goldens")
         parts[role] = replace(find_parts(open_checkpoint(model_path(name)))[role], given=model_config(name))
     models = ModelSet(files["transformer"], parts, model_path("ae").parent)
-    networks = Networks(
-        models, torch.device("cpu"), Precision(torch.float32, torch.float32), tokenizers=golden_tokenizers
-    )
+    device = torch.device("cpu")
+    precision = Precision.plain(torch.float32, torch.float32)
+    manager = MemoryManager(card_of(device))
+    networks = Networks(models, device, precision, manager, tokenizers=golden_tokenizers)
     made = LightweightEngine(EngineConfig())
     made.use(networks)
     return made

@@ -1,0 +1,155 @@
+"""How much memory there is, what may be taken of it, and which units of a network stay on the device.
+
+All but reading the device is arithmetic on bytes known beforehand, so that one can plan for a card without having it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from .devices import Card, card_of
+
+VRAMState = Literal["NO_VRAM", "LOW_VRAM", "NORMAL_VRAM", "HIGH_VRAM", "SHARED"]
+
+GIB = 1 << 30
+MIB = 1 << 20
+
+# A slot holds one unit: two let the copy of one overlap with the computing of the other.
+SLOTS = 2
+
+# What is never planned for: fragmentation, and other programs that take a little more.
+MARGIN_SHARE, MARGIN = 0.03, 256 * MIB
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a VRAM state means.
+
+    Attributes:
+        keep: networks stay on the device between stages and jobs as long as there is room.
+        weights: largest share of the budget that weights may take.
+        stream_text: text encoders pass through layer by layer, whatever room there is.
+        drop_modulation: modulation weights leave the device once the vectors of all steps are computed.
+    """
+
+    keep: bool
+    weights: float
+    stream_text: bool
+    drop_modulation: bool
+
+
+# Source: the states of the reference (its HIGH keeps models on the card, LOW and NO move text encoders off it).
+PRESETS: dict[str, Preset] = {
+    "HIGH_VRAM": Preset(keep=True, weights=1.0, stream_text=False, drop_modulation=False),
+    "SHARED": Preset(keep=True, weights=1.0, stream_text=False, drop_modulation=False),
+    "NORMAL_VRAM": Preset(keep=True, weights=1.0, stream_text=False, drop_modulation=True),
+    "LOW_VRAM": Preset(keep=False, weights=1.0, stream_text=True, drop_modulation=True),
+    "NO_VRAM": Preset(keep=False, weights=0.0, stream_text=True, drop_modulation=True),
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes that may be allocated on a device.
+
+    Attributes:
+        total: in all, weights and work together.
+        weights: of weights that stay; the rest of ``total`` is for work.
+    """
+
+    total: int
+    weights: int
+    preset: Preset
+
+
+@dataclass(frozen=True)
+class MemoryManager:
+    """The memory of one device and the rules under which the engine takes of it.
+
+    Attributes:
+        card: the device, or one that is only planned for.
+        state: a row of ``PRESETS``.
+        reserve: share of the card that weights leave free for work.
+        fraction: share of the card that may be taken at all.
+        limit: a cap in bytes that the user set.
+        pinned: weights that wait on the host are page-locked.
+        overlap: they are copied while the device computes.
+    """
+
+    card: Card
+    state: VRAMState = "HIGH_VRAM"
+    reserve: float = 0.25
+    fraction: float = 0.95
+    limit: int | None = None
+    pinned: bool = True
+    overlap: bool = True
+
+    def budget(self, held: int = 0) -> Budget:
+        """What may be allocated now; ``held`` bytes of it are the engine's own already."""
+        card = card_of(self.card.device) if self.card.device is not None else self.card
+        preset = PRESETS[self.state]
+        taken = min(int(card.total * self.fraction), card.free + held)
+        usable = taken - int(MARGIN_SHARE * taken) - MARGIN if self.limit is None else min(self.limit, taken)
+        usable = max(usable, 0)
+        return Budget(usable, int(min(usable, card.total * (1 - self.reserve)) * preset.weights), preset)
+
+
+@dataclass(frozen=True)
+class Residency:
+    """Which units of a network are on the device for good, and which pass through.
+
+    Attributes:
+        fixed: bytes that belong to no unit and are always there.
+        resident: bytes of units that stay.
+        streamed: numbers of the units that pass through.
+        slots: bytes of the ring that they pass through.
+        moved: bytes that one pass copies.
+        dropped: whether units that run once a job pass through too, instead of staying.
+    """
+
+    fixed: int
+    resident: int
+    streamed: tuple[int, ...] = ()
+    slots: int = 0
+    moved: int = 0
+    dropped: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the device."""
+        return self.fixed + self.resident + self.slots
+
+
+def place(units: Sequence[int], fixed: int, room: int, *, stream_all: bool = False, slots: int = SLOTS) -> Residency:
+    """As many units resident as fit into ``room`` bytes; the others evenly spread, so that copies overlap everywhere.
+
+    Args:
+        units: bytes of each unit, in the order in which they run.
+        fixed: bytes that are there in any case.
+        slots: units that a ring holds at once.
+
+    Returns:
+        What takes the least streaming. It may be larger than ``room`` where even one ring is too large: the caller
+        compares.
+    """
+    if not stream_all and fixed + sum(units) <= room:
+        return Residency(fixed, sum(units))
+    for count in () if stream_all else range(1, len(units)):
+        candidate = _streaming(units, fixed, count, slots)
+        if candidate.nbytes <= room:
+            return candidate
+    return _streaming(units, fixed, len(units), slots)
+
+
+def _streaming(units: Sequence[int], fixed: int, count: int, slots: int) -> Residency:
+    """``count`` of the units streamed, every k-th."""
+    streamed = spread(len(units), count)
+    sizes = [units[i] for i in streamed]
+    return Residency(fixed, sum(units) - sum(sizes), streamed, min(slots, count) * max(sizes, default=0), sum(sizes))
+
+
+def spread(total: int, count: int) -> tuple[int, ...]:
+    """``count`` numbers of 0 … total-1, as far from one another as can be."""
+    return tuple(int((i + 0.5) * total / count) for i in range(count))

@@ -1,0 +1,302 @@
+"""The memory plan of a job: what is on the device in each stage, what passes through, and the most that it will take.
+
+Written before anything is loaded, from headers and sizes alone. ``networks`` follows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from ..backend.devices import Card
+from ..backend.memory_manager import GIB, SLOTS, Budget, MemoryManager, Residency, place
+from ..errors import MemoryBudgetError
+from ..flux.footprint import (
+    LIBRARIES,
+    Inventory,
+    clip_room,
+    decode_room,
+    encode_room,
+    modulation_table,
+    step_flops,
+    step_room,
+    t5_room,
+)
+from ..flux.keymaps import Role
+from ..flux.load import Storage
+from ..flux.params import AutoencoderParams, CLIPParams, FluxParams, T5Params
+
+StageName = Literal["encode", "sample", "decode"]
+
+TILE = 512  # pixels a side of the tiles that a large picture is decoded in
+T5_LENGTH = 256
+TEXT_ROLES: tuple[Role, ...] = ("clip", "t5")
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is known of one network beforehand: sizes, storage, bytes."""
+
+    params: Any
+    storage: Storage
+    inventory: Inventory
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a job asks of the networks.
+
+    Attributes:
+        size: (height, width) in pixels.
+        batch: pictures drawn at once.
+        conditionings: evaluated for each of them in a step: 2 where a negative prompt takes part.
+        calls: evaluations of the transformer for each picture.
+        rows: sigmas times conditionings that modulation is computed for beforehand.
+        text: tokens of the longest text.
+        picture: whether a start picture is encoded.
+    """
+
+    size: tuple[int, int]
+    batch: int = 1
+    conditionings: int = 1
+    calls: int = 1
+    rows: int = 1
+    text: int = T5_LENGTH
+    picture: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a job, all in bytes.
+
+    Attributes:
+        networks: the networks at work and how they are placed.
+        kept: networks that stay meanwhile, as they are.
+        room: what the stage works in.
+        flops: of one pass.
+        passes: how often the blocks run.
+    """
+
+    name: StageName
+    networks: Mapping[Role, Residency]
+    room: int
+    base: int
+    flops: float = 0.0
+    passes: int = 1
+    kept: Mapping[Role, Residency] = field(default_factory=dict)
+    tiled: bool = False
+
+    @property
+    def weights(self) -> int:
+        return sum(placed.nbytes for placed in self.networks.values())
+
+    @property
+    def moved(self) -> int:
+        """Bytes that one pass copies to the device."""
+        return sum(placed.moved for placed in self.networks.values())
+
+    @property
+    def peak(self) -> int:
+        return self.weights + sum(placed.nbytes for placed in self.kept.values()) + self.room + self.base
+
+    def floor(self, card: Card) -> float | None:
+        """Seconds that one pass takes at least: computing or copying, whichever is longer; None where not known."""
+        times = [self.flops / card.flops] if card.flops and self.flops else []
+        times += [self.moved / card.link] if card.link and self.moved else []
+        return max(times, default=None)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of a job on a card, within a budget."""
+
+    card: Card
+    budget: Budget
+    state: str
+    storages: Mapping[Role, str]
+    stages: tuple[Stage, ...]
+
+    @property
+    def peak(self) -> int:
+        return max(stage.peak for stage in self.stages)
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= self.budget.total
+
+    def stage(self, name: StageName) -> Stage:
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def placed(self, role: Role) -> Residency:
+        """How a network is placed while it works."""
+        return next(stage.networks[role] for stage in self.stages if role in stage.networks)
+
+    def check(self) -> None:
+        """Raises MemoryBudgetError, with the plan, where the job does not fit."""
+        if not self.fits:
+            worst = max(self.stages, key=lambda stage: stage.peak)
+            raise MemoryBudgetError(
+                f"the job needs {worst.peak / GIB:.2f} GiB in the stage {worst.name!r}, and "
+                f"{self.budget.total / GIB:.2f} GiB may be taken; {self._advice(worst)}\n{self.table()}"
+            )
+
+    def _advice(self, stage: Stage) -> str:
+        if stage.room > stage.weights:
+            return "ask for a smaller picture or fewer at once"
+        return "use a smaller storage_dtype, or raise vram_limit"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a stage, for tables and JSON; bytes and seconds."""
+        return [
+            {
+                "stage": stage.name,
+                "networks": list(stage.networks),
+                "storage": {role: self.storages[role] for role in stage.networks},
+                "resident": stage.weights - sum(placed.slots for placed in stage.networks.values()),
+                "slots": sum(placed.slots for placed in stage.networks.values()),
+                "streamed_per_pass": stage.moved,
+                "kept": list(stage.kept),
+                "kept_bytes": sum(placed.nbytes for placed in stage.kept.values()),
+                "room": stage.room + stage.base,
+                "tiled": stage.tiled,
+                "peak": stage.peak,
+                "passes": stage.passes,
+                "tflop_per_pass": stage.flops / 1e12,
+                "floor_seconds_per_pass": stage.floor(self.card),
+            }
+            for stage in self.stages
+        ]
+
+    def table(self) -> str:
+        """The plan as lines of text."""
+        head = ("stage", "resident", "slots", "streamed/pass", "kept", "room", "peak", "floor/pass", "")
+        lines = [head]
+        for row in self.rows():
+            floor = row["floor_seconds_per_pass"]
+            lines.append(
+                (
+                    row["stage"],
+                    *(_gib(row[k]) for k in ("resident", "slots", "streamed_per_pass", "kept_bytes", "room", "peak")),
+                    f"{1000 * floor:.0f} ms" if floor else "",
+                    "in tiles" if row["tiled"] else "",
+                )
+            )
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+        total = f"{self.card.name}: {_gib(self.budget.total)} may be taken, {_gib(self.peak)} at most will be"
+        return "\n".join([*text, f"{total} ({self.state}, transformer as {self.storages['transformer']})"])
+
+
+def _gib(nbytes: int) -> str:
+    return f"{nbytes / GIB:.2f} GiB"
+
+
+def make_plan(networks: Mapping[Role, Network], shape: Shape, manager: MemoryManager, held: int = 0) -> Plan:
+    """Plan a job.
+
+    Args:
+        held: bytes of the device that the engine holds already.
+    """
+    budget = manager.budget(held)
+    stages = _alone(networks, shape, budget, manager.card.kind)
+    if budget.preset.keep:
+        stages = [replace(stage, kept=_kept(stage, stages, budget)) for stage in stages]
+    storages = {role: network.storage.format for role, network in networks.items()}
+    return Plan(manager.card, budget, manager.state, storages, tuple(stages))
+
+
+def lowered(plan: Plan, networks: Mapping[Role, Network], name: StageName) -> Plan:
+    """The plan with less on the device in a stage: nothing else kept, and as little of its networks as can be."""
+    stages = []
+    for stage in plan.stages:
+        if stage.name == name:
+            placed = {
+                role: _place(networks[role], 0, plan.card.kind, drop=True, stream_all=True) for role in stage.networks
+            }
+            stage = replace(stage, networks=placed, kept={}, tiled=stage.tiled or name == "decode")
+        stages.append(stage)
+    return replace(plan, stages=tuple(stages))
+
+
+def _alone(networks: Mapping[Role, Network], shape: Shape, budget: Budget, kind: str) -> list[Stage]:
+    """Each stage with nothing kept beside it."""
+    return [_text_stage(networks, shape, budget, kind), _sample_stage(networks, shape, budget, kind),
+            _picture_stage(networks, shape, budget, kind)]  # fmt: skip
+
+
+def _text_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budget, kind: str) -> Stage:
+    clip, t5 = networks["clip"], networks["t5"]
+    clip_params: CLIPParams = clip.params
+    t5_params: T5Params = t5.params
+    room = max(
+        clip_room(clip_params, clip.storage, clip.inventory.scratch),
+        t5_room(t5_params, shape.text, t5.storage, t5.inventory.scratch),
+    )
+    base = LIBRARIES[kind].base
+    clip_placed = _place(clip, budget.total, kind)
+    left = min(budget.total - room - base, budget.weights) - clip_placed.nbytes
+    t5_placed = _place(t5, left, kind, stream_all=budget.preset.stream_text and kind != "cpu")
+    return Stage("encode", {"clip": clip_placed, "t5": t5_placed}, room, base)
+
+
+def _sample_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budget, kind: str) -> Stage:
+    network = networks["transformer"]
+    params: FluxParams = network.params
+    height, width = shape.size
+    tokens = -(-height // 16) * -(-width // 16)
+    batch = shape.batch * shape.conditionings
+    room = step_room(params, batch, tokens, shape.text, network.storage, network.inventory.scratch)
+    room += modulation_table(params, shape.rows, network.storage.compute)
+    base = LIBRARIES[kind].base
+    left = min(budget.total - room - base, budget.weights)
+    placed = _place(network, left, kind, drop=budget.preset.drop_modulation, stream_all=budget.preset.weights == 0)
+    flops = step_flops(params, batch, tokens, shape.text)
+    return Stage("sample", {"transformer": placed}, room, base, flops, shape.calls)
+
+
+def _picture_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budget, kind: str) -> Stage:
+    """Decoding, and encoding of a start picture, which needs less; pictures are decoded one by one."""
+    network = networks["autoencoder"]
+    params: AutoencoderParams = network.params
+    placed = _place(network, budget.total, kind)
+    base = LIBRARIES[kind].base
+
+    def room(height: int, width: int) -> int:
+        dtype = network.storage.compute
+        encode = encode_room(params, 1, height, width, dtype, kind) if shape.picture else 0
+        pictures = 3 * 4 * shape.batch * shape.size[0] * shape.size[1]
+        return max(decode_room(params, 1, height, width, dtype, kind), encode) + pictures
+
+    whole = room(*shape.size)
+    tiled = placed.nbytes + whole + base > budget.total and max(shape.size) > TILE
+    if tiled:
+        whole = room(min(TILE, shape.size[0]), min(TILE, shape.size[1])) + 3 * 4 * 4 * shape.size[0] * shape.size[1]
+    return Stage("decode", {"autoencoder": placed}, whole, base, tiled=tiled)
+
+
+def _place(network: Network, room: int, kind: str, *, drop: bool = False, stream_all: bool = False) -> Residency:
+    """A network within ``room`` bytes: conditioning units pass through once where they are dropped, or do not fit."""
+    inventory = network.inventory
+    blocks = [nbytes for _, nbytes in inventory.blocks]
+    conditioning = [nbytes for _, nbytes in inventory.conditioning]
+    slots = SLOTS if kind == "cuda" else 1
+    fixed = kind == "cpu" and not inventory.mapped  # on the host only the file's own bytes need not stay
+    if fixed or (inventory.nbytes <= room and not (drop or stream_all)):
+        return Residency(inventory.fixed, sum(blocks) + sum(conditioning))
+    passing = min(slots, len(conditioning)) * max(conditioning, default=0)
+    placed = place(blocks, inventory.fixed + passing, room, stream_all=stream_all, slots=slots)
+    return replace(placed, fixed=inventory.fixed, slots=placed.slots + passing, dropped=bool(conditioning))
+
+
+def _kept(stage: Stage, stages: Sequence[Stage], budget: Budget) -> dict[Role, Residency]:
+    """The networks of other stages that fit beside this one, most recently used first."""
+    start = stages.index(stage)
+    before = [stages[(start - i) % len(stages)] for i in range(1, len(stages))]
+    kept: dict[Role, Residency] = {}
+    peak, weights = stage.peak, stage.weights
+    for role, placed in (item for other in before for item in other.networks.items()):
+        if peak + placed.nbytes <= budget.total and weights + placed.nbytes <= budget.weights:
+            kept[role] = placed
+            peak, weights = peak + placed.nbytes, weights + placed.nbytes
+    return kept

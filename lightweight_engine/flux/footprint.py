@@ -1,0 +1,149 @@
+"""Bytes that the networks need, known before anything is loaded: weights by unit, and the room that a pass works in.
+
+Weights follow from a file's header and the storage format. The room is the most that the tensors of a pass take at
+once, read off the order in which ``forward`` makes and drops them; what libraries take inside an operation was measured
+(docs/memory.md).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ..backend.streaming import aligned
+from .keymaps import Part
+from .load import Storage, empty_network, linear_weights
+from .params import AutoencoderParams, CLIPParams, FluxParams, T5Params
+from .units import UnitName, in_order, unit_of
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Bytes of a network's weights as they are kept.
+
+    Attributes:
+        fixed: of what is always on the device.
+        blocks: of each block, in the order in which they run.
+        conditioning: of each unit that computes modulation.
+        scratch: of the largest matrix that is made anew at each use, because it is kept in another format.
+        mapped: whether every unit stays as the file has it, so that on a CPU it can be used from the mapped file.
+    """
+
+    fixed: int
+    blocks: tuple[tuple[UnitName, int], ...]
+    conditioning: tuple[tuple[UnitName, int], ...]
+    scratch: int
+    mapped: bool
+
+    @property
+    def nbytes(self) -> int:
+        return self.fixed + sum(nbytes for _, nbytes in (*self.blocks, *self.conditioning))
+
+
+def inventory(part: Part, storage: Storage) -> Inventory:
+    """The weights of a part, from its header alone."""
+    linears = linear_weights(empty_network(part))
+    units: dict[UnitName, int] = {}
+    scratch, mapped = 0, True
+    for name, source in part.sources.items():
+        linear = name in linears
+        unit = unit_of(part.role, name)
+        nbytes = storage.nbytes(source, linear)
+        units[unit] = units.get(unit, 0) + (nbytes if unit.kind == "fixed" else aligned(nbytes))
+        mapped = mapped and (unit.kind == "fixed" or storage.as_in_file(source, linear))
+        if linear and storage.kept_as(source, linear) != storage.compute:
+            scratch = max(scratch, math.prod(source.shape) * storage.compute.itemsize)
+    names = set(units)
+    return Inventory(
+        fixed=sum(nbytes for name, nbytes in units.items() if name.kind == "fixed"),
+        blocks=tuple((name, units[name]) for name in in_order(names, "block")),
+        conditioning=tuple((name, units[name]) for name in in_order(names, "conditioning")),
+        scratch=scratch,
+        mapped=mapped,
+    )
+
+
+@dataclass(frozen=True)
+class Library:
+    """What libraries take inside operations, by kind of device; measured.
+
+    Attributes:
+        base: bytes once, whatever is computed (workspaces of matrix products, memory that the allocator keeps).
+        convolution: full-size feature maps that the autoencoder's convolutions take beside their input and output.
+        scratch: times the largest matrix that is made anew.
+    """
+
+    base: int
+    convolution: float
+    scratch: float
+
+
+LIBRARIES = {
+    "cuda": Library(base=64 << 20, convolution=2.5, scratch=1.0),
+    "cpu": Library(base=64 << 20, convolution=4.0, scratch=1.0),
+}
+
+
+def modulation_table(params: FluxParams, rows: int, dtype: torch.dtype) -> int:
+    """Bytes of the modulation vectors of ``rows`` steps and conditionings."""
+    vectors = 12 * params.depth + 3 * params.depth_single_blocks + 2
+    return rows * vectors * params.hidden_size * dtype.itemsize
+
+
+def step_room(params: FluxParams, batch: int, image: int, text: int, storage: Storage, scratch: int) -> int:
+    """Bytes that one evaluation of the transformer works in, for ``image`` and ``text`` tokens."""
+    unit = batch * (image + text) * params.hidden_size * storage.compute.itemsize
+    mlp = params.mlp_hidden / params.hidden_size
+    streams = 1  # both streams before they were joined, which forward still holds
+    points = (
+        streams + 2 + (3 + mlp) + scratch / unit,  # linear1: its input twice, its output, its matrix
+        streams + 3 + mlp + 3 + 2 * mlp,  # activation beside attention: fused, attended, gelu, both joined, x
+        streams + 4 + mlp + 2 + (1 + mlp) + scratch / unit,  # linear2
+    )
+    rotary = (image + text) * params.head_dim // 2 * 8
+    return int(max(points) * unit) + 3 * rotary
+
+
+def t5_room(params: T5Params, length: int, storage: Storage, scratch: int) -> int:
+    """Bytes that encoding ``length`` tokens works in."""
+    size = storage.compute.itemsize
+    scores = params.num_heads * length * length * size
+    hidden = length * params.hidden_size * size
+    return 6 * hidden + max(4 * scores, 3 * length * params.mlp_hidden * size) + scratch
+
+
+def clip_room(params: CLIPParams, storage: Storage, scratch: int) -> int:
+    """Bytes that the CLIP text model works in."""
+    length, size = params.max_positions, storage.compute.itemsize
+    return length * size * (12 * params.hidden_size + 3 * params.mlp_hidden) + scratch
+
+
+def decode_room(params: AutoencoderParams, batch: int, height: int, width: int, dtype: torch.dtype, kind: str) -> int:
+    """Bytes that decoding pictures of ``height`` x ``width`` pixels works in: the finest level has the largest maps."""
+    return (
+        int(_map(params, batch, height, width, dtype) * (6 + LIBRARIES[kind].convolution)) + 3 * 4 * 3 * height * width
+    )
+
+
+def encode_room(params: AutoencoderParams, batch: int, height: int, width: int, dtype: torch.dtype, kind: str) -> int:
+    """Bytes that encoding pictures works in."""
+    return (
+        int(_map(params, batch, height, width, dtype) * (5 + LIBRARIES[kind].convolution)) + 3 * 4 * 3 * height * width
+    )
+
+
+def _map(params: AutoencoderParams, batch: int, height: int, width: int, dtype: torch.dtype) -> int:
+    """Bytes of one feature map of the finest level."""
+    return batch * height * width * params.widths[0] * dtype.itemsize
+
+
+def step_flops(params: FluxParams, batch: int, image: int, text: int) -> float:
+    """Floating-point operations of one evaluation, modulation apart."""
+    d, m, s = params.hidden_size, params.mlp_hidden, image + text
+    double = 2 * s * (4 * d * d + 2 * d * m)
+    single = 2 * s * (d * (3 * d + m) + (d + m) * d)
+    attention = 4 * s * s * d * (params.depth + params.depth_single_blocks)
+    ends = 2 * image * 2 * d * params.in_channels
+    return batch * (params.depth * double + params.depth_single_blocks * single + attention + ends)
