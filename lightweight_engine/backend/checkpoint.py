@@ -185,16 +185,16 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(9)
-        if len(start) < 9:
+        start = file.read(10)
+        if len(start) < 10:
             raise corrupt(path, f"it has {size} bytes and is no model")
         header_size = struct.unpack("<Q", start[:8])[0]
-        # The format asks for a brace as the first byte; a header that claims much is read only after that.
-        if not 2 <= header_size <= MAX_HEADER or start[8:] != b"{":
+        # A header that claims much is read only if it begins as the format has it: an object with a name, or none.
+        if not 2 <= header_size <= MAX_HEADER or start[8:9] != b"{" or start[9] not in b'"} \n':
             raise corrupt(path, "it is not a safetensors file, and no other model file that is known")
         if header_size + 8 > size:
             raise incomplete(path, header_size + 8, size)
-        header = start[8:] + file.read(header_size - 1)
+        header = start[8:] + file.read(header_size - 2)
     tensors, metadata = _parse_header(path, header, 8 + header_size, size)
     return Checkpoint(path, tensors, metadata)
 

@@ -37,7 +37,8 @@ OTHER_MODELS = _rules(
     (r"individual_token_refiner|token_refiner\.|img_in\.proj\.", "a HunyuanVideo checkpoint, which is another model"),
     (r"redux_(up|down)\.weight$", "a Flux Redux adapter, not a checkpoint; it cannot be used"),
     (r"controlnet_|control_model\.|input_hint_block\.", "a ControlNet, not a checkpoint; it cannot be used"),
-    (r"ip_adapter|ip_layers\.|.*\.ip_adapter_", "an IP-Adapter, not a checkpoint; it cannot be used"),
+    (r"ip_adapter|ip_layers\.", "an IP-Adapter, not a checkpoint; it cannot be used"),
+    (r"patchify_proj\.|adaln_single\.", "an LTX-Video or PixArt checkpoint, which is another model"),
     (r"joint_blocks\.|pos_embed\.proj\.", "a Stable Diffusion 3 checkpoint, which is another model"),
     (r"transformer_blocks\.\d+\.img_mlp\.", "a Qwen-Image checkpoint, which is another model"),
     (r"blocks\.\d+\.cross_attn\.", "a Wan checkpoint, which is another model"),
@@ -45,7 +46,6 @@ OTHER_MODELS = _rules(
     (r"context_refiner\.|noise_refiner\.", "a Lumina checkpoint, which is another model"),
     (r"double_stream_blocks\.|single_stream_blocks\.", "a HiDream checkpoint, which is another model"),
     (r"double_layers\.|joint_transformer_blocks\.", "an AuraFlow checkpoint, which is another model"),
-    (r"patchify_proj\.|adaln_single\.", "an LTX-Video or PixArt checkpoint, which is another model"),
     (r"label_emb\.|add_embedding\.linear", "a Stable Diffusion XL checkpoint, which is another model"),
     (r"input_blocks\.", "a Stable Diffusion 1 or 2 checkpoint, which is another model"),
 )
