@@ -28,7 +28,6 @@ from .recognise import (
     unknown_file,
     variant_of,
     width_fed,
-    width_of,
 )
 from .sources import Rows, Source, joined_shape, nbytes_of
 
@@ -210,12 +209,20 @@ def _part(checkpoint: Checkpoint, layout: Layout, prefix: str, stored: Mapping[s
             continue
         for row in _rows_of(layout, name) or (Row(name, name),):
             known = pieces.setdefault(_ours(row, name, levels), {})
-            if row.at in known:  # one table under two names, as T5 has it
+            twin = known.setdefault(row.at, (each, row))[0]
+            if twin is not each:  # one table under two names, as T5 has it
+                _check_twin(checkpoint, twin, each)
                 ignored += each.keys
-            else:
-                known[row.at] = (each, row)
     sources = {name: _source(checkpoint, layout, name, known) for name, known in pieces.items()}
     return Part(layout.role, checkpoint, sources, tuple(ignored), layout=layout.name, prefix=prefix)
+
+
+def _check_twin(checkpoint: Checkpoint, first: Stored, second: Stored) -> None:
+    if first.shape != second.shape:
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.path.name}: {first.name} {list(first.shape)} and {second.name} {list(second.shape)} "
+            "stand for one parameter; use a file with one of them"
+        )
 
 
 def _source(checkpoint: Checkpoint, layout: Layout, name: str, pieces: Mapping[int, tuple[Stored, Row]]) -> Source:
@@ -223,16 +230,18 @@ def _source(checkpoint: Checkpoint, layout: Layout, name: str, pieces: Mapping[i
     first, row = ordered[0]
     wanted = 1 + max((r.at for r in layout.rows if _template(r.ours).fullmatch(name)), default=0)
     shapes = [stored.shape for stored, _ in ordered]
-    if len(pieces) != wanted or len({shape[1:] for shape in shapes}) > 1 or not (shapes[0] or len(shapes) == 1):
+    parted = len(shapes) > 1 or row.third is not None
+    unfit = parted and (() in shapes or shapes[0][0] % (1 if row.third is None else 3))
+    if len(pieces) != wanted or len({shape[1:] for shape in shapes}) > 1 or unfit:
         names = ", ".join(f"{stored.name} {list(stored.shape)}" for stored, _ in ordered)
         raise UnsupportedCheckpointError(
-            f"{checkpoint.path.name}: {name} consists of {wanted} tensors of one width, the file has {names}; "
+            f"{checkpoint.path.name}: {name} is made of {wanted} tensors of one width, the file has {names}; "
             "use the complete file"
         )
     shape = joined_shape(shapes) if len(shapes) > 1 else first.shape
     cuts: list[tuple[Stored, Rows]] = [(stored, None) for stored, _ in ordered]
     if row.third is not None:
-        third = shape[0] // 3 if shape else 0
+        third = shape[0] // 3
         cuts[0], shape = (first, (third * row.third, third * (row.third + 1))), (third, *shape[1:])
     if row.conv and len(shape) == 2:
         shape = (*shape, 1, 1)
@@ -276,6 +285,6 @@ def _check_parts(checkpoint: Checkpoint, parts: Mapping[Role, Part]) -> None:
         except UnsupportedCheckpointError as error:
             raise UnsupportedCheckpointError(f"{checkpoint.path.name}: {error}") from None
     for role, part in parts.items():
-        what = foreign_size(role, part.shapes)
-        if what and (width_fed(role, transformer) or 0) != width_of(role, part.shapes):
+        what = foreign_size(role, part.shapes, asked_for=width_fed(role, transformer))
+        if what:
             raise UnsupportedCheckpointError(f"{checkpoint.path.name} is {what}, not of Flux.1; {INSTEAD[role]}")

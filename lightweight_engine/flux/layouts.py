@@ -245,7 +245,7 @@ LAYOUTS: tuple[Layout, ...] = (
         ("x_embedder.weight", "single_transformer_blocks."),
         DIFFUSERS_TRANSFORMER,
     ),
-    Layout("transformer", "bfl", "double_blocks.0.img_attn.norm.key_norm.scale", ("img_in.weight",)),
+    Layout("transformer", "bfl", "double_blocks.0.img_attn.norm.key_norm.scale"),
     Layout(
         "t5",
         "transformers",

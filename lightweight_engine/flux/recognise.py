@@ -139,11 +139,11 @@ def _refuse(checkpoint: Checkpoint, names: str, rules: Collection[Rule]) -> None
             raise UnsupportedCheckpointError(f"{checkpoint.path.name} is {what}; {INSTEAD['transformer']}")
 
 
-def foreign_size(role: Role, shapes: Shapes) -> str | None:
-    """What a part is whose size is that of another model's, or None."""
+def foreign_size(role: Role, shapes: Shapes, asked_for: int | None = None) -> str | None:
+    """What a part is whose size is that of another model's, or None; a width that the transformer asks for is none."""
     for key, axis, names in FOREIGN_SIZES.get(role, ()):
         shape = shapes.get(key, ())
-        if axis < len(shape) and shape[axis] in names:
+        if axis < len(shape) and shape[axis] in names and shape[axis] != asked_for:
             return names[shape[axis]]
     return None
 
@@ -178,9 +178,11 @@ def variant_of(shapes: Shapes) -> str:
     """``dev``, ``schnell``, ``canny/depth`` or ``fill``.
 
     Raises:
-        UnsupportedCheckpointError: the transformer takes another number of inputs.
+        UnsupportedCheckpointError: the transformer takes another number of inputs, or its first matrix is missing.
     """
-    shape = shapes.get("img_in.weight", ())
+    if "img_in.weight" not in shapes:
+        raise UnsupportedCheckpointError("the tensor 'img_in.weight' is missing; use the complete file")
+    shape = shapes["img_in.weight"]
     inputs = shape[1] if len(shape) == 2 else 0
     if inputs == LATENT_INPUTS:
         return "dev" if "guidance_in.in_layer.weight" in shapes else "schnell"

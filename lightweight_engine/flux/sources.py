@@ -90,7 +90,7 @@ class Source:
 
 def nbytes_of(stored: Stored, rows: Rows) -> int:
     """Bytes in the file of some rows of a tensor."""
-    return stored.nbytes if rows is None else stored.nbytes * (rows[1] - rows[0]) // stored.shape[0]
+    return stored.nbytes if rows is None else stored.nbytes * (rows[1] - rows[0]) // max(stored.shape[0], 1)
 
 
 def _numbers(value: Tensor | Packed, rows: Rows) -> Tensor:

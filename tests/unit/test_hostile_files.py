@@ -1,4 +1,4 @@
-"""Hostile and broken files: each refused in under a second, by name and with the fix, in little memory, running nothing."""
+"""Hostile and broken files: refused in under a second, by name and with the fix, in little memory, running nothing."""
 
 from __future__ import annotations
 

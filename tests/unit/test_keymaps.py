@@ -202,8 +202,26 @@ def test_the_widest_dtype(tmp_path: Path, dtypes: tuple[torch.dtype, ...], expec
 def test_a_missing_piece_is_named(tmp_path: Path, flux: State) -> None:
     theirs = diffusers_flux(flux)
     del theirs["single_transformer_blocks.0.attn.to_v.weight"]
-    with pytest.raises(UnsupportedCheckpointError, match=r"linear1.weight consists of 4 tensors.*complete file"):
+    with pytest.raises(UnsupportedCheckpointError, match=r"linear1.weight is made of 4 tensors.*complete file"):
         part_of(tmp_path / "x.safetensors", theirs)
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (64, 32)], ids=str)
+def test_projections_that_cannot_be_parted_or_joined(tmp_path: Path, flux: State, shape: tuple[int, ...]) -> None:
+    theirs = {**diffusers_flux(flux), "transformer_blocks.0.attn.to_k.weight": torch.zeros(shape)}
+    with pytest.raises(UnsupportedCheckpointError, match=r"img_attn.qkv.weight is made of 3 tensors of one width"):
+        part_of(tmp_path / "x.safetensors", theirs)
+    clip = {"transformer.resblocks.0.ln_1.bias": torch.zeros(32), "token_embedding.weight": torch.zeros(64, 32)}
+    clip["transformer.resblocks.0.attn.in_proj_weight"] = torch.zeros(shape)
+    with pytest.raises(UnsupportedCheckpointError, match=r"q_proj.weight is made of 1 tensors"):
+        part_of(tmp_path / "y.safetensors", clip)
+
+
+def test_two_tables_of_different_shapes(tmp_path: Path) -> None:
+    state = network(T5Encoder, T5).state_dict()
+    state["encoder.embed_tokens.weight"] = torch.zeros(3, 48)
+    with pytest.raises(UnsupportedCheckpointError, match="stand for one parameter"):
+        part_of(tmp_path / "x.safetensors", state)
 
 
 def test_unknown_keys_stay_and_are_reported(tmp_path: Path, flux: State) -> None:

@@ -120,6 +120,17 @@ def test_widths_must_agree(tmp_path: Path) -> None:
         check_width("clip", "g", clip(1280), transformer)
 
 
+def test_umt5_has_the_width_of_t5_xxl_and_is_refused_all_the_same(tmp_path: Path) -> None:
+    keys = {
+        "model.double_blocks.0.img_attn.norm.key_norm.scale": (128,),
+        "model.img_in.weight": (64, 64),
+        "model.txt_in.weight": (64, 4096),
+        **t5(4096, 256384, prefix="t5."),
+    }
+    with pytest.raises(UnsupportedCheckpointError, match="is umt5"):
+        find_parts(open_model(write(tmp_path / "x.safetensors", keys)))
+
+
 def test_a_foreign_width_that_the_file_itself_asks_for(tmp_path: Path) -> None:
     keys = {
         "model.double_blocks.0.img_attn.norm.key_norm.scale": (32,),
