@@ -51,6 +51,11 @@ def publish(name: str, rows: list[dict[str, Any]], **facts: Any) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
     for key, value in facts.items():
         print(f"{key}: {value}")
+    write(name, rows, **facts)
+
+
+def write(name: str, rows: list[dict[str, Any]], **facts: Any) -> None:
+    """Write ``rows`` with machine and versions; a program that may be cut off does so after each row."""
     RESULTS.mkdir(exist_ok=True)
     data = {
         "benchmark": name,
