@@ -173,24 +173,28 @@ def load_part(part: Part, storage: Storage, *, device: torch.device, home: Home 
     home = home or (lambda _, value: value.to(device))
 
     def make(name: str) -> Tensor | Packed:
-        return home(name, _convert(part, name, storage, name in linears, device))
+        kept = storage.kept_as(part.sources[name], name in linears)
+        return home(name, read_as(part, name, kept, device))
 
-    for name, value in _several(make, list(module.state_dict())):
+    for name, value in several(make, list(module.state_dict())):
         store(module, name, value)
     cast_at_use(module, storage.compute)
     return module.requires_grad_(False).eval()
 
 
-def _convert(part: Part, name: str, storage: Storage, linear: bool, device: torch.device) -> Tensor | Packed:
-    """One parameter in the format that it is kept in, on the CPU where it is the file's own, else on ``device``."""
-    source = part.sources[name]
-    kept = storage.kept_as(source, linear)
-    value = source.read()
+def read_as(part: Part, name: str, kept: torch.dtype | str, device: torch.device) -> Tensor | Packed:
+    """One parameter in the dtype or packed format ``kept``, on the CPU where it is the file's own, else on ``device``.
+
+    Raises:
+        CorruptCheckpointError: a quantised weight that cannot be read, or numbers that cannot be quantised.
+    """
+    value = part.sources[name].read()
     if kept == "as it is" or (isinstance(value, Tensor) and value.dtype == kept):
         return value
     try:
         if isinstance(kept, str):
-            made = quantize(value.to(device), kept)  # type: ignore[arg-type]
+            numbers = value.to(device)
+            made = quantize(numbers.dequantize() if isinstance(numbers, Packed) else numbers, kept)
         elif isinstance(value, Packed):
             made = value.to(device).dequantize(kept)
         else:
@@ -202,7 +206,7 @@ def _convert(part: Part, name: str, storage: Storage, linear: bool, device: torc
     return made
 
 
-def _several(make: Callable[[str], Any], names: list[str]) -> Iterator[tuple[str, Any]]:
+def several(make: Callable[[str], Any], names: list[str]) -> Iterator[tuple[str, Any]]:
     """(name, what ``make`` returns) in order, a few made ahead in threads, so that reading and converting overlap."""
     with ThreadPoolExecutor(WORKERS) as pool:
         waiting = iter(names)
