@@ -74,23 +74,28 @@ def to_diffusers(state: dict[str, torch.Tensor], hidden: int, mlp: int) -> dict[
     return out
 
 
+def diffusers_config(params: FluxParams) -> dict[str, Any]:
+    """The arguments of diffusers' network of the same sizes."""
+    return {
+        "in_channels": params.in_channels,
+        "num_layers": params.depth,
+        "num_single_layers": params.depth_single_blocks,
+        "attention_head_dim": params.head_dim,
+        "num_attention_heads": params.num_heads,
+        "joint_attention_dim": params.context_in_dim,
+        "pooled_projection_dim": params.vec_in_dim,
+        "guidance_embeds": params.guidance_embed,
+        "axes_dims_rope": params.axes_dim,
+    }
+
+
 def build(params: FluxParams, dtype: torch.dtype) -> tuple[Flux, Any]:
     """Ours and diffusers' network with the same random weights."""
     from diffusers import FluxTransformer2DModel
 
     torch.manual_seed(0)
     ours = Flux(params).to(dtype).eval().requires_grad_(False)
-    peer = FluxTransformer2DModel(
-        in_channels=params.in_channels,
-        num_layers=params.depth,
-        num_single_layers=params.depth_single_blocks,
-        attention_head_dim=params.head_dim,
-        num_attention_heads=params.num_heads,
-        joint_attention_dim=params.context_in_dim,
-        pooled_projection_dim=params.vec_in_dim,
-        guidance_embeds=params.guidance_embed,
-        axes_dims_rope=params.axes_dim,
-    )
+    peer = FluxTransformer2DModel(**diffusers_config(params))
     peer.load_state_dict(to_diffusers(ours.state_dict(), params.hidden_size, params.mlp_hidden))
     return ours, peer.to(dtype).eval().requires_grad_(False)
 
