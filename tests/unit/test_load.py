@@ -11,12 +11,13 @@ from factories import AE, CLIP, FLUX, T5, network, save, save_flux
 from safetensors.torch import load_file, save_file
 
 from lightweight_engine.backend.checkpoint import open_checkpoint
-from lightweight_engine.backend.linear import CastLinear
+from lightweight_engine.backend.linear import CastLinear, PackedLinear
 from lightweight_engine.errors import CorruptCheckpointError, UnsupportedCheckpointError
 from lightweight_engine.flux.autoencoder import Autoencoder
 from lightweight_engine.flux.clip import CLIPText
+from lightweight_engine.flux.footprint import inventory
 from lightweight_engine.flux.keymaps import find_parts
-from lightweight_engine.flux.load import Storage, load_part, read_params
+from lightweight_engine.flux.load import Storage, empty_network, linear_weights, load_part, read_params
 from lightweight_engine.flux.t5 import T5Encoder
 
 CPU = torch.device("cpu")
@@ -141,7 +142,24 @@ def test_foreign_files_are_named(tmp_path: Path, keys: list[str], words: str) ->
         find_parts(open_checkpoint(tmp_path / "x.safetensors"))
 
 
-def test_quantised_files_are_refused_by_name(tmp_path: Path) -> None:
-    path = save_flux(tmp_path / "x.safetensors", dtype=torch.float8_e4m3fn)
-    with pytest.raises(UnsupportedCheckpointError, match="fp8"):
-        load_part(find_parts(open_checkpoint(path))["transformer"], Storage("auto", torch.float32), device=CPU)
+def test_a_packed_file_is_kept_packed_or_read_as_numbers(tmp_path: Path) -> None:
+    part = find_parts(open_checkpoint(save_flux(tmp_path / "x.safetensors", dtype=torch.float8_e4m3fn)))["transformer"]
+    packed, plain = (load_part(part, Storage(format, torch.float32), device=CPU) for format in ("auto", "fp32"))
+    kept = packed.get_submodule("img_in")
+    assert isinstance(kept, PackedLinear) and kept.values.dtype == torch.float8_e4m3fn
+    x = torch.randn(2, FLUX.in_channels)
+    assert torch.equal(kept(x), plain.get_submodule("img_in")(x))
+
+
+@pytest.mark.parametrize("format", ["nf4", "fp4", "fp8_e5m2", "gguf:Q8_0", "gguf:Q4_0"])
+def test_a_plain_file_is_packed_as_it_is_read(tmp_path: Path, format: str) -> None:
+    part = find_parts(open_checkpoint(save_flux(tmp_path / "x.safetensors")))["transformer"]
+    storage = Storage(format, torch.float32)
+    model = load_part(part, storage, device=CPU)
+    packed = {name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)}
+    # A GGUF block takes 32 numbers of a row: a linear of 48 columns stays in the dtype that is computed in.
+    plain = {"txt_in.weight"} if format.startswith("gguf:") else set()
+    assert {f"{name}.weight" for name in packed} == linear_weights(empty_network(part)) - plain
+    assert {module.spec.name for module in packed.values()} == {format}
+    held = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    assert inventory(part, storage).nbytes == pytest.approx(held, abs=256 * len(part.sources))
