@@ -29,10 +29,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightweight_engine.backend.nf4 import CODE_BOOKS
-from lightweight_engine.backend.quantize import quantize
-from lightweight_engine.flux.keymaps import Role
-from lightweight_engine.flux.load import NETWORKS, linear_weights
+from lightweight_engine.backend.model_files import open_model
+from lightweight_engine.backend.satellites import WRITABLE
+from lightweight_engine.flux.convert import convert_part
+from lightweight_engine.flux.keymaps import Role, find_parts
+from lightweight_engine.flux.load import NETWORKS
 from lightweight_engine.flux.params import AutoencoderParams, CLIPParams, FluxParams, T5Params
 
 MEMORY = Path("/dev/shm")
@@ -45,9 +46,6 @@ DTYPES = {
     torch.bfloat16: "BF16",
     torch.float16: "F16",
     torch.float32: "F32",
-    torch.uint8: "U8",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
 }
 # The published files' own.
 FILE_DTYPES: dict[Role, torch.dtype] = {
@@ -178,11 +176,11 @@ def draw(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.de
     return torch.empty(shape, dtype=dtype, device=device).normal_(mean, spread, generator=generator)
 
 
-def shapes_of(role: Role, params: Any) -> tuple[dict[str, tuple[int, ...]], set[str]]:
-    """The parameters of a network, and which of them are weights of linears."""
+def shapes_of(role: Role, params: Any) -> dict[str, tuple[int, ...]]:
+    """The parameters of a network."""
     with torch.device("meta"):
         module = NETWORKS[role][1](params)
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}, linear_weights(module)
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 def write_model(folder: Path, sizes: Sizes, device: torch.device, roles: Sequence[Role] = ()) -> dict[Role, Path]:
@@ -192,52 +190,20 @@ def write_model(folder: Path, sizes: Sizes, device: torch.device, roles: Sequenc
         dtype = FILE_DTYPES[role]
         entries = {
             name: Entry(dtype, shape, partial(draw, name, shape, dtype, device))
-            for name, shape in shapes_of(role, sizes.of(role))[0].items()
+            for name, shape in shapes_of(role, sizes.of(role)).items()
         }
         paths[role] = folder / PATHS[role]
         write_safetensors(paths[role], entries, {"config": json.dumps(sizes.hints)})
     return paths
 
 
-def write_packed(path: Path, sizes: Sizes, format: str, device: torch.device) -> Path:
-    """The same transformer with packed linears: ``nf4`` as bitsandbytes writes it, ``fp8_…`` as plain casts.
-
-    Each matrix is drawn again for each of its tensors, as two of them in memory at a time are enough.
-    """
-    shapes, linears = shapes_of("transformer", sizes.transformer)
-    entries: dict[str, Entry] = {}
-    for name, shape in shapes.items():
-        if name in linears:
-            entries.update(_PACKED[format](name, shape, device))
-        else:
-            entries[name] = Entry(torch.bfloat16, shape, partial(draw, name, shape, torch.bfloat16, device))
-    write_safetensors(path, entries, {"config": json.dumps(sizes.hints)})
-    return path
-
-
-def _nf4_entries(name: str, shape: tuple[int, ...], device: torch.device) -> dict[str, Entry]:
-    made = partial(draw, name, shape, torch.bfloat16, device)
-    elements = torch.Size(shape).numel()
-    state = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": list(shape)}
-    text = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
-    book = torch.tensor(CODE_BOOKS["nf4"])
-    return {
-        name: Entry(torch.uint8, (elements // 2, 1), lambda: quantize(made(), "nf4").parts["codes"]),
-        f"{name}.absmax": Entry(torch.float32, (elements // 64,), lambda: quantize(made(), "nf4").parts["absmax"]),
-        f"{name}.quant_map": Entry(torch.float32, (16,), lambda: book),
-        f"{name}.quant_state.bitsandbytes__nf4": Entry(torch.uint8, (len(text),), lambda: text),
-    }
-
-
-def _fp8_entries(dtype: torch.dtype, name: str, shape: tuple[int, ...], device: torch.device) -> dict[str, Entry]:
-    return {name: Entry(dtype, shape, lambda: draw(name, shape, torch.bfloat16, device).to(dtype))}
-
-
-_PACKED: dict[str, Callable[[str, tuple[int, ...], torch.device], dict[str, Entry]]] = {
-    "nf4": _nf4_entries,
-    "fp8_e4m3": partial(_fp8_entries, torch.float8_e4m3fn),
-    "fp8_e5m2": partial(_fp8_entries, torch.float8_e5m2),
-}
+def write_packed(transformer: Path, formats: Sequence[str], device: torch.device) -> list[Path]:
+    """The transformer of a file in other formats, beside it: the engine's own conversion."""
+    part = find_parts(open_model(transformer))["transformer"]
+    paths = [transformer.with_stem(f"{transformer.stem}-{format}") for format in formats]
+    for format, path in zip(formats, paths, strict=True):
+        convert_part(part, format, path, device=device)
+    return paths
 
 
 def scratch_folder() -> tempfile.TemporaryDirectory[str]:
@@ -248,15 +214,14 @@ def scratch_folder() -> tempfile.TemporaryDirectory[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a models folder, made where there is none")
-    parser.add_argument("--formats", nargs="*", choices=_PACKED, default=[], help="also the transformer packed so")
+    parser.add_argument("--formats", nargs="*", choices=WRITABLE, default=[], help="also the transformer packed so")
     parser.add_argument("--small", action="store_true", help="small networks")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sizes = SMALL if args.small else Sizes()
     start = time.perf_counter()
     paths = list(write_model(args.folder, sizes, device).values())
-    for format in args.formats:
-        paths.append(write_packed(args.folder / f"Stable-diffusion/random-{format}.safetensors", sizes, format, device))
+    paths += write_packed(paths[0], args.formats, device)
     seconds, total = time.perf_counter() - start, sum(path.stat().st_size for path in paths)
     print(f"{total / 1e9:.2f} GB in {seconds:.1f} s, {total / seconds / 1e9:.2f} GB/s, from {device}")
 
