@@ -91,8 +91,9 @@ class MemoryManager:
         card = card_of(self.card.device) if self.card.device is not None else self.card
         preset = PRESETS[self.state]
         taken = min(int(card.total * self.fraction), card.free + held)
-        usable = taken - int(MARGIN_SHARE * taken) - MARGIN if self.limit is None else min(self.limit, taken)
-        usable = max(usable, 0)
+        usable = max(taken - int(MARGIN_SHARE * taken) - MARGIN, 0)
+        if self.limit is not None:  # below it others have the rest of the card: it needs no margin of its own
+            usable = min(usable, self.limit)
         return Budget(usable, int(min(usable, card.total * (1 - self.reserve)) * preset.weights), preset)
 
 
