@@ -76,6 +76,12 @@ class EngineConfig(BaseModel):
     t5: str | None = _setting(None, "files", "T5 text encoder to use in place of the one found.")
     clip: str | None = _setting(None, "files", "CLIP text encoder to use in place of the one found.")
     vae: str | None = _setting(None, "files", "Autoencoder to use in place of the one found.")
+    variant: Literal["auto", "dev", "schnell"] = _setting(
+        "auto",
+        "files",
+        "Whose noise schedule the checkpoint needs; auto, told by its guidance weights, which some de-distilled files "
+        "of dev lack.",
+    )
     tokenizer_dirs: tuple[Path, ...] = _setting((), "files", "Further folders to look for tokenizer files in.")
     output_dir: Path = _setting(Path("outputs"), "files", "Where pictures are saved.")
     cache_dir: Path = _setting(default_cache_dir, "files", "Where fetched tokenizers and hashes of files are kept.")
@@ -98,6 +104,9 @@ class EngineConfig(BaseModel):
     )
     quantized_cache: bool = _setting(
         False, "memory", "Keep what was quantised on load in cache_dir, so that the next start reads a third."
+    )
+    quantized_cache_gib: float = _setting(
+        64.0, "memory", "Most that these files may take together, in GiB; those used last stay.", gt=0
     )
     vram_state: Literal["NO_VRAM", "LOW_VRAM", "NORMAL_VRAM", "HIGH_VRAM", "SHARED"] = _setting(
         "HIGH_VRAM",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from ..backend.devices import PeakMemory, available_memory, card_of, pick_device, release_cached
+from ..backend.devices import Card, PeakMemory, available_memory, card_of, pick_device, release_cached
 from ..config import EngineConfig
 from ..errors import MemoryBudgetError, ModelNotFoundError
 from ..flux.conditioner import EmbeddingCache
@@ -26,6 +26,7 @@ from .plan import Plan
 from .precision import choose_precision, memory_manager
 from .processing import Batch, Drawn, Job, draw
 from .progress import Cancel, OnProgress, Tracker, Watch
+from .quantized_cache import through_cache
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -67,6 +68,11 @@ class LightweightEngine:
         """The model in use."""
         return self.networks.models
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What ``setup`` or ``plan`` found worth saying of the settings and the model's files, a sentence each."""
+        return tuple(self._notes)
+
     def setup(self) -> None:
         """Find the model's files, load them and become ready; does nothing the second time.
 
@@ -77,20 +83,11 @@ class LightweightEngine:
         with self._lock:
             if self._networks is not None:
                 return
-            config = self.config
-            device = pick_device(config.device)
-            if config.threads:
-                torch.set_num_threads(config.threads)
+            device = pick_device(self.config.device)
+            if self.config.threads:
+                torch.set_num_threads(self.config.threads)
             self._notes = []
-            models = self._choose_models()
-            card = card_of(device)
-            networks = Networks(
-                models,
-                device,
-                choose_precision(config, models, card, self._notes),
-                memory_manager(config, card),
-                tokenizers=lambda: self._tokenizers(models),
-            )
+            networks = self._assemble(device, card_of(device), self._notes, load=True)
             within_memory(device, lambda: networks.load_all(self._usual_plan(networks)))
             self._networks = networks
 
@@ -135,10 +132,21 @@ class LightweightEngine:
             finally:
                 networks.rest()
 
-    def plan(self, request: GenerationRequest) -> Plan:
-        """The memory plan of a request, before anything of it is done."""
+    def plan(self, request: GenerationRequest, card: Card | None = None) -> Plan:
+        """The memory plan of a request, from the headers of the model's files: nothing is loaded for it.
+
+        Args:
+            card: to plan for in place of the device in use; it need not be there.
+        """
         with self._lock:
-            return plan_request(request, self.networks)
+            if self._networks is not None and card is None:
+                return plan_request(request, self._networks)
+            device = pick_device(self.config.device) if card is None else torch.device(card.kind)
+            notes: list[str] = []
+            networks = self._assemble(device, card or card_of(device), notes, load=False)
+            if self._networks is None:
+                self._notes = notes
+            return plan_request(request, networks)
 
     def unload_models(self, keep_loaded: Collection[Role] = ()) -> None:
         """Release all networks but those of the roles to keep (``transformer``, ``t5`` …); a job loads them again."""
@@ -201,7 +209,24 @@ class LightweightEngine:
             warnings=tuple(dict.fromkeys((*self._notes, *job.warnings))),
         )
 
-    def _choose_models(self) -> ModelSet:
+    def _assemble(self, device: torch.device, card: Card, notes: list[str], *, load: bool) -> Networks:
+        """The networks of the model that the settings name, none of them loaded yet.
+
+        Args:
+            notes: gets what is worth saying of settings and files.
+            load: they will be; what is quantised on load may be kept for the next time.
+        """
+        config = self.config
+        models = self._choose_models(notes)
+        precision = choose_precision(config, models, card, notes)
+        if load:
+            models, precision = through_cache(config, models, precision, device, notes)
+        rules = memory_manager(config, card)
+        networks = Networks(models, device, precision, rules, tokenizers=lambda: self._tokenizers(models))
+        networks.params = networks.params.scheduled_as(config.variant)
+        return networks
+
+    def _choose_models(self, notes: list[str]) -> ModelSet:
         config = self.config
         if config.is_set("models_dir") and not config.models_dir.is_dir():
             raise ModelNotFoundError(f"models_dir: there is no folder {config.models_dir}; correct it or leave it out")
@@ -214,7 +239,7 @@ class LightweightEngine:
             return library.choose()
         problems = [entry.problem for entry in library.ls() if entry.problem]
         unusable = f" ({len(problems)} files there cannot be used: {problems[0]})" if problems else ""
-        self._notes.append(
+        notes.append(
             f"no Flux checkpoint was found in {config.models_dir}{unusable}: the demonstration model 'tiny' is used, "
             "which draws small cartoon people and nothing else"
         )

@@ -6,42 +6,54 @@ written into it. Files are told apart by their headers, never by their names.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..backend.checkpoint import file_sha256
 from ..backend.model_files import open_model
 from ..errors import EngineError, ModelNotFoundError, UnsupportedCheckpointError
 from ..flux.keymaps import Part, Role, find_parts
+from ..flux.recognise import check_width, width_fed, width_of
 from ..request import ModelFile
+from .folders import FOLDERS, models_below, title_of
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = (".safetensors", ".sft", ".gguf", ".ckpt", ".pt", ".bin")
 
-# Folders of Stable Diffusion WebUI, Forge and ComfyUI that hold parts of Flux.
-FOLDERS = (
-    "Stable-diffusion",
-    "checkpoints",
-    "unet",
-    "diffusion_models",
-    "text_encoder",
-    "text_encoders",
-    "clip",
-    "VAE",
-    "vae",
-)
+@dataclass(frozen=True)
+class Slot:
+    """Where files of a role go.
 
-# Role -> (what a person calls it, the folder that such a file belongs in)
-SLOTS: dict[Role, tuple[str, str]] = {
-    "transformer": ("checkpoint", "Stable-diffusion"),
-    "t5": ("T5 text encoder", "text_encoder"),
-    "clip": ("CLIP text encoder", "text_encoder"),
-    "autoencoder": ("autoencoder (VAE)", "VAE"),
+    Attributes:
+        what: what a person calls them, with its article.
+        folder: that they belong in.
+        setting: that names one.
+        published: what the published files are called, and their width.
+    """
+
+    what: str
+    folder: str
+    setting: str
+    published: str
+    width: int | None = None
+
+
+SLOTS: dict[Role, Slot] = {
+    "transformer": Slot("a checkpoint", "Stable-diffusion", "checkpoint", "flux1-dev.safetensors"),
+    "t5": Slot("a T5 text encoder", "text_encoder", "t5", "t5xxl_*.safetensors", 4096),
+    "clip": Slot("a CLIP text encoder", "text_encoder", "clip", "clip_l.safetensors", 768),
+    "autoencoder": Slot("an autoencoder (VAE)", "VAE", "vae", "ae.safetensors"),
+}
+
+# Variant of a transformer -> what it needs beside a prompt; all others can be drawn with.
+OTHER_INPUTS = {
+    "fill": "a masked picture as a further input, which this engine does not give",
+    "canny/depth": "a control picture as a further input, which this engine does not give",
 }
 
 ROLES: tuple[Role, ...] = ("transformer", "t5", "clip", "autoencoder")
@@ -51,7 +63,11 @@ TINY = Path(__file__).resolve().parents[1] / "tiny"
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """A file of a models folder: its parts of Flux, or the ``problem`` that keeps it from being used."""
+    """A model of a models folder, in one file or several: its parts of Flux, or the ``problem`` that none can be read.
+
+    Attributes:
+        path: a file, the index of its shards, or a folder.
+    """
 
     path: Path
     name: str
@@ -64,27 +80,67 @@ class Entry:
         return tuple(self.parts)
 
     @property
+    def variant(self) -> str | None:
+        """Of its transformer, if it has one: ``dev``, ``schnell``, ``canny/depth`` or ``fill``."""
+        return self.parts["transformer"].variant if "transformer" in self.parts else None
+
+    @property
+    def undrawable(self) -> str | None:
+        """Why its transformer cannot draw, though it can be read."""
+        needs = OTHER_INPUTS.get(self.variant or "")
+        return f"{self.name} is a Flux.1 {self.variant} transformer, which needs {needs}" if needs else None
+
+    def can_be(self, role: Role) -> bool:
+        """Whether a job can use it as this part."""
+        return role in self.parts and (role != "transformer" or self.undrawable is None)
+
+    @property
     def usable(self) -> bool:
-        return self.problem is None and all(part.storage == "plain" for part in self.parts.values())
+        """Whether a job can use any part of it."""
+        return any(map(self.can_be, self.parts))
+
+
+def files_of(part: Part) -> tuple[Path, ...]:
+    """The files that the tensors of a part lie in."""
+    checkpoint = part.checkpoint
+    stored = (stored for source in part.sources.values() for stored, _ in source.pieces)
+    return tuple(sorted({checkpoint.file_of(each.name) for each in stored}))
 
 
 @dataclass(frozen=True)
 class ModelSet:
-    """The four parts of a model, each from whichever file holds it."""
+    """The four parts of a model, each from whichever file holds it.
+
+    Attributes:
+        originals: the user's parts, where ``parts`` has stand-ins for them that are quantised already. A model is
+            known by these all the same.
+    """
 
     name: str
     parts: Mapping[Role, Part]
     root: Path
+    originals: Mapping[Role, Part] = field(default_factory=dict)
 
     @property
     def is_tiny(self) -> bool:
         """Whether this is the demonstration model that ships with the engine."""
         return self.root == TINY
 
+    def with_stand_ins(self, parts: Mapping[Role, Part]) -> ModelSet:
+        """The same model, some of its weights read from other files."""
+        originals = {role: self.parts[role] for role in parts}
+        return replace(self, parts={**self.parts, **parts}, originals={**originals, **self.originals})
+
+    @property
+    def own_parts(self) -> dict[Role, Part]:
+        """The parts as the user's files have them."""
+        return {**self.parts, **self.originals}
+
     @property
     def key(self) -> tuple[tuple[str, int, int], ...]:
         """What the parts' files are, cheaply: path, size and time of change."""
-        stats = [(part.checkpoint.path, part.checkpoint.path.stat()) for part in self.parts.values()]
+        paths = [path for part in self.own_parts.values() for path in files_of(part)]
+        stats = [(path, path.stat()) for path in paths]
         return tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats)
 
     def files(self, hashes: HashCache | None = None) -> tuple[ModelFile, ...]:
@@ -92,11 +148,11 @@ class ModelSet:
         return tuple(
             ModelFile(
                 role=role,
-                name=part.checkpoint.path.stem,
+                name=title_of(part.checkpoint.path),
                 path=str(part.checkpoint.path),
-                sha256=hashes.sha256(part.checkpoint.path) if hashes else None,
+                sha256=hashes.sha256_of(files_of(part)) if hashes else None,
             )
-            for role, part in self.parts.items()
+            for role, part in self.own_parts.items()
         )
 
 
@@ -124,7 +180,7 @@ class ModelLibrary:
         Raises:
             ModelNotFoundError: with the names that there are.
         """
-        matches = [e for e in self.ls() if name in (e.name, e.path.name, e.path.stem, str(e.path))]
+        matches = [e for e in self.ls() if name in (e.name, e.path.name, title_of(e.path), str(e.path))]
         if matches:
             return matches[0]
         if Path(name).exists():
@@ -141,40 +197,50 @@ class ModelLibrary:
 
         Raises:
             ModelNotFoundError: a file or a part is missing.
-            ModelError: a named file cannot be used.
+            ModelError: a named file cannot be used, or does not fit the checkpoint.
         """
         main = self._checkpoint(checkpoint)
         parts: dict[Role, Part] = {"transformer": main.parts["transformer"]}
         for role in ROLES[1:]:
             name = named.get(role)
-            parts[role] = self._named(name, role) if name else main.parts.get(role) or self._separate(role, main)
-        return ModelSet(main.path.stem, parts, _root_of(main.path, self.roots))
+            parts[role] = self._named(name, role, main) if name else main.parts.get(role) or self._separate(role, main)
+        return ModelSet(title_of(main.path), parts, _root_of(main.path, self.roots))
 
     def _checkpoint(self, name: str | None) -> Entry:
         if name:
             return _require(self.find(name), "transformer")
         candidates = [entry for entry in self.ls() if "transformer" in entry.roles]
-        usable = [entry for entry in candidates if entry.usable]
+        usable = [entry for entry in candidates if entry.can_be("transformer")]
         if usable:
             return usable[0]
         if candidates:
             return _require(candidates[0], "transformer")
         folders = ", ".join(str(root) for root in self.roots) or "no folder"
-        raise ModelNotFoundError(f"no Flux checkpoint was found in {folders}; put one into {SLOTS['transformer'][1]}/")
+        raise ModelNotFoundError(
+            f"no Flux checkpoint was found in {folders}; put one into {SLOTS['transformer'].folder}/"
+        )
 
-    def _named(self, name: str, role: Role) -> Part:
-        return _require(self.find(name), role).parts[role]
+    def _named(self, name: str, role: Role, main: Entry) -> Part:
+        entry = _require(self.find(name), role)
+        check_width(role, entry.name, entry.parts[role].shapes, main.parts["transformer"].shapes)
+        return entry.parts[role]
 
     def _separate(self, role: Role, main: Entry) -> Part:
         """The best separate file for a part that the checkpoint does not hold: of the right width, most bits first."""
-        wanted = _width(main.parts["transformer"], role)
-        found = [entry.parts[role] for entry in self.ls() if entry.usable and role in entry.roles]
-        fitting = [part for part in found if wanted is None or _width(part, role) == wanted]
+        wanted = width_fed(role, main.parts["transformer"].shapes)
+        found = {entry.name: entry.parts[role] for entry in self.ls() if entry.can_be(role)}
+        widths = {name: width_of(role, part.shapes) for name, part in found.items()}
+        fitting = [part for name, part in found.items() if wanted is None or widths[name] == wanted]
         if fitting:
             return max(fitting, key=lambda part: part.nbytes)
-        what, folder = SLOTS[role]
-        size = f" of width {wanted}" if wanted else ""
-        raise ModelNotFoundError(f"{main.name} holds no {what}; put one{size} into {folder}/ or name its file")
+        slot = SLOTS[role]
+        others = ", ".join(f"{name} has {width:,}" for name, width in widths.items())
+        size = f" of width {wanted:,}{f' ({others})' if others else ''}" if wanted else ""
+        such_as = f", such as {slot.published}," if wanted in (None, slot.width) else ""
+        raise ModelNotFoundError(
+            f"{main.name} holds no {slot.what.split(maxsplit=1)[1]}; choose one{size}{such_as} with the setting "
+            f"{slot.setting}, or put it into {slot.folder}/"
+        )
 
 
 def _require(entry: Entry, role: Role) -> Entry:
@@ -186,22 +252,14 @@ def _require(entry: Entry, role: Role) -> Entry:
     if entry.problem:
         read_entry(entry.path, entry.name, strict=True)
     if role not in entry.roles:
-        is_a = " and ".join(SLOTS[r][0] for r in entry.roles)
-        raise UnsupportedCheckpointError(f"{entry.name} is a {is_a}, not a {SLOTS[role][0]}; give it for that part")
+        is_a = " and ".join(SLOTS[r].what for r in entry.roles)
+        belongs = " and ".join(dict.fromkeys(SLOTS[r].setting for r in entry.roles))
+        raise UnsupportedCheckpointError(
+            f"{entry.name} is {is_a}, not {SLOTS[role].what}; it belongs in the setting {belongs}"
+        )
+    if not entry.can_be(role):
+        raise UnsupportedCheckpointError(f"{entry.undrawable}; choose a dev or schnell checkpoint")
     return entry
-
-
-def _width(part: Part, role: Role) -> int | None:
-    """The width that a text encoder has, or that a transformer expects of it; None for the autoencoder."""
-    keys = {
-        ("transformer", "t5"): ("txt_in.weight", 1),
-        ("transformer", "clip"): ("vector_in.in_layer.weight", 1),
-        ("t5", "t5"): ("shared.weight", 1),
-        ("clip", "clip"): ("text_model.embeddings.token_embedding.weight", 1),
-    }
-    place = keys.get((part.role, role))
-    shape = part.shapes.get(place[0]) if place else None
-    return shape[place[1]] if place and shape and len(shape) > place[1] else None
 
 
 def _root_of(path: Path, roots: Sequence[Path]) -> Path:
@@ -209,10 +267,12 @@ def _root_of(path: Path, roots: Sequence[Path]) -> Path:
 
 
 def read_entry(path: Path, name: str, *, strict: bool = False) -> Entry:
-    """What a file is, from its header; with ``strict``, the error itself instead of an entry with a problem."""
-    size = path.stat().st_size if path.exists() else 0
+    """What a model is, from its header; with ``strict``, the error itself instead of an entry with a problem."""
+    size = path.stat().st_size if path.is_file() else 0
     try:
-        return Entry(path, name, size, find_parts(open_model(path)))
+        checkpoint = open_model(path)
+        size = sum(file.stat().st_size for file in checkpoint.files or (path,))
+        return Entry(path, name, size, find_parts(checkpoint))
     except EngineError as error:
         if strict:
             raise
@@ -221,26 +281,8 @@ def read_entry(path: Path, name: str, *, strict: bool = False) -> Entry:
 
 def _scan(root: Path) -> list[Entry]:
     folders = [base / name for base in (root, root / "models") for name in FOLDERS]
-    files = sorted({path for folder in folders for path in _model_files(folder)})
-    return [read_entry(path, str(path.relative_to(root))) for path in files]
-
-
-def _model_files(folder: Path) -> Iterator[Path]:
-    """Files with a model's suffix below a folder; links to folders are followed, each folder once."""
-    seen: set[str] = set()
-    for current, below, names in os.walk(folder, followlinks=True, onerror=_raise_unreadable):
-        real = os.path.realpath(current)
-        if real in seen:
-            below.clear()
-            continue
-        seen.add(real)
-        yield from (Path(current, name) for name in names if name.lower().endswith(SUFFIXES))
-
-
-def _raise_unreadable(error: OSError) -> None:
-    """A folder that is not there is none of the folders we look into; one that may not be read hides files."""
-    if isinstance(error, PermissionError):
-        raise ModelNotFoundError(f"{error.filename} may not be read by this user; change its permissions") from None
+    paths = sorted({path for folder in folders for path in models_below(folder)})
+    return [read_entry(path, str(path.relative_to(root))) for path in paths]
 
 
 class HashCache:
@@ -249,6 +291,11 @@ class HashCache:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._known: dict[str, str] | None = None
+
+    def sha256_of(self, files: Sequence[Path]) -> str:
+        """That of the one file; of several, the SHA-256 of theirs, one a line."""
+        each = [self.sha256(path) for path in files]
+        return each[0] if len(each) == 1 else hashlib.sha256("\n".join(each).encode()).hexdigest()
 
     def sha256(self, path: Path) -> str:
         stat = path.stat()

@@ -7,13 +7,16 @@ own metadata or the caller.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import UnsupportedCheckpointError
 
 Shapes = Mapping[str, tuple[int, ...]]
 Hints = Mapping[str, Any]
+
+# Variant -> the time shift of its noise schedule, the same at any size.
+TIME_SHIFTS = {"dev": 1.15, "schnell": 1.0}
 
 
 def count_blocks(shapes: Shapes, prefix: str) -> int:
@@ -37,6 +40,8 @@ def _shape(shapes: Shapes, key: str) -> tuple[int, ...]:
 class FluxParams:
     """Sizes of a Flux transformer; the defaults are those of the published 12 B model.
 
+    ``schedule_of`` names the variant whose noise schedule is used, where that does not follow from ``guidance_embed``.
+
     Source: the configuration of the Black Forest Labs reference (``flux-dev`` and ``flux-schnell``).
     """
 
@@ -52,6 +57,7 @@ class FluxParams:
     theta: int = 10_000
     qkv_bias: bool = True
     guidance_embed: bool = True
+    schedule_of: str | None = None
 
     @property
     def head_dim(self) -> int:
@@ -59,8 +65,12 @@ class FluxParams:
 
     @property
     def mu(self) -> float:
-        """The time shift of the noise schedule: 1.15 for dev at any size, 1.0 for schnell."""
-        return 1.15 if self.guidance_embed else 1.0
+        """The time shift of the noise schedule."""
+        return TIME_SHIFTS[self.schedule_of or ("dev" if self.guidance_embed else "schnell")]
+
+    def scheduled_as(self, variant: str) -> FluxParams:
+        """The same sizes with the noise schedule of ``dev`` or ``schnell``; with that of the file for ``auto``."""
+        return self if variant == "auto" else replace(self, schedule_of=variant)
 
     @classmethod
     def from_shapes(cls, shapes: Shapes, hints: Hints | None = None) -> FluxParams:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from factories import T5, network, save, save_family, save_flux
+from safetensors.torch import load_file, save_file
 
-from lightweight_engine.core.models import HashCache, ModelLibrary
+from lightweight_engine import Config, LightweightEngine
+from lightweight_engine.core.models import TINY, HashCache, ModelLibrary
 from lightweight_engine.errors import CorruptCheckpointError, ModelError, ModelNotFoundError, UnsupportedCheckpointError
+from lightweight_engine.flux.convert import convert_part
 from lightweight_engine.flux.params import T5Params
 from lightweight_engine.flux.t5 import T5Encoder
 
@@ -64,7 +70,8 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="Stable-diffusion"):
         ModelLibrary([tmp_path]).choose()
     save_flux(tmp_path / "Stable-diffusion" / "x.safetensors")
-    with pytest.raises(ModelNotFoundError, match="T5 text encoder; put one of width 48 into text_encoder"):
+    told = "x.safetensors holds no T5 text encoder; choose one of width 48 with the setting t5, or put it into text_enc"
+    with pytest.raises(ModelNotFoundError, match=told):
         ModelLibrary([tmp_path]).choose()
     with pytest.raises(ModelNotFoundError, match="'y'.*there are: Stable-diffusion/x.safetensors"):
         ModelLibrary([tmp_path]).choose("y")
@@ -72,8 +79,12 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
 
 def test_the_wrong_slot_is_told(tmp_path: Path) -> None:
     save_family(tmp_path)
-    with pytest.raises(UnsupportedCheckpointError, match=r"autoencoder \(VAE\), not a checkpoint"):
-        ModelLibrary([tmp_path]).choose("ae")
+    library = ModelLibrary([tmp_path])
+    told = r"ae\.safetensors is an autoencoder \(VAE\), not a checkpoint; it belongs in the setting vae"
+    with pytest.raises(UnsupportedCheckpointError, match=told):
+        library.choose("ae")
+    with pytest.raises(UnsupportedCheckpointError, match="is a checkpoint, not a CLIP text.*in the setting checkpoint"):
+        library.choose("small", clip="small")
 
 
 def test_a_bad_file_is_listed_with_its_problem_and_raises_when_named(tmp_path: Path) -> None:
@@ -137,3 +148,122 @@ except ModelNotFoundError as error:
     finally:
         folder.chmod(0o755)
     assert "VAE may not be read by this user" in done.stdout, done.stderr
+
+
+# --- what can be drawn with -------------------------------------------------------------------------------------------
+
+
+def test_published_names_are_told_where_the_width_is_theirs(tmp_path: Path) -> None:
+    save_flux(tmp_path / "unet" / "x.safetensors", context_in_dim=4096)
+    with pytest.raises(ModelNotFoundError, match=r"of width 4,096, such as t5xxl_\*\.safetensors, with the setting t5"):
+        ModelLibrary([tmp_path]).choose()
+
+
+def test_an_encoder_of_another_width_is_named(tmp_path: Path) -> None:
+    save_family(tmp_path)
+    save_flux(tmp_path / "Stable-diffusion" / "a.safetensors", context_in_dim=96)
+    library = ModelLibrary([tmp_path])
+    with pytest.raises(ModelNotFoundError, match=r"of width 96 \(text_encoder/t5\.safetensors has 48\)"):
+        library.choose("a")
+    with pytest.raises(UnsupportedCheckpointError, match="expects 96 inputs, the text encoder has 48"):
+        library.choose("a", t5="t5")
+
+
+@pytest.mark.parametrize(("inputs", "variant", "needs"), [(384, "fill", "masked"), (128, "canny/depth", "control")])
+def test_what_needs_further_inputs_cannot_be_drawn_with(tmp_path: Path, inputs: int, variant: str, needs: str) -> None:
+    save_family(tmp_path)
+    save_flux(tmp_path / "Stable-diffusion" / "a.safetensors", in_channels=inputs)
+    library = ModelLibrary([tmp_path])
+    entry = library.find("a")
+    assert (entry.variant, entry.usable, entry.problem) == (variant, False, None)
+    assert library.choose().name == "small"
+    told = rf"a\.safetensors is a Flux\.1 {variant} transformer, which needs a {needs}.*choose a dev or schnell"
+    with pytest.raises(UnsupportedCheckpointError, match=told):
+        library.choose("a")
+    (tmp_path / "Stable-diffusion" / "small.safetensors").unlink()
+    with pytest.raises(UnsupportedCheckpointError, match=told):
+        ModelLibrary([tmp_path]).choose()
+
+
+def test_a_quantised_checkpoint_is_as_good_as_any(tmp_path: Path) -> None:
+    save_family(tmp_path)
+    (checkpoint,) = (tmp_path / "Stable-diffusion").iterdir()
+    small = ModelLibrary([tmp_path]).choose().parts["transformer"]
+    convert_part(small, "nf4", checkpoint.with_name("a.safetensors"), device=torch.device("cpu"))
+    assert ModelLibrary([tmp_path]).choose().name == "a"
+
+
+@pytest.mark.parametrize(("variant", "shift"), [("auto", 1.0), ("dev", 1.15), ("schnell", 1.0)])
+def test_the_schedule_of_a_file_without_guidance_may_be_that_of_dev(tmp_path: Path, variant: str, shift: float) -> None:
+    """De-distilled files of dev may lack the guidance weights, and look like schnell then."""
+    save_family(tmp_path)
+    save_flux(tmp_path / "Stable-diffusion" / "a.safetensors", guidance_embed=False)
+    shutil.copytree(TINY / "tokenizers", tmp_path / "tokenizers")
+    settings = {"models_dir": tmp_path, "cache_dir": tmp_path, "device": "cpu", "offline": True, "variant": variant}
+    engine = LightweightEngine(Config(**settings))
+    engine.setup()
+    assert engine.networks.params.mu == shift
+    assert (engine.networks.params.guidance_embed, engine.models.parts["transformer"].variant) == (False, "schnell")
+
+
+# --- models in several files ------------------------------------------------------------------------------------------
+
+
+def in_shards(path: Path, folder: Path) -> Path:
+    """A file as two shards and their index."""
+    tensors = load_file(path)
+    names = sorted(tensors)
+    folder.mkdir(parents=True, exist_ok=True)
+    places = {}
+    for number, group in enumerate((names[::2], names[1::2]), start=1):
+        shard = f"model-{number:05}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in group}, folder / shard)
+        places |= dict.fromkeys(group, shard)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    return index
+
+
+def test_shards_are_one_model(tmp_path: Path) -> None:
+    save_family(tmp_path)
+    whole = tmp_path / "text_encoder" / "t5.safetensors"
+    index = in_shards(whole, tmp_path / "text_encoder" / "xxl")
+    size = whole.stat().st_size
+    whole.unlink()
+    library = ModelLibrary([tmp_path])
+    (entry,) = [entry for entry in library.ls() if "t5" in entry.roles]
+    assert entry.name == "text_encoder/xxl/model.safetensors.index.json"
+    assert abs(entry.size - size) < 4096
+    assert library.find("model") is entry
+    chosen = library.choose()
+    assert {Path(path).name for path, *_ in chosen.key} >= {f"model-0000{n}-of-00002.safetensors" for n in (1, 2)}
+    hashes = HashCache(tmp_path / "hashes.json")
+    (t5,) = [file for file in chosen.files(hashes) if file.role == "t5"]
+    assert (t5.name, len(t5.sha256 or "")) == ("model", 64)
+    index.unlink()
+    (entry,) = [entry for entry in ModelLibrary([tmp_path]).ls() if "xxl" in entry.name]
+    assert "piece 1 of 2" in (entry.problem or "")
+
+
+def test_a_folder_of_diffusers_is_one_model(tmp_path: Path) -> None:
+    save_family(tmp_path)
+    component = tmp_path / "text_encoder" / "my t5.v1"
+    in_shards(tmp_path / "text_encoder" / "t5.safetensors", component)
+    (component / "config.json").write_text(json.dumps({"architectures": ["T5EncoderModel"]}))
+    pipeline = tmp_path / "Stable-diffusion" / "FLUX.1-x"
+    for name, source in (
+        ("text_encoder", "text_encoder/clip"),
+        ("vae", "VAE/ae"),
+        ("transformer", "Stable-diffusion/small"),
+    ):
+        (pipeline / name).mkdir(parents=True)
+        (tmp_path / f"{source}.safetensors").rename(pipeline / name / "model.safetensors")
+    library = ModelLibrary([tmp_path])
+    assert [entry.name for entry in library.ls() if entry.path.is_dir()] == [
+        "Stable-diffusion/FLUX.1-x",
+        "text_encoder/my t5.v1",
+    ]
+    assert len(library.ls()) == 3
+    assert library.find("FLUX.1-x").roles == ("transformer", "clip", "autoencoder")
+    assert library.choose().name == "FLUX.1-x"
+    assert library.choose(t5="my t5.v1").parts["t5"].checkpoint.path == component

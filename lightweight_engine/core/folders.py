@@ -1,0 +1,80 @@
+"""Where models lie in a models folder, by the names of files and folders alone. Loads no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from ..backend.model_files import CONFIG, INDEX, SHARD
+from ..errors import ModelNotFoundError
+
+SUFFIXES = (".safetensors", ".sft", ".gguf", ".ckpt", ".pt", ".bin")
+
+# Folders of Stable Diffusion WebUI, Forge and ComfyUI that hold parts of Flux.
+FOLDERS = (
+    "Stable-diffusion",
+    "checkpoints",
+    "unet",
+    "diffusion_models",
+    "text_encoder",
+    "text_encoders",
+    "clip",
+    "VAE",
+    "vae",
+)
+
+
+def title_of(path: Path) -> str:
+    """What people call the model at a path: its name without the suffix; a folder's has none."""
+    if path.name.endswith(INDEX):
+        return Path(path.name.removesuffix(INDEX)).stem
+    return path.name if path.is_dir() else path.stem
+
+
+def models_below(folder: Path) -> Iterator[Path]:
+    """Models below a folder: files, indices of shards, folders of diffusers.
+
+    Links to folders are followed, each folder once.
+    """
+    seen: set[str] = set()
+    for current, below, names in os.walk(folder, followlinks=True, onerror=_raise_unreadable):
+        real = os.path.realpath(current)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        if Path(current) != folder and is_model_folder(below, names):
+            below.clear()
+            yield Path(current)
+        else:
+            yield from (Path(current, name) for name in _once_each(names))
+
+
+def is_model_folder(folders: Collection[str], names: Collection[str]) -> bool:
+    """Whether a folder is one model: a pipeline of diffusers, or a component with its sizes beside its only file."""
+    if "model_index.json" in names or "transformer" in folders:
+        return True
+    models = [name for name in _once_each(names) if not SHARD.match(name)]
+    return CONFIG in names and len(models) == 1
+
+
+def _once_each(names: Collection[str]) -> Iterator[str]:
+    """Files with a model's suffix; of shards their index, or the first where it is missing."""
+    shards: dict[str, list[str]] = {}
+    for name in names:
+        if name.endswith(INDEX):
+            yield name
+        elif name.lower().endswith(SUFFIXES):
+            shard = SHARD.match(name)
+            if shard is None or int(shard["count"]) < 2:
+                yield name
+            else:
+                shards.setdefault(f"{shard['stem']}{shard['suffix']}{INDEX}", []).append(name)
+    yield from (min(pieces) for index, pieces in shards.items() if index not in names)
+
+
+def _raise_unreadable(error: OSError) -> None:
+    """A folder that is not there is none of the folders we look into; one that may not be read hides files."""
+    if isinstance(error, PermissionError):
+        raise ModelNotFoundError(f"{error.filename} may not be read by this user; change its permissions") from None
