@@ -17,7 +17,8 @@ from .console import EXIT_CODES
 COMMANDS = {
     "generate": ("generate", "Draw pictures from a prompt."),
     "demo": ("demo", "Draw several prompts with the model that ships with the engine."),
-    "models": ("models", "List and check model files: ls, verify."),
+    "models": ("models", "List, check, describe and convert model files: ls, verify, inspect, convert."),
+    "plan": ("plan", "Print what a request would take of a card; nothing is loaded."),
     "info": ("info", "Print what a picture tells of its making."),
     "replay": ("replay", "Make a saved picture again and compare."),
     "doctor": ("doctor", "Look for problems and say how to repair each."),

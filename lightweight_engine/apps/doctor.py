@@ -40,7 +40,7 @@ def doctor(json: Json = False, debug: Debug = False, **settings: Any) -> None:
     with Console(json=json, debug=debug) as console:
         config = load_config(settings)
         checks = []
-        for look in (_python, _torch, _device, _settings, _models, _tokenizers, _folders, _packages):
+        for look in LOOKS:
             for check in look(config):
                 checks.append(check)
                 if not json:
@@ -79,18 +79,43 @@ def _torch(config: EngineConfig) -> Iterator[Check]:
 def _device(config: EngineConfig) -> Iterator[Check]:
     if util.find_spec("torch") is None:
         return
-    from ..backend.devices import available_memory, card_of, compute_dtype, pick_device
+    from ..backend.devices import card_of, compute_dtype, pick_device
 
     try:
         device = pick_device(config.device)
     except EngineError as error:
         yield Check("device", "bad", str(error), "set device to auto")
         return
-    free = human_bytes(available_memory(device))
-    dtype = str(compute_dtype(config.compute_dtype, card_of(device))).removeprefix("torch.")
-    yield Check("device", "ok", f"{device}, {free} free, computes in {dtype}")
+    card = card_of(device)
+    dtype = str(compute_dtype(config.compute_dtype, card)).removeprefix("torch.")
+    memory = f"{human_bytes(card.free)} of {human_bytes(card.total)} free"
+    yield Check("device", "ok", f"{device}, {card.name}, {memory}, computes in {dtype}")
     if device.type == "cpu" and config.device == "auto":
         yield Check("gpu", "note", "torch sees no CUDA GPU", "real Flux models need one to be of use; `tiny` does not")
+    if device.type == "cuda":
+        yield _triton()
+
+
+def _triton() -> Check:
+    if util.find_spec("triton") is None:
+        found = "not installed: quantised weights are read by plain torch, which is slower"
+        return Check("triton", "note", found, "pip install triton")
+    return Check("triton", "ok", f"{metadata.version('triton')}, reads quantised weights on the GPU")
+
+
+def _host(config: EngineConfig) -> Iterator[Check]:
+    """The memory that models wait in; a container's limit counts."""
+    if util.find_spec("torch") is None:
+        return
+    import torch
+
+    from ..backend.devices import card_of
+
+    host = card_of(torch.device("cpu"))
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = f", the limit of this control group (the machine has {human_bytes(physical)})"
+    found = f"{human_bytes(host.free)} of {human_bytes(host.total)} free{limit if host.total < physical else ''}"
+    yield Check("host memory", "ok", found)
 
 
 def _settings(config: EngineConfig) -> Iterator[Check]:
@@ -122,6 +147,27 @@ def _models(config: EngineConfig) -> Iterator[Check]:
         return
     files = dict.fromkeys(part.checkpoint.path.name for part in chosen.parts.values())
     yield Check("models", "ok", f"{chosen.name}: {', '.join(files)}")
+
+
+def _memory(config: EngineConfig) -> Iterator[Check]:
+    """What the usual request would take, from headers alone, and settings that do nothing with these files."""
+    if util.find_spec("torch") is None:
+        return
+    from ..core.engine import LightweightEngine
+
+    engine = LightweightEngine(config)
+    try:
+        plan = engine.plan(engine.request(prompt=""))
+    except EngineError:  # a device or a model that is not there, which has been told
+        return
+    *_, summary = plan.table().splitlines()
+    if plan.fits:
+        yield Check("memory", "ok", summary)
+    else:
+        yield Check("memory", "bad", summary, "see `lightweight-engine plan`; use a smaller storage_dtype or picture")
+    for note in engine.notes:
+        if "no effect" in note:
+            yield Check("setting", "note", note, "leave it out, or use another file")
 
 
 def _tokenizers(config: EngineConfig) -> Iterator[Check]:
@@ -168,6 +214,9 @@ def _packages(config: EngineConfig) -> Iterator[Check]:
     yield Check("packages", "ok", ", ".join(versions))
     if missing:
         yield Check("packages", "bad", f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}")
+
+
+LOOKS = (_python, _torch, _device, _host, _settings, _models, _memory, _tokenizers, _folders, _packages)
 
 
 def register(app: typer.Typer) -> None:
