@@ -1,4 +1,4 @@
-"""Budgets of real and of planned cards, and which units of a network stay: arithmetic on bytes, checked on many sizes."""
+"""Budgets of real and of planned cards, and which units of a network stay: arithmetic on bytes, on many sizes."""
 
 from __future__ import annotations
 
