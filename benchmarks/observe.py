@@ -6,6 +6,7 @@ Stands beside the engine, not inside it: ``Observed`` is a ``Networks`` that loo
 from __future__ import annotations
 
 import time
+import weakref
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,7 +123,7 @@ class Observed(Networks):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._stage: str | None = None
-        self._watched: nn.Module | None = None
+        self._watched: weakref.ref[nn.Module] | None = None
         self.seen = Observations(Clock(self.device))
 
     def observe(self) -> Observations:
@@ -153,8 +154,8 @@ class Observed(Networks):
         if fresh:
             self._note("load")
             self.seen.load_seconds[role] = time.perf_counter() - start
-        if role == "transformer" and module is not self._watched:
-            self._watched = module
+        if role == "transformer" and module is not (self._watched and self._watched()):
+            self._watched = weakref.ref(module)  # whoever watches must not keep it loaded
             module.register_forward_pre_hook(self._before_step)
         return module
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import ctypes.util
 import gc
 import os
 from dataclasses import dataclass
@@ -166,3 +168,13 @@ def release_cached(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    else:
+        trim_heap()
+
+
+def trim_heap() -> None:
+    """Give back what the C library keeps of memory that was freed, where it can do that (glibc)."""
+    libc = ctypes.util.find_library("c")
+    trim = getattr(ctypes.CDLL(libc), "malloc_trim", None) if libc else None
+    if trim is not None:
+        trim(0)

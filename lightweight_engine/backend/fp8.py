@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from . import kernels
 from .packed import Packed, Spec, check_finite, check_matrix, divided, pieces, reading, satellite, stacked_shape
 
 if TYPE_CHECKING:
@@ -52,8 +53,12 @@ class Float8(Spec):
         values = parts["values"]
         if not self.scales:
             return values.to(dtype)  # each of the values is one of float16, bfloat16 and float32 too
-        scale = parts["scale"].expand(self.shape[0])
         out = torch.empty(self.shape, dtype=dtype, device=values.device)
+        if values.is_cuda and kernels.available():
+            from .kernels.dequantize import float8
+
+            return float8(values, parts["scale"], out)
+        scale = parts["scale"].expand(self.shape[0])
         for piece in pieces(*self.shape, values.device):
             torch.mul(values[piece].float(), scale[piece, None], out=out[piece])
         return out

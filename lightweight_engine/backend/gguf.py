@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from . import kernels
 from .block_types import BLOCK_TYPES, BlockType
 from .packed import Packed, Spec, check_matrix, divided, pieces, reading, stacked_shape
 
@@ -53,6 +54,11 @@ class Blocks(Spec):
         return {"blocks": ((self.shape[0], self.layout.row_bytes(self.shape[1])), torch.uint8)}
 
     def dequantize(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        if parts["blocks"].is_cuda and kernels.available():
+            from .kernels.dequantize import gguf_blocks
+
+            blocks = parts["blocks"]
+            return gguf_blocks(self.type, blocks, torch.empty(self.shape, dtype=dtype, device=blocks.device))
         elements, decode = self.layout.elements, DECODERS[self.type]
         blocks = parts["blocks"].reshape(-1, self.layout.nbytes)
         out = torch.empty(len(blocks), elements, dtype=dtype, device=blocks.device)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import kernels
 from .packed import Packed, Spec, check_finite, check_matrix, pieces, reading, satellite, stacked_shape
 
 if TYPE_CHECKING:
@@ -93,6 +94,8 @@ class FourBit(Spec):
         return Packed(replace(self, nested_block_size=0), {**kept, "absmax": self.scales(parts)})
 
     def dequantize(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        if parts["codes"].is_cuda and kernels.available():
+            return self._by_program(parts, dtype)
         codes, scales = parts["codes"], self.scales(parts)
         pairs = _pairs(parts["code_book"] if self.own_book else code_book(self.kind, codes.device))
         if short := self.blocks * self.block_size // 2 - len(codes):
@@ -103,6 +106,18 @@ class FourBit(Spec):
             values = pairs.index_select(0, codes[piece].flatten().int()).view(torch.float32)
             torch.mul(values.view(-1, self.block_size), scales[piece, None], out=out[piece])
         return out.view(-1)[: self.elements].view(self.shape)
+
+    def _by_program(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """The same numbers in one pass over memory."""
+        from .kernels.dequantize import constant, four_bit, four_bit_nested
+
+        codes, absmax = parts["codes"], parts["absmax"]
+        book = parts["code_book"] if self.own_book else constant(CODE_BOOKS[self.kind], codes.device)
+        out = torch.empty(self.shape, dtype=dtype, device=codes.device)
+        if not self.nested_block_size:
+            return four_bit(codes, absmax, book, self.block_size, out)
+        nested = (parts["nested_absmax"], parts["nested_map"], parts["nested_offset"], self.nested_block_size)
+        return four_bit_nested(codes, absmax, *nested, book, self.block_size, out)
 
     def take(self, parts: Mapping[str, Tensor], start: int, stop: int) -> Packed:
         first, last = start * self.shape[1], stop * self.shape[1]
@@ -175,6 +190,12 @@ def quantize_4bit(matrix: Tensor, kind: Kind, block_size: int = 64) -> Packed:
     check_matrix(matrix)
     _check_block_size(block_size)
     spec = FourBit(kind, (matrix.shape[0], matrix.shape[1]), block_size)
+    if matrix.is_cuda and kernels.available():
+        from .kernels.dequantize import constant
+        from .kernels.quantize import four_bit
+
+        codes, absmax = four_bit(matrix, constant(CODE_BOOKS[kind], matrix.device), block_size)
+        return Packed(spec, {"codes": codes, "absmax": absmax})
     flat, whole = matrix.reshape(-1), spec.blocks * block_size
     if whole > len(flat):
         flat = F.pad(flat, (0, whole - len(flat)))

@@ -7,14 +7,22 @@ The numbers are those of a resident network, bit for bit, as the same kernels ru
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .devices import available_memory
+
+log = logging.getLogger(__name__)
+
 ALIGNMENT = 256
+
+# Of the host's free memory; more than that page-locked starves everything else on the machine.
+PINNED_SHARE = 0.6
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +83,36 @@ def views(buffer: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
 
 @dataclass(eq=False)
 class _Waiting:
-    """A unit's bytes on the host, in one buffer, so that it is one copy."""
+    """A unit's bytes on the host, one after another, so that it is one copy."""
 
     unit: Unit
     buffer: Tensor
     tensors: list[Tensor]
+
+
+class HostArena:
+    """One buffer on the host for the units of a ring, page-locked as a whole where that can be.
+
+    Args:
+        pinned: page-lock it. Torch's own pinned tensors would take up to twice the bytes, and keep them.
+    """
+
+    def __init__(self, nbytes: int, *, pinned: bool) -> None:
+        self.buffer = torch.empty(nbytes, dtype=torch.uint8)
+        self.pinned = pinned and nbytes > 0 and self._lock()
+        if pinned and not self.pinned:
+            log.warning("%d MiB of weights cannot be page-locked: they are copied more slowly", nbytes >> 20)
+
+    def close(self) -> None:
+        """Unlock the pages; the tensors in them stay."""
+        if self.pinned:
+            torch.cuda.cudart().cudaHostUnregister(self.buffer.data_ptr())
+            self.pinned = False
+
+    def _lock(self) -> bool:
+        if self.buffer.nbytes > PINNED_SHARE * available_memory(self.buffer.device):
+            return False
+        return int(torch.cuda.cudart().cudaHostRegister(self.buffer.data_ptr(), self.buffer.nbytes, 0)) == 0
 
 
 @dataclass(eq=False)
@@ -88,7 +121,6 @@ class _Slot:
     owner: Unit | None = None
     filled: Any = None
     free: Any = None
-    hooks: list[Any] = field(default_factory=list)
 
 
 class Ring:
@@ -107,7 +139,8 @@ class Ring:
         self.device = device
         cuda = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if cuda and overlap else None
-        self._waiting = [_to_host(unit, pinned and cuda) for unit in units]
+        self._arena = HostArena(sum(unit.slot_bytes for unit in units), pinned=pinned and cuda)
+        self._waiting = _to_host(units, self._arena.buffer)
         size = max((waiting.buffer.nbytes for waiting in self._waiting), default=0)
         count = min(slots, len(units))
         self._slots = [_Slot(torch.empty(size, dtype=torch.uint8, device=device)) for _ in range(count)]
@@ -145,7 +178,8 @@ class Ring:
         for slot in self._slots:
             self._empty(slot)
         if self._stream is not None:
-            torch.cuda.current_stream(self.device).wait_stream(self._stream)
+            self._stream.synchronize()  # nothing may still read the pages that are unlocked now
+        self._arena.close()
         self._hooks.clear()
         self._slots.clear()
 
@@ -206,15 +240,19 @@ class Ring:
         return next((slot for slot in self._slots if slot.owner is unit), None)
 
 
-def _to_host(unit: Unit, pinned: bool) -> _Waiting:
-    """Move a unit's tensors into one buffer on the host and bind them there."""
-    tensors = [place.tensor for place in unit.places]
-    buffer = torch.empty(unit.slot_bytes, dtype=torch.uint8, pin_memory=pinned)
-    homes = views(buffer, tensors)
-    for place, home, tensor in zip(unit.places, homes, tensors, strict=True):
-        home.copy_(tensor.detach())
-        place.put(home)
-    return _Waiting(unit, buffer, homes)
+def _to_host(units: Sequence[Unit], arena: Tensor) -> list[_Waiting]:
+    """Move the tensors of units into a buffer on the host and bind them there."""
+    waiting, start = [], 0
+    for unit in units:
+        tensors = [place.tensor for place in unit.places]
+        buffer = arena[start : start + unit.slot_bytes]
+        start += unit.slot_bytes
+        homes = views(buffer, tensors)
+        for place, home, tensor in zip(unit.places, homes, tensors, strict=True):
+            home.copy_(tensor.detach())
+            place.put(home)
+        waiting.append(_Waiting(unit, buffer, homes))
+    return waiting
 
 
 def to_device(unit: Unit, device: torch.device) -> None:

@@ -175,7 +175,10 @@ class LightweightEngine:
             return Drawn(torch.cat([each.latent for each in drawn]), torch.cat([each.pixels for each in drawn]))
 
         with self._lock:
-            return within_memory(self.networks.device, work)
+            try:
+                return within_memory(self.networks.device, work)
+            finally:
+                self.networks.rest()
 
     def use(self, networks: Networks) -> None:
         """Work with networks that the caller has put together; ``setup`` then has nothing left to do."""

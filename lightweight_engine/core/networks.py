@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backend.devices import release_cached
+from ..backend.devices import release_cached, trim_heap
 from ..backend.memory_manager import PRESETS, MemoryManager, Residency
 from ..backend.packed import Packed
 from ..backend.pages import PageStream
@@ -34,6 +34,8 @@ from .plan import Network, Plan, StageName
 from .precision import Precision
 
 log = logging.getLogger(__name__)
+
+HOST = torch.device("cpu")
 
 
 @dataclass(eq=False)
@@ -108,9 +110,13 @@ class Networks:
         _ = self.tokenizers
 
     def enter(self, name: StageName, plan: Plan) -> None:
-        """A stage begins: release what the plan does not keep through it."""
+        """A stage begins: release what the plan does not keep through it, and place what it keeps as it says."""
         stage = plan.stage(name)
         self.release(*[role for role in self._loaded if role not in stage.networks and role not in stage.kept])
+        for role in self._loaded:
+            self.replace(role)
+        if self.device.type == "cpu":
+            trim_heap()
 
     @contextmanager
     def text_encoders(self) -> Iterator[TextEncoders]:
@@ -166,7 +172,7 @@ class Networks:
         on_host = self._streamed(role, wanted)
 
         def home(name: str, value: Tensor | Packed) -> Tensor | Packed:
-            return value if unit_of(role, name) in on_host else value.to(self.device)
+            return value.to(HOST if unit_of(role, name) in on_host else self.device)
 
         with torch.inference_mode(False):
             module = load_part(part, self.storage(role), device=self.device, home=home)

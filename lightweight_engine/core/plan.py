@@ -171,7 +171,7 @@ class Plan:
     def table(self) -> str:
         """The plan as lines of text."""
         head = ("stage", "resident", "slots", "streamed/pass", "kept", "room", "peak", "floor/pass", "")
-        lines = [head]
+        lines: list[tuple[str, ...]] = [head]
         for row in self.rows():
             floor = row["floor_seconds_per_pass"]
             lines.append(
@@ -202,7 +202,7 @@ def make_plan(networks: Mapping[Role, Network], shape: Shape, manager: MemoryMan
     stages = _alone(networks, shape, budget, manager.card.kind)
     if budget.preset.keep:
         stages = [replace(stage, kept=_kept(stage, stages, budget)) for stage in stages]
-    storages = {role: network.storage.format for role, network in networks.items()}
+    storages: dict[Role, str] = {role: network.storage.format for role, network in networks.items()}
     return Plan(manager.card, budget, manager.state, storages, tuple(stages))
 
 
@@ -221,19 +221,21 @@ def lowered(plan: Plan, networks: Mapping[Role, Network], name: StageName) -> Pl
 
 def _alone(networks: Mapping[Role, Network], shape: Shape, budget: Budget, kind: str) -> list[Stage]:
     """Each stage with nothing kept beside it."""
-    return [_text_stage(networks, shape, budget, kind), _sample_stage(networks, shape, budget, kind),
-            _picture_stage(networks, shape, budget, kind)]  # fmt: skip
+    sample = _sample_stage(networks, shape, budget, kind)
+    left = int(sample.room * LIBRARIES[kind].left)
+    return [_text_stage(networks, shape, budget, kind), sample, _picture_stage(networks, shape, budget, kind, left)]
 
 
 def _text_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budget, kind: str) -> Stage:
     clip, t5 = networks["clip"], networks["t5"]
     clip_params: CLIPParams = clip.params
     t5_params: T5Params = t5.params
+    library = LIBRARIES[kind]
     room = max(
-        clip_room(clip_params, clip.storage, clip.inventory.scratch),
-        t5_room(t5_params, shape.text, t5.storage, t5.inventory.scratch),
+        clip_room(clip_params, clip.storage, clip.inventory.scratch, library),
+        t5_room(t5_params, shape.text, t5.storage, t5.inventory.scratch, library),
     )
-    base = LIBRARIES[kind].base
+    base = library.base
     clip_placed = _place(clip, budget.total, kind)
     left = min(budget.total - room - base, budget.weights) - clip_placed.nbytes
     t5_placed = _place(t5, left, kind, stream_all=budget.preset.stream_text and kind != "cpu")
@@ -246,27 +248,32 @@ def _sample_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budget
     height, width = shape.size
     tokens = -(-height // 16) * -(-width // 16)
     batch = shape.batch * shape.conditionings
-    room = step_room(params, batch, tokens, shape.text, network.storage, network.inventory.scratch)
+    library = LIBRARIES[kind]
+    room = step_room(params, batch, tokens, shape.text, network.storage, network.inventory.scratch, library)
     room += modulation_table(params, shape.rows, network.storage.compute)
-    base = LIBRARIES[kind].base
+    base = library.base
     left = min(budget.total - room - base, budget.weights)
     placed = _place(network, left, kind, drop=budget.preset.drop_modulation, stream_all=budget.preset.weights == 0)
     flops = step_flops(params, batch, tokens, shape.text)
     return Stage("sample", {"transformer": placed}, room, base, flops, shape.calls)
 
 
-def _picture_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budget, kind: str) -> Stage:
-    """Decoding, and encoding of a start picture, which needs less; pictures are decoded one by one."""
+def _picture_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budget, kind: str, left: int) -> Stage:
+    """Decoding, and encoding of a start picture, which needs less; pictures are decoded one by one.
+
+    Args:
+        left: bytes that sampling has left behind.
+    """
     network = networks["autoencoder"]
     params: AutoencoderParams = network.params
     placed = _place(network, budget.total, kind)
-    base = LIBRARIES[kind].base
+    library, dtype = LIBRARIES[kind], network.storage.compute
+    base = library.base
 
     def room(height: int, width: int) -> int:
-        dtype = network.storage.compute
-        encode = encode_room(params, 1, height, width, dtype, kind) if shape.picture else 0
-        pictures = 3 * 4 * shape.batch * shape.size[0] * shape.size[1]
-        return max(decode_room(params, 1, height, width, dtype, kind), encode) + pictures
+        encode = encode_room(params, height, width, dtype, library) if shape.picture else 0
+        pictures = 3 * 4 * shape.batch * shape.size[0] * shape.size[1] + left
+        return max(decode_room(params, height, width, dtype, library), encode) + pictures
 
     whole = room(*shape.size)
     tiled = placed.nbytes + whole + base > budget.total and max(shape.size) > TILE

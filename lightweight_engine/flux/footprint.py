@@ -72,17 +72,21 @@ class Library:
     Attributes:
         base: bytes once, whatever is computed (workspaces of matrix products, memory that the allocator keeps).
         convolution: full-size feature maps that the autoencoder's convolutions take beside their input and output.
-        scratch: times the largest matrix that is made anew.
+        scratch: times the largest matrix that is made anew at each use.
+        kept: times the room of a pass that the allocator takes beside it, as it reuses what was freed only in part.
+        left: share of the room of sampling that is still taken while pictures are decoded.
     """
 
     base: int
     convolution: float
     scratch: float
+    kept: float
+    left: float
 
 
 LIBRARIES = {
-    "cuda": Library(base=64 << 20, convolution=2.5, scratch=1.0),
-    "cpu": Library(base=64 << 20, convolution=4.0, scratch=1.0),
+    "cuda": Library(base=64 << 20, convolution=3.9, scratch=1.0, kept=0.0, left=0.0),
+    "cpu": Library(base=32 << 20, convolution=4.8, scratch=2.0, kept=1.3, left=0.15),
 }
 
 
@@ -92,51 +96,51 @@ def modulation_table(params: FluxParams, rows: int, dtype: torch.dtype) -> int:
     return rows * vectors * params.hidden_size * dtype.itemsize
 
 
-def step_room(params: FluxParams, batch: int, image: int, text: int, storage: Storage, scratch: int) -> int:
+def step_room(
+    params: FluxParams, batch: int, image: int, text: int, storage: Storage, scratch: int, library: Library
+) -> int:
     """Bytes that one evaluation of the transformer works in, for ``image`` and ``text`` tokens."""
     unit = batch * (image + text) * params.hidden_size * storage.compute.itemsize
     mlp = params.mlp_hidden / params.hidden_size
+    matrix = scratch * library.scratch / unit
     streams = 1  # both streams before they were joined, which forward still holds
     points = (
-        streams + 2 + (3 + mlp) + scratch / unit,  # linear1: its input twice, its output, its matrix
+        streams + 2 + (3 + mlp) + matrix,  # linear1: its input twice, its output, its matrix
         streams + 3 + mlp + 3 + 2 * mlp,  # activation beside attention: fused, attended, gelu, both joined, x
-        streams + 4 + mlp + 2 + (1 + mlp) + scratch / unit,  # linear2
+        streams + 4 + mlp + 2 + (1 + mlp) + matrix,  # linear2
     )
-    rotary = (image + text) * params.head_dim // 2 * 8
-    return int(max(points) * unit) + 3 * rotary
+    rotary = 3 * (image + text) * params.head_dim // 2 * 8
+    return int((max(points) * unit + rotary) * (1 + library.kept))
 
 
-def t5_room(params: T5Params, length: int, storage: Storage, scratch: int) -> int:
+def t5_room(params: T5Params, length: int, storage: Storage, scratch: int, library: Library) -> int:
     """Bytes that encoding ``length`` tokens works in."""
     size = storage.compute.itemsize
     scores = params.num_heads * length * length * size
     hidden = length * params.hidden_size * size
-    return 6 * hidden + max(4 * scores, 3 * length * params.mlp_hidden * size) + scratch
+    work = 6 * hidden + max(4 * scores, 3 * length * params.mlp_hidden * size)
+    return int(work * (1 + library.kept) + scratch * library.scratch)
 
 
-def clip_room(params: CLIPParams, storage: Storage, scratch: int) -> int:
+def clip_room(params: CLIPParams, storage: Storage, scratch: int, library: Library) -> int:
     """Bytes that the CLIP text model works in."""
-    length, size = params.max_positions, storage.compute.itemsize
-    return length * size * (12 * params.hidden_size + 3 * params.mlp_hidden) + scratch
+    work = params.max_positions * storage.compute.itemsize * (12 * params.hidden_size + 3 * params.mlp_hidden)
+    return int(work * (1 + library.kept) + scratch * library.scratch)
 
 
-def decode_room(params: AutoencoderParams, batch: int, height: int, width: int, dtype: torch.dtype, kind: str) -> int:
-    """Bytes that decoding pictures of ``height`` x ``width`` pixels works in: the finest level has the largest maps."""
-    return (
-        int(_map(params, batch, height, width, dtype) * (6 + LIBRARIES[kind].convolution)) + 3 * 4 * 3 * height * width
-    )
+def decode_room(params: AutoencoderParams, height: int, width: int, dtype: torch.dtype, library: Library) -> int:
+    """Bytes that decoding a picture of ``height`` x ``width`` pixels works in: most at the finest level."""
+    return int(_map(params, height, width, dtype) * (6 + library.convolution)) + 3 * 4 * 3 * height * width
 
 
-def encode_room(params: AutoencoderParams, batch: int, height: int, width: int, dtype: torch.dtype, kind: str) -> int:
-    """Bytes that encoding pictures works in."""
-    return (
-        int(_map(params, batch, height, width, dtype) * (5 + LIBRARIES[kind].convolution)) + 3 * 4 * 3 * height * width
-    )
+def encode_room(params: AutoencoderParams, height: int, width: int, dtype: torch.dtype, library: Library) -> int:
+    """Bytes that encoding a picture works in."""
+    return int(_map(params, height, width, dtype) * (5 + library.convolution)) + 3 * 4 * 3 * height * width
 
 
-def _map(params: AutoencoderParams, batch: int, height: int, width: int, dtype: torch.dtype) -> int:
+def _map(params: AutoencoderParams, height: int, width: int, dtype: torch.dtype) -> int:
     """Bytes of one feature map of the finest level."""
-    return batch * height * width * params.widths[0] * dtype.itemsize
+    return height * width * params.widths[0] * dtype.itemsize
 
 
 def step_flops(params: FluxParams, batch: int, image: int, text: int) -> float:

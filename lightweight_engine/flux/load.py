@@ -84,7 +84,7 @@ class Storage:
         if kept == "as it is":
             return source.nbytes
         if isinstance(kept, str):
-            return spec_for(kept, source.shape).nbytes
+            return spec_for(kept, source.shape).nbytes  # type: ignore[arg-type]
         elements = 1
         for size in source.shape:
             elements *= size

@@ -36,6 +36,7 @@ ARROWS = {
     "backend.fp8": "kernels kernels.dequantize packed",
     "backend.gguf": "block_types kernels kernels.dequantize packed",
     "backend.linear": "packed",
+    "backend.streaming": "devices",
     "backend.pages": "checkpoint streaming",
     "backend.memory_manager": "devices",
     "backend.quantize": "block_types fp8 gguf nf4 packed",
