@@ -1,0 +1,122 @@
+"""What networks are kept as and compute in: by device, by setting, for the demonstration model and for packed files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from factories import save_drawable
+
+from lightweight_engine import Config, GenerationRequest, LightweightEngine
+from lightweight_engine.backend.devices import Card
+from lightweight_engine.backend.memory_manager import GIB
+from lightweight_engine.config import STORAGE
+from lightweight_engine.core import precision
+from lightweight_engine.core.models import TINY, ModelLibrary, ModelSet
+from lightweight_engine.core.precision import Precision, choose_precision, memory_manager
+from lightweight_engine.flux.load import Storage
+
+GPU = Card("a card", "cuda", 24 * GIB, 24 * GIB)
+HOST = Card("CPU", "cpu", 64 * GIB, 64 * GIB)
+FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+FP8 = torch.float8_e4m3fn
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> ModelSet:
+    return ModelLibrary([save_drawable(tmp_path_factory.mktemp("plain"))]).choose()
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> ModelSet:
+    """A model whose files are fp8."""
+    return ModelLibrary([save_drawable(tmp_path_factory.mktemp("packed"), dtype=FP8)]).choose()
+
+
+def chosen(models: ModelSet, card: Card, notes: list[str] | None = None, **settings: Any) -> Precision:
+    return choose_precision(Config(**settings), models, card, [] if notes is None else notes)
+
+
+def test_the_defaults_of_a_gpu_and_of_a_host(plain: ModelSet) -> None:
+    gpu, host = chosen(plain, GPU), chosen(plain, HOST)
+    assert gpu.transformer == Storage("nf4", BF16) and host.transformer == Storage("auto", FP32)
+    assert gpu.autoencoder == Storage("auto", BF16) and host.autoencoder == Storage("auto", FP32)
+    assert gpu.t5 == gpu.clip == Storage("file", FP32), "weights as the file has them, cast at each use"
+    assert host.t5 == host.clip == Storage("auto", FP32), "small ones are cast once"
+
+
+@pytest.mark.parametrize("card", [GPU, HOST], ids=["gpu", "host"])
+@pytest.mark.parametrize(("setting", "dtype"), [("bf16", BF16), ("fp16", FP16), ("fp32", FP32)])
+def test_dtypes_that_are_set_hold_anywhere(plain: ModelSet, card: Card, setting: str, dtype: torch.dtype) -> None:
+    precision = chosen(plain, card, compute_dtype=setting, vae_dtype=setting)
+    assert precision.transformer.compute == precision.autoencoder.compute == dtype
+    assert precision.t5.compute == precision.clip.compute == FP32
+
+
+@pytest.mark.parametrize("card", [GPU, HOST], ids=["gpu", "host"])
+@pytest.mark.parametrize("storage", [name for name in STORAGE if name != "auto"])
+def test_a_storage_that_is_set_holds_anywhere(plain: ModelSet, card: Card, storage: str) -> None:
+    notes: list[str] = []
+    assert chosen(plain, card, notes, storage_dtype=storage).transformer.format == storage
+    assert chosen(plain, card, notes, text_storage_dtype=storage).t5.format == storage
+    assert notes == []
+
+
+def test_tiny_stays_as_it_is_unless_told() -> None:
+    tiny = ModelLibrary([TINY]).choose()
+    assert chosen(tiny, GPU).transformer.format == "auto"
+    assert chosen(tiny, GPU, storage_dtype="nf4").transformer.format == "nf4"
+
+
+def test_large_text_encoders_are_used_from_their_file(plain: ModelSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "LARGE", plain.parts["t5"].nbytes - 1)
+    host = chosen(plain, HOST)
+    assert (host.t5.format, host.clip.format) == ("file", "auto")
+
+
+def test_a_transformer_too_large_for_the_host_is_used_from_its_file(plain: ModelSet) -> None:
+    full = replace(HOST, free=1000)
+    assert chosen(plain, full).transformer == Storage("file", FP32)
+    assert chosen(plain, full, storage_dtype="nf4").transformer.format == "nf4"
+
+
+@pytest.mark.parametrize("card", [GPU, HOST], ids=["gpu", "host"])
+@pytest.mark.parametrize("storage", ["nf4", "gguf:Q8_0", "fp8_e5m2"])
+def test_a_setting_that_does_nothing_with_a_packed_file_is_said(packed: ModelSet, card: Card, storage: str) -> None:
+    notes: list[str] = []
+    chosen(packed, card, notes, storage_dtype=storage)
+    assert notes == [
+        "small.safetensors is stored as fp8_e4m3 already and is used as it is; "
+        f"storage_dtype = {storage} (argument) has no effect on it"
+    ]
+
+
+@pytest.mark.parametrize("settings", [{}, {"storage_dtype": "auto"}, {"storage_dtype": "fp8_e4m3"},
+                                      {"storage_dtype": "bf16"}])  # fmt: skip
+def test_nothing_is_said_where_nothing_was_asked_in_vain(packed: ModelSet, settings: dict[str, str]) -> None:
+    notes: list[str] = []
+    chosen(packed, GPU, notes, **settings)
+    assert notes == []
+
+
+def test_the_note_reaches_the_caller(tmp_path: Path) -> None:
+    config = Config(models_dir=save_drawable(tmp_path, dtype=FP8), device="cpu", offline=True, cache_dir=tmp_path,
+                    storage_dtype="nf4", tokenizer_dirs=(TINY,))  # fmt: skip
+    engine = LightweightEngine(config)
+    result = engine.run(GenerationRequest(prompt="a", width=64, height=64, steps=1))
+    assert [note for note in result.warnings if "has no effect on it" in note] == list(engine.notes) != []
+    engine.close()
+
+
+def test_rules_of_memory_are_those_of_the_settings() -> None:
+    manager = memory_manager(
+        Config(vram_state="LOW_VRAM", inference_reserve=0.5, allocator_fraction=0.5, vram_limit=1.5,
+               pinned_memory=False, async_swap=False),
+        GPU,
+    )  # fmt: skip
+    assert (manager.card, manager.state, manager.reserve, manager.fraction) == (GPU, "LOW_VRAM", 0.5, 0.5)
+    assert (manager.limit, manager.pinned, manager.overlap) == (int(1.5 * GIB), False, False)
+    assert memory_manager(Config(), GPU).limit is None
