@@ -2,8 +2,8 @@
 
     python tools/slim_goldens.py ../shared/golden
 
-Small cases of every core family and of the output families, with the models that they need, and all of the storage
-formats, in the layout of the whole folder. Three things keep it small: a case whose tensors are large is left out;
+Small cases of every core family and of the output families, with the models that they need, two layouts of a
+checkpoint, and all of the storage formats, in the layout of the whole folder. Three things keep it small: a case whose tensors are large is left out;
 models are xz-compressed (``goldens.model_path`` unpacks them); and rows of the token embeddings that no case uses are
 zero. The answers of the real tokenizers are recorded in ``tokens.json``, so that no tokenizer file is needed.
 """
@@ -49,6 +49,9 @@ KINDS = {
     "samplers": ("sampler", "batch", "cfg_scale", "eta", "opts", "weights", "subseed_strength"),
     "vae": ("op", "shape"),
 }
+
+# Layouts of a checkpoint that are kept: the small files that are told apart by more than names.
+CHECKPOINTS = ("bnb_nf4_v2", "gguf_q8_0")
 
 OUTPUT_FAMILIES = ("rng", "infotext", "infotext_parse", "quote", "filenames", "metadata")
 
@@ -120,6 +123,17 @@ def slim_pipelines(source: Path, target: Path, families: Iterable[str]) -> None:
                 np.savez_compressed(target / arrays.name, **dict(data))
 
 
+def slim_checkpoints(source: Path, target: Path) -> None:
+    target.mkdir(parents=True)
+    rows = json.loads((source / "manifest.json").read_text(encoding="utf-8"))
+    rows = [row for row in rows if row["name"] in CHECKPOINTS]
+    write_json(target / "manifest.json", rows)
+    for row in rows:
+        shutil.copyfile(source.parent / row["file"], target.parent / row["file"])
+        expected = json.loads((source.parent / row["expected"]).read_text(encoding="utf-8"))
+        write_json(target.parent / row["expected"], expected)
+
+
 def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
 
@@ -139,6 +153,7 @@ def main() -> None:
         write_json(made / "tokens.json", record)
         slim_models(arguments.golden / "models", made / "models", record)
         slim_pipelines(arguments.golden / "pipelines", made / "pipelines", OUTPUT_FAMILIES)
+        slim_checkpoints(arguments.golden / "ckpt", made / "ckpt")
         shutil.copytree(arguments.golden / "quant", made / "quant", copy_function=shutil.copyfile)
         shutil.rmtree(arguments.out, ignore_errors=True)
         made.rename(arguments.out)

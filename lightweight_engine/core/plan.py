@@ -207,14 +207,19 @@ def make_plan(networks: Mapping[Role, Network], shape: Shape, manager: MemoryMan
 
 
 def lowered(plan: Plan, networks: Mapping[Role, Network], name: StageName) -> Plan:
-    """The plan with less on the device in a stage: nothing else kept, and as little of its networks as can be."""
+    """The plan with less on the device in a stage: nothing else kept, and as little of its networks as can be.
+
+    Pictures are decoded in tiles, which moves their pixels a little, only where what was kept was not worth dropping.
+    """
     stages = []
     for stage in plan.stages:
         if stage.name == name:
             placed = {
                 role: _place(networks[role], 0, plan.card.kind, drop=True, stream_all=True) for role in stage.networks
             }
-            stage = replace(stage, networks=placed, kept={}, tiled=stage.tiled or name == "decode")
+            kept = sum(each.nbytes for each in stage.kept.values())
+            tiled = stage.tiled or (name == "decode" and kept < stage.room / 2)
+            stage = replace(stage, networks=placed, kept={}, tiled=tiled)
         stages.append(stage)
     return replace(plan, stages=tuple(stages))
 

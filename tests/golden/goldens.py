@@ -122,7 +122,7 @@ def quant_cases() -> list[Case]:
 
 
 def ckpt_cases() -> list[Case]:
-    """The files of ``ckpt/``; the slim copy has none."""
+    """The files of ``ckpt/``; the slim copy has some."""
     manifest = golden_dir() / "ckpt" / "manifest.json"
     rows = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else []
     return [Case("ckpt", row["name"], row, manifest.parent) for row in rows]
