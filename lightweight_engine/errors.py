@@ -10,7 +10,15 @@
     ├── AdapterError                a LoRA does not fit
     ├── MemoryBudgetError           the job does not fit (HTTP 507)
     ├── GenerationCancelled         the caller asked to stop
-    ├── DownloadError               a fetch failed, was refused, or did not match its hash
+    ├── DownloadError               a server did not give the file (HTTP 424)
+    │   ├── DownloadBrokenError     cut off on the way; what came can be resumed
+    │   ├── InvalidURLError         not a URL that can be fetched (HTTP 422)
+    │   ├── BlockedURLError         a guard: address, port or scheme that is not allowed (HTTP 403)
+    │   ├── UnsupportedURLError     a kind of file or archive that is not read (HTTP 415)
+    │   ├── DownloadTooLargeError   longer than is allowed (HTTP 413)
+    │   ├── DownloadTimeoutError    took too long, or trickled (HTTP 504)
+    │   ├── WrongContentError       a web page, no model, or not the pinned content (HTTP 422)
+    │   └── CacheStorageError       the disk or the cache has no room (HTTP 507)
     ├── OutputError                 a picture could not be written
     └── MissingDependencyError      an optional package is needed
 
@@ -96,10 +104,56 @@ class GenerationCancelled(EngineError):
 
 
 class DownloadError(EngineError):
-    """A fetch failed, was refused by a guard, or did not match its size or hash."""
+    """A server could not be reached or did not give the file. Messages name the host, never the rest of the URL."""
 
     exit_code = 6
-    http_status = 502
+    http_status = 424
+
+
+class DownloadBrokenError(DownloadError):
+    """The connection was lost while the file came; the next attempt goes on from there."""
+
+
+class InvalidURLError(DownloadError):
+    """Not a URL, or one written so that programs read it differently."""
+
+    http_status = 422
+
+
+class BlockedURLError(DownloadError):
+    """A guard refuses the address, port or scheme; the allow-list may lift that."""
+
+    http_status = 403
+
+
+class UnsupportedURLError(DownloadError):
+    """A URL of something that is not read: a pickle, another archive, a page."""
+
+    http_status = 415
+
+
+class DownloadTooLargeError(DownloadError):
+    """The file is longer than is allowed."""
+
+    http_status = 413
+
+
+class DownloadTimeoutError(DownloadError):
+    """The server was silent, too slow, or took longer in all than is allowed."""
+
+    http_status = 504
+
+
+class WrongContentError(DownloadError):
+    """What came is a web page, no model file, or not of the expected size or hash."""
+
+    http_status = 422
+
+
+class CacheStorageError(DownloadError):
+    """The disk is full, the cache may not hold as much, or it cannot be written to."""
+
+    http_status = 507
 
 
 class OutputError(EngineError):
