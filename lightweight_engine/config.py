@@ -8,12 +8,22 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from .errors import ConfigError, RequestError
 from .labels import resolve_sampler
@@ -41,11 +51,22 @@ STORAGE = (
 )
 """What weights can be kept as; other GGUF types are read, not written."""
 
+# Variables of other programs -> the host that their tokens are for. What is set here wins.
+TOKEN_VARIABLES = {
+    "HF_TOKEN": "huggingface.co",
+    "CIVITAI_API_TOKEN": "civitai.com",
+    "CIVITAI_TOKEN": "civitai.com",
+}
+
 # Singular where one is the usual number.
 _ALIASES = {"tokenizer_dir": "tokenizer_dirs"}
 
 # A variable that is this much like the name of a setting is a slip; others with our prefix may belong to anyone.
 _LIKE_ENOUGH = 0.8
+
+_HOST_PORT = re.compile(r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\]):(?P<port>[0-9]{1,5})")
+_HOST = re.compile(r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+_TOKEN = re.compile(r"[!-~]{1,4096}")  # what fits into a header
 
 
 def default_cache_dir() -> Path:
@@ -124,6 +145,22 @@ class EngineConfig(BaseModel):
     pinned_memory: bool = _setting(True, "memory", "Keep weights that wait on the host in pinned memory.")
     async_swap: bool = _setting(True, "memory", "Move weights while the GPU computes.")
 
+    allow_hosts: tuple[str, ...] = _setting(
+        (), "network", "host:port entries that may be of a private network, use another port, and do without https."
+    )
+    tokens: dict[str, SecretStr] = _setting(
+        dict, "network", "host=token entries, sent to that host alone; HF_TOKEN and CIVITAI_TOKEN are understood too."
+    )
+    download_max_gib: float = _setting(4.0, "network", "Longest LoRA file that is fetched, in GiB.", gt=0)
+    download_timeout: float = _setting(30.0, "network", "Seconds that one wait for a server may take.", gt=0)
+    download_seconds: float = _setting(1800.0, "network", "Seconds that one file may take in all.", gt=0)
+    download_min_speed: float = _setting(
+        10_000.0, "network", "Bytes a second that a server must send; slower ones are given up.", ge=0
+    )
+    download_cache_gib: float = _setting(
+        20.0, "network", "Most that fetched files may take together in cache_dir, in GiB; those used last stay.", gt=0
+    )
+
     max_side: int = _setting(4096, "limits", "Longest side of a picture, in pixels.", ge=16, le=16384)
     max_outputs: int = _setting(64, "limits", "Pictures in one request.", ge=1, le=1024)
     max_prompt_chars: int = _setting(20_000, "limits", "Characters in a prompt.", ge=1)
@@ -172,8 +209,11 @@ class EngineConfig(BaseModel):
         origins: dict[str, str] = {}
         given = {name: value for name, value in flags.items() if value is not None}
         _refuse_unknown(given, "")
-        layers = (_from_file(_find_file(file, environ)), _from_environment(environ), _from_flags(given))
+        own = (_from_file(_find_file(file, environ)), _from_environment(environ), _from_flags(given))
+        layers = (_from_other_programs(environ), *own)
         for name, value, origin in (row for layer in layers for row in layer):
+            if name == "tokens" and name in values:  # each layer may name other hosts
+                value, origin = _joined_tokens(values[name], value), f"{origins[name]}, {origin}"
             values[name], origins[name] = value, origin
         return cls(origins=origins, **values)
 
@@ -205,6 +245,25 @@ class EngineConfig(BaseModel):
     def _split_list(cls, value: Any) -> Any:
         """A list as one string is how an environment variable has it: parted as in PATH."""
         return tuple(part for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
+
+    @field_validator("allow_hosts", mode="before")
+    @classmethod
+    def _hosts(cls, value: Any) -> Any:
+        """host:port entries, or one string with commas between them, in lower case."""
+        items = [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+        if not isinstance(items, list | tuple):
+            raise ValueError("must be a list of host:port entries")
+        entries = tuple(str(item).lower() for item in items)
+        for entry in entries:
+            found = _HOST_PORT.fullmatch(entry)
+            if not found or not 1 <= int(found["port"]) <= 65535:
+                raise ValueError(f"{entry!r:.80} is no host:port entry; write it as localhost:8000")
+        return entries
+
+    @field_validator("tokens", mode="before")
+    @classmethod
+    def _tokens(cls, value: Any) -> Any:
+        return _as_tokens(value)
 
     @field_validator("models_dir", "output_dir", "cache_dir", mode="after")
     @classmethod
@@ -256,7 +315,8 @@ def _one_line(error: ValidationError, origins: Mapping[str, str]) -> str:
             name, _, message = message.partition(": ")
             parts.append(f"{name}{_came(name, origins)}: {message}")
             continue
-        parts.append(f"{name}{_came(name, origins)}: {message[:1].lower()}{message[1:]}, not {item['input']!r:.80}")
+        given = "" if name == "tokens" else f", not {item['input']!r:.80}"  # which must never be shown
+        parts.append(f"{name}{_came(name, origins)}: {message[:1].lower()}{message[1:]}{given}")
     return "; ".join(parts)
 
 
@@ -277,6 +337,38 @@ def _closest(name: str, cutoff: float) -> str | None:
 def _unknown(name: str, where: str, meant: str | None) -> ConfigError:
     hint = f"did you mean {meant!r}?" if meant else "`lightweight-engine config show` lists the names"
     return ConfigError(f"{where}{name!r} is not a setting; {hint}")
+
+
+def _as_tokens(value: Any) -> dict[str, SecretStr]:
+    """Tokens by host: a mapping, or one string of host=token with commas between. Messages name hosts only."""
+    pairs = _token_pairs(value) if isinstance(value, str) else value.items() if isinstance(value, Mapping) else None
+    if pairs is None:
+        raise ValueError("must be host=token entries")
+    tokens = {}
+    for host, token in pairs:
+        text = token.get_secret_value() if isinstance(token, SecretStr) else token
+        if not _HOST.fullmatch(str(host).lower()):
+            raise ValueError("an entry does not begin with a host; write host=token, as in civitai.com=…")
+        if not isinstance(text, str) or not _TOKEN.fullmatch(text):
+            raise ValueError(f"the token for {host} is empty, or holds spaces or other than plain letters")
+        tokens[str(host).lower()] = SecretStr(text)
+    return tokens
+
+
+def _token_pairs(text: str) -> Iterator[tuple[str, str]]:
+    for item in filter(None, (item.strip() for item in text.split(","))):
+        host, equals, token = item.partition("=")
+        if not equals:  # it may be a token alone, which must not be shown
+            raise ValueError("an entry has no '='; write host=token, as in civitai.com=…")
+        yield host.strip(), token.strip()
+
+
+def _joined_tokens(below: Any, above: Any) -> Any:
+    """The tokens of two layers; what cannot be read is left to be refused as it is."""
+    try:
+        return {**_as_tokens(below), **_as_tokens(above)}
+    except ValueError:
+        return above
 
 
 def _find_file(file: Path | None, environ: Mapping[str, str]) -> Path | None:
@@ -304,6 +396,14 @@ def _from_file(path: Path | None) -> Iterator[tuple[str, Any, str]]:
         elif name == "tokenizer_dirs" and isinstance(value, list):
             value = [path.parent / Path(str(item)).expanduser() for item in value]
         yield name, value, str(path)
+
+
+def _from_other_programs(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
+    """Tokens that lie in the environment for other programs; one that is of no use is theirs to complain of."""
+    for variable, host in TOKEN_VARIABLES.items():
+        token = environ.get(variable, "").strip()
+        if _TOKEN.fullmatch(token):
+            yield "tokens", {host: token}, variable
 
 
 def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:

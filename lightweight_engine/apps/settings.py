@@ -34,8 +34,8 @@ def show(origin: Origin = False, json: Json = False, debug: Debug = False, **set
 
 
 def _shown(name: str, value: Any) -> str:
-    """The value as a person writes it, with a mark where it has no effect yet."""
-    parts = map(str, value) if isinstance(value, tuple) else [] if value is None else [str(value)]
+    """The value as a person writes it, of secrets only what they are for; with a mark where it has no effect yet."""
+    parts = map(str, value) if isinstance(value, tuple | dict) else [] if value is None else [str(value)]
     text = ", ".join(parts) or "-"
     text = text.lower() if isinstance(value, bool) else text
     return f"{text} (later)" if comes_later(EngineConfig.model_fields[name]) else text

@@ -150,3 +150,34 @@ def test_forges_storage_names(given: str, kept: str) -> None:
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(Exception, match="frozen"):
         Config().steps = 3  # type: ignore[misc]
+
+
+class TestNetwork:
+    def test_tokens_come_from_every_layer(self, tmp_path: Path) -> None:
+        environ = {"HF_TOKEN": "hf-1", "CIVITAI_TOKEN": "c-1", "LWE_TOKENS": "civitai.com=c-2, files.example:8443=x"}
+        config = load(tmp_path, 'tokens = {"example.org" = "e-1"}', environ)
+        found = {host: token.get_secret_value() for host, token in config.tokens.items()}
+        assert found == {
+            "huggingface.co": "hf-1",
+            "civitai.com": "c-2",
+            "example.org": "e-1",
+            "files.example:8443": "x",
+        }
+        assert config.origin("tokens").startswith("HF_TOKEN, CIVITAI_TOKEN, ")
+        assert Config().tokens == {}
+
+    def test_tokens_are_never_shown(self, tmp_path: Path) -> None:
+        config = Config(tokens={"civitai.com": "canary"})
+        shown = (repr(config), str(config), config.model_dump_json(), str(list(config.rows())))
+        assert not any("canary" in text for text in shown)
+        for wrong in ("canary", "civitai.com=canary canary", "canary canary=x", 7, {"civitai.com": 7}, ["canary"]):
+            with pytest.raises(ConfigError, match="tokens") as caught:
+                Config(tokens=wrong)
+            assert "canary" not in str(caught.value)
+
+    def test_allowed_hosts_are_hosts_with_ports(self, tmp_path: Path) -> None:
+        config = load(tmp_path, environ={"LWE_ALLOW_HOSTS": "Localhost:80, [::1]:8000"})
+        assert config.allow_hosts == ("localhost:80", "[::1]:8000")
+        for wrong in ("localhost", "localhost:0", "localhost:99999", "http://localhost:80", "*:80", 5):
+            with pytest.raises(ConfigError, match="host:port"):
+                Config(allow_hosts=wrong)
