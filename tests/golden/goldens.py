@@ -128,6 +128,13 @@ def ckpt_cases() -> list[Case]:
     return [Case("ckpt", row["name"], row, manifest.parent) for row in rows]
 
 
+def lora_cases() -> list[Case]:
+    """The files of ``lora/`` at their strengths; the slim copy has none."""
+    manifest = golden_dir() / "lora" / "manifest.json"
+    rows = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else []
+    return [Case("lora", row["name"], row, manifest.parent) for row in rows]
+
+
 @cache
 def model_config(name: str) -> dict[str, Any]:
     """What ``models.json`` says of a golden model: the sizes that tensor shapes do not tell."""
