@@ -1,21 +1,180 @@
-"""Files that are fetched once, checked by size and hash, and kept in a cache of ours."""
+"""Files that are fetched once and kept: LoRAs in a cache by content, tokenizers by their pins.
+
+Loads no torch.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..backend.checkpoint import file_sha256
-from ..backend.net import get
-from ..errors import DownloadError, ModelNotFoundError
+from ..backend.checkpoint import file_sha256, open_checkpoint
+from ..backend.net import Access, Limits, get
+from ..backend.tar_member import find_member
+from ..errors import (
+    CacheStorageError,
+    DownloadError,
+    ModelError,
+    ModelNotFoundError,
+    RequestError,
+    WrongContentError,
+)
 from ..flux.tokenizers import Kind, find_tokenizer, is_tokenizer
+from .file_cache import FileCache, Held
+from .lora_sources import Source, lora_source
+from .transfer import Progress, Received, Wanted, transfer
+
+if TYPE_CHECKING:
+    from ..config import EngineConfig
 
 log = logging.getLogger(__name__)
+
+GIB = 1 << 30
+
+# --- LoRAs, through the cache -----------------------------------------------------------------------------------
+
+
+def _silent(received: int, size: int | None) -> None:
+    """Progress that nobody wants."""
+
+
+class Downloads:
+    """LoRA files by URL, each fetched once whoever asks, and kept in a cache."""
+
+    def __init__(
+        self, cache: FileCache, limits: Limits, access: Access | None = None, *, offline: bool = False
+    ) -> None:
+        self.cache = cache
+        self.limits = limits
+        self.access = access or Access()
+        self.offline = offline
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> Downloads:
+        """As configured."""
+        limits = Limits(
+            int(config.download_max_gib * GIB),
+            config.download_timeout,
+            config.download_seconds,
+            config.download_min_speed,
+        )
+        tokens = {host: token.get_secret_value() for host, token in config.tokens.items()}
+        return cls(cache_of(config), limits, Access(config.allow_hosts, tokens), offline=config.offline)
+
+    def lora(
+        self, url: str, *, sha256: str | None = None, size: int | None = None, progress: Progress = _silent
+    ) -> Held:
+        """The LoRA file of a URL, held in the cache until it is closed. A URL that was fetched is not asked again.
+
+        Args:
+            sha256: of the LoRA file, in hex; one that is in the cache already is not fetched.
+            size: of the LoRA file, in bytes.
+            progress: told of every piece, and while another fetches the same; what it raises ends the fetch.
+
+        Raises:
+            DownloadError: by kind of fault, see there; messages name the host and never the rest of the URL.
+            RequestError: ``sha256`` is none.
+        """
+        sha256 = _checked_sha256(sha256)
+        source = lora_source(url, self.access.allow)
+        key = self.cache.key(source.given)
+        found = self._find(source, key, sha256, size)
+        if found is not None:
+            return found
+        if self.offline:
+            raise DownloadError(f"{source.name} is not in the cache, and offline is on; switch it off to fetch it")
+        with self.cache.filling(key, self.limits.max_seconds, lambda: progress(0, None)):
+            return self._find(source, key, sha256, size) or self._fetch(source, key, sha256, size, progress)
+
+    def _find(self, source: Source, key: str, sha256: str | None, size: int | None) -> Held | None:
+        """The file in the cache, by its hash or its URL; one that is not what is asked for is none."""
+        held = self.cache.find_content(sha256, source.name) if sha256 else self.cache.find(key)
+        if held is not None and size not in (None, held.size):
+            held.close()
+            return None
+        return held
+
+    def _fetch(self, source: Source, key: str, sha256: str | None, size: int | None, progress: Progress) -> Held:
+        plain = source.member is None
+        wanted = Wanted(source.url, source.token, size if plain else None, sha256 if plain else None)
+        got = transfer(wanted, self.cache, key, self.limits, self.access, progress)
+        try:
+            lora = got if plain else self._extract(source, key, got)
+            _check_content(lora, sha256, size)
+        except DownloadError:
+            self.cache.drop(key)
+            raise
+        log.info("fetched %s from %s: %d bytes, sha256 %s", source.name, got.host, lora.size, lora.sha256)
+        return self.cache.adopt(key, lora.path, lora.sha256, source.name)
+
+    def _extract(self, source: Source, key: str, archive: Received) -> Received:
+        """Copy the one file of an archive out of it."""
+        target = self.cache.part(key, "member")
+        try:
+            span = find_member(archive.path, source.member or "", self.limits.max_bytes)
+        except ModelError as error:
+            raise WrongContentError(f"{archive.host}: {_named(error, archive.path, 'the archive')}") from None
+        length = span.end - span.start
+        state = self.cache.state(key)
+        self.cache.reserve(key, replace(state, reserved=archive.size + length))
+        digest, left = hashlib.sha256(), length
+        try:
+            with archive.path.open("rb") as file, target.open("wb") as copy:
+                file.seek(span.start)
+                while left and (piece := file.read(min(left, 1 << 20))):
+                    copy.write(piece)
+                    digest.update(piece)
+                    left -= len(piece)
+        except OSError as error:
+            raise CacheStorageError(
+                f"{source.name} cannot be written ({error.strerror}); free space for cache_dir"
+            ) from error
+        return Received(target, length, digest.hexdigest(), archive.host)
+
+
+def cache_of(config: EngineConfig) -> FileCache:
+    """The cache of fetched LoRA files."""
+    return FileCache(config.cache_dir / "downloads", int(config.download_cache_gib * GIB))
+
+
+def _checked_sha256(sha256: str | None) -> str | None:
+    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise RequestError("sha256 has to be 64 hexadecimal digits", field="sha256")
+    return sha256.lower() if sha256 else None
+
+
+def _check_content(got: Received, sha256: str | None, size: int | None) -> None:
+    """Refuse what is not the file that was asked for, or no safetensors file.
+
+    Raises:
+        WrongContentError: that is so.
+    """
+    if (sha256 is not None and got.sha256 != sha256) or (size is not None and got.size != size):
+        raise WrongContentError(
+            f"{got.host} sent another file: {got.size:,} bytes, sha256 {got.sha256}; expected "
+            f"{f'{size:,} bytes' if size is not None else ''}{', ' if size is not None and sha256 else ''}"
+            f"{f'sha256 {sha256}' if sha256 else ''}; correct what is expected, or use another address"
+        )
+    try:
+        open_checkpoint(got.path)
+    except ModelError as error:
+        fault = _named(error, got.path, "the file")
+        raise WrongContentError(f"what {got.host} sent is not a safetensors file that can be used: {fault}") from None
+
+
+def _named(error: ModelError, path: Path, name: str) -> str:
+    """The text of an error with a name that says more than that of the part."""
+    return str(error).replace(path.name, name)
+
+
+# --- files that are known by size and hash ------------------------------------------------------------------------
 
 
 def fetch(
@@ -44,7 +203,7 @@ def fetch(
             dir=destination.parent, prefix=f".{destination.name}.", suffix=".part", delete=False
         ) as file:
             part = Path(file.name)
-            with get(url, max_bytes=size, timeout=timeout, max_seconds=max_seconds, allow=allow) as response:
+            with get(url, Limits(size, timeout, max_seconds), Access(allow)) as response:
                 digest, received = hashlib.sha256(), 0
                 for piece in response.chunks():
                     file.write(piece)
@@ -52,8 +211,8 @@ def fetch(
                     received += len(piece)
                 source = response.url
             if received != size or digest.hexdigest() != sha256:
-                raise DownloadError(
-                    f"{source} is not the pinned file: {received} bytes, sha256 {digest.hexdigest()[:16]}…; "
+                raise WrongContentError(
+                    f"what {source} sent is not the pinned file: {received} bytes, sha256 {digest.hexdigest()[:16]}…; "
                     f"expected {size} bytes, sha256 {sha256[:16]}…"
                 )
             file.flush()
@@ -61,7 +220,9 @@ def fetch(
         part.chmod(0o644)
         os.replace(part, destination)
     except OSError as error:
-        raise DownloadError(f"{destination} cannot be written ({error}); free space or choose another cache") from error
+        raise CacheStorageError(
+            f"{destination} cannot be written ({error}); free space or choose another cache"
+        ) from error
     finally:
         if part is not None:
             part.unlink(missing_ok=True)

@@ -80,6 +80,10 @@ ARROWS = {
     # core
     "core.images": "image_text",
     "core.infotext_parse": "infotext",
+    "core.file_cache": "locked_files",
+    "core.lora_sources": "file_cache",
+    "core.transfer": "file_cache",
+    "core.download": "file_cache lora_sources transfer",
     "core.models": "folders",
     "core.plan": "",
     "core.precision": "models",

@@ -1,0 +1,83 @@
+"""What the URL of a LoRA means: which file is asked for, as whom, and which part of it is the LoRA. Loads no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+
+from ..backend.urls import Target, check_url
+from ..errors import InvalidURLError, UnsupportedURLError
+from .file_cache import SUFFIX
+
+# Last part of a URL at Replicate -> the file of that archive which is the LoRA.
+TAR_MEMBERS = {
+    "trained_model.tar": "output/flux_train_replicate/lora.safetensors",
+    "flux-lora.tar": "flux-lora/flux-lora.safetensors",
+}
+TAR_HOST = "replicate.delivery"
+CIVITAI_HOST = "civitai.com"
+_CIVITAI_PATH = re.compile(r"/api/download/models/(?P<id>\d+)")
+_TOKEN = re.compile(r"[!-~]{1,4096}")
+
+READ = (
+    "give one that ends in .safetensors, https://civitai.com/api/download/models/ID, or trained_model.tar or "
+    "flux-lora.tar of replicate.delivery"
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a LoRA comes from.
+
+    Attributes:
+        url: what is asked for; a token that was in it has been taken out.
+        given: the URL as it was given, which the cache knows it by.
+        name: what a person may be told it is.
+        member: the file of an archive that is the LoRA; None where it comes by itself.
+        token: that of the caller, in place of the configured one.
+    """
+
+    url: str = field(repr=False)
+    given: str = field(repr=False)
+    name: str
+    member: str | None = None
+    token: str | None = field(default=None, repr=False)
+
+
+def lora_source(url: str, allow: Collection[str] = ()) -> Source:
+    """What a URL means. A host on the allow-list may stand for any of the known ones.
+
+    Raises:
+        InvalidURLError, BlockedURLError: it may not be fetched at all.
+        UnsupportedURLError: nothing that is read as a LoRA.
+    """
+    target = check_url(url, allow)
+    path = unquote(urlsplit(url).path)
+    last = path.rpartition("/")[2]
+    if last in TAR_MEMBERS and _is_at(target, TAR_HOST):
+        return Source(url, url, last.removesuffix(".tar"), TAR_MEMBERS[last])
+    if (found := _CIVITAI_PATH.fullmatch(path)) and _is_at(target, CIVITAI_HOST):
+        return _civitai(url, found["id"])
+    if last.lower().endswith(SUFFIX):
+        return Source(url, url, re.sub(r"[^\w.-]+", "_", last[: -len(SUFFIX)])[:80] or "lora")
+    raise UnsupportedURLError(f"the URL at {target.host} is not one of a LoRA that is read; {READ}")
+
+
+def _is_at(target: Target, host: str) -> bool:
+    return target.host == host or target.host.endswith(f".{host}") or target.allowed
+
+
+def _civitai(url: str, number: str) -> Source:
+    """The token goes from the query, which servers log, into a header."""
+    parts = urlsplit(url)
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    token = next((value for name, value in query if name == "token"), None)
+    kind = dict(query).get("format", "SafeTensor")
+    if kind.lower() != "safetensor":
+        raise UnsupportedURLError(f"{CIVITAI_HOST} is asked for the format {kind!r:.40}; ask for format=SafeTensor")
+    if token is not None and not _TOKEN.fullmatch(token):
+        raise InvalidURLError(f"the token in the URL for {parts.hostname} is empty or damaged; copy it again")
+    kept = urlencode([(name, value) for name, value in query if name != "token"])
+    return Source(urlunsplit(parts._replace(query=kept, fragment="")), url, f"civitai-{number}", token=token)
