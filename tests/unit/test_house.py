@@ -43,6 +43,8 @@ ARROWS = {
     "backend.kernels": "kernels.launch",
     "backend.kernels.dequantize": "block_types kernels.launch kernels.four_bit kernels.float8 kernels.gguf",
     "backend.kernels.quantize": "kernels.launch kernels.four_bit",
+    "backend.net": "addresses urls",
+    "backend.tar_member": "checkpoint",
     "backend.satellites": "fp8 nf4 packed",
     "backend.safetensors_writer": "checkpoint",
     "backend.stored": "checkpoint packed nf4 fp8 gguf",
