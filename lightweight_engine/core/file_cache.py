@@ -207,8 +207,8 @@ class FileCache:
             mine = sum(item.size for item in items if item.key == key)
             disk = os.statvfs(self.folder)
             excess = max(others + state.reserved - self.limit, state.reserved - mine - disk.f_bavail * disk.f_frsize)
-            gone = self._evict([item for item in items if item.key != key], excess)
-            if gone < excess:
+            unused = [item for item in items if item.key != key and not item.in_use()]
+            if sum(item.size for item in unused) < excess or self._evict(unused, excess) < excess:
                 raise CacheStorageError(
                     f"no room for {state.reserved:,} bytes in {self.folder}: the rest is in use, or the disk is full; "
                     "free space, or raise download_cache_gib"

@@ -27,7 +27,7 @@ Progress = Callable[[int, int | None], None]
 """Called with the bytes that are here and those there will be (None: not told); what it raises ends the fetch."""
 
 ATTEMPTS = 5
-STEP = 64 << 20  # room that is kept free at a time where a size is not told
+STEP = 16 << 20  # room that is made at a time where a size is not told
 HEAD = 16
 
 SPOILT = (WrongContentError, DownloadTooLargeError, CacheStorageError)
@@ -128,11 +128,20 @@ class _Room:
         self.grow(response.start if response.size is None else response.size)
 
     def grow(self, size: int) -> None:
-        """Have room for ``size`` bytes."""
-        if size > self.state.reserved or not self.state.reserved:
-            reserved = size if self.state.size is not None else min(size + STEP, self.max_bytes)
-            self.state = replace(self.state, reserved=min(reserved, max(size, self.cache.limit)))
-            self.cache.reserve(self.key, self.state)
+        """Have room for ``size`` bytes; where their end is not known, for some more, if there is."""
+        if self.state.reserved and size <= self.state.reserved:
+            return
+        if self.state.size is None:
+            try:
+                self._reserve(min(size + STEP, self.max_bytes))
+                return
+            except CacheStorageError:
+                pass  # what comes may be shorter than that
+        self._reserve(size)
+
+    def _reserve(self, size: int) -> None:
+        self.state = replace(self.state, reserved=size)
+        self.cache.reserve(self.key, self.state)
 
 
 def _digest_of(file: BinaryIO, start: int) -> hashlib._Hash:
