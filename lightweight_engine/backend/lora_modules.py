@@ -74,7 +74,7 @@ class ModuleTensors:
         alpha = self.tensors["alpha"]
         if alpha.numel() != 1:
             raise ValueError(f"alpha {list(alpha.shape)} is not one number")
-        return float(alpha)
+        return float(alpha.float())
 
     def factor(self, rank: int) -> float:
         """What the product of factors of this rank is multiplied with."""
@@ -146,7 +146,7 @@ def weight_deltas(module: ModuleTensors) -> list[Delta]:
     deltas = [build(module) for build in builders]
     if "magnitude" not in module.tensors:
         return deltas
-    if len(deltas) != 1 or isinstance(deltas[0], Replacement):
+    if len(deltas) != 1 or isinstance(deltas[0], Full | Replacement):
         raise ValueError("dora_scale belongs to one set of factors")
     return [Dora(deltas[0], _magnitude(module, deltas[0]), module.options.exact_dora)]
 

@@ -30,7 +30,7 @@ _FAMILIES = _rules(
     (r"blocks.\d+.(cross_attn.|self_attn.|ffn.\d)", "a Wan LoRA (Wan 2.1 or 2.2)"),
     (r"double_stream_blocks|single_stream_blocks", "a HiDream LoRA"),
     (r"joint_transformer_blocks|double_layers.\d", "an AuraFlow LoRA"),
-    (r"qkv_proj.|mlp_fc[12].|mlp_context_fc[12].|add_qkv_proj.", "an SVDQuant/nunchaku LoRA (W4A4 kernels)"),
+    (r"transformer_blocks.\d+.(qkv_proj|mlp_fc[12]|mlp_context_fc[12])", "an SVDQuant/nunchaku LoRA (W4A4 kernels)"),
     (r"redux_(up|down).", "a Flux Redux adapter"),
     (r"controlnet|control_model.|input_hint_block.", "a ControlNet"),
     (r"ip_adapter|ip_layers.", "an IP-Adapter"),

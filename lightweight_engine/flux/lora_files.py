@@ -18,9 +18,10 @@ from ..backend.checkpoint import Checkpoint
 from ..backend.lora import Change, Delta, Swapped
 from ..backend.lora_modules import TUCKER, ModuleTensors, Options, bias_delta, weight_deltas
 from ..errors import AdapterError
+from ..labels import Compat
 from .layouts import Role
 from .lora_families import family_of
-from .lora_keys import Compat, LoraNames, Named, Place
+from .lora_keys import LoraNames, Named, Place
 from .lora_metadata import DeclaredScale, declared_scales
 from .params import Shapes
 
@@ -150,6 +151,7 @@ class _Reader:
             AdapterError: it holds no numbers, or some that are not finite.
         """
         tensor = self.checkpoint.tensor(key)
+        tensor = tensor.float() if tensor.numel() == 1 else tensor  # some trainers save alpha as a whole number
         if not tensor.is_floating_point():
             raise AdapterError(f"{self.file}: {key!r} is {tensor.dtype}; use a file with floating-point numbers")
         if not torch.isfinite(tensor if tensor.dtype.itemsize > 1 else tensor.float()).all():
@@ -182,6 +184,8 @@ def read_lora(
         reader.module(alias, place, keys)
     if unknown := [key for key, row in named.items() if row.place is None]:
         reader.ignore(unknown, "no such module in the model")
+    if unread := [key for key, row in named.items() if row.place is not None and row.kind is None]:
+        reader.ignore(unread, "no kind of tensor that is known")
     if reader.scales:
         reader.notes.append("where it has no alpha, the scale is that of its metadata")
     return _finished(reader, found=len({row.alias for row in named.values()}))
@@ -210,7 +214,7 @@ def _refuse_foreign(checkpoint: Checkpoint, named: Mapping[str, Named], shapes: 
     """
     file, first = checkpoint.path.name, ", ".join(list(checkpoint.tensors)[:3]) or "none"
     unknown = [key for key, row in named.items() if row.place is None]
-    places = [row.place for row in named.values() if row.place is not None]
+    places = [row.place for row in named.values() if row.place is not None and row.kind is not None]
     nothing_fits = all(place.role != "transformer" for place in places)
     family = family_of(unknown, _foreign_widths(checkpoint, named, shapes, nothing_fits), nothing_fits)
     if family:

@@ -13,13 +13,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from ..labels import Compat
 from .layouts import BARE_CLIP, DIFFUSERS_TRANSFORMER, Role, Row
 from .params import Shapes
 from .sources import Rows
-
-Compat = Literal["fixed", "forge"]
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ _SUFFIXES: tuple[tuple[str, str], ...] = (
 _KIND = re.compile(r"\.(?:" + "|".join(f"(?P<{kind}>{pattern})" for kind, pattern in _SUFFIXES) + r")$")
 
 # Parameters that control LoRAs of Black Forest Labs bring under their own name, to be put in place of the model's.
-_REPLACED = re.compile(r"_norm\.scale$")
+_REPLACED = re.compile(r"_norm\.scale$|\.norm_(?:added_)?[qk]\.weight$")
 
 
 @dataclass(frozen=True)
@@ -157,8 +156,14 @@ class LoraNames:
         if match:
             alias = key[: match.start()]
             return Named(alias, match.lastgroup, self.place(alias))
-        place = self.place(key) if _REPLACED.search(key) else None
-        return Named(key, "set_weight" if place else None, place)
+        if _REPLACED.search(key) and (place := self.place(key.removesuffix(".weight"))):
+            return Named(key, "set_weight", place)
+        return Named(key, None, self._place_above(key))
+
+    def _place_above(self, key: str) -> Place | None:
+        """The module that a tensor of an unknown kind hangs on."""
+        above = key.rpartition(".")[0]
+        return self.place(above) or self._place_above(above) if above else None
 
     def place(self, alias: str) -> Place | None:
         """The module that an alias stands for, or None where no model has it."""
@@ -183,8 +188,11 @@ class LoraNames:
 def _spelled(role: Role, shapes: Shapes) -> Iterator[tuple[str, Place]]:
     """Aliases and places of one network: our own names, and the spellings of other layouts."""
     for name in shapes:
-        if not name.endswith(".bias"):
-            yield name.removesuffix(".weight").replace(".", "_"), Place(role, name)
+        for leaf in (".weight", ".scale"):
+            if name.endswith(leaf):
+                yield name.removesuffix(leaf).replace(".", "_"), Place(role, name)
+        if not name.endswith((".weight", ".bias")):
+            yield name.replace(".", "_"), Place(role, name)
     for spelling in _SPELLINGS[role]:
         leaf = "weight" if spelling.ours.endswith(".") else ""
         pattern = re.compile(re.escape(spelling.ours + leaf).replace(r"\{n\}", r"(\d+)"))
