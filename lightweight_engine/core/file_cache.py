@@ -232,6 +232,7 @@ class FileCache:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             if not content.exists() or content.stat().st_size != size:
+                path.chmod(0o600)
                 os.replace(path, content)
             write_whole(self._name(key), json.dumps({"sha256": sha256, "size": size, "name": name}).encode())
             self.drop(key)

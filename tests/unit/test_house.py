@@ -110,6 +110,7 @@ ARROWS = {
     "apps.info": "console options",
     "apps.models": "console options",
     "apps.settings": "console options",
+    "apps.cache": "console options",
     "apps.doctor": "console options",
 }
 
