@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .lora import Delta, Dora, Full, Generalised, Hadamard, Kronecker, LowRank, Orthogonal, Replacement
+from .lora import Delta
+from .lora_algorithms import Dora, Full, Generalised, Hadamard, Kronecker, LowRank, Orthogonal, Replacement
 
 # Kind -> its name in messages, where files have another.
 NAMES = {"down": "lora_down (lora_A)", "up": "lora_up (lora_B)", "magnitude": "dora_scale"}

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..backend.checkpoint import Checkpoint
-from ..backend.lora import Change, Delta, Swapped
+from ..backend.lora import Change, Delta
+from ..backend.lora_algorithms import Swapped
 from ..backend.lora_modules import TUCKER, ModuleTensors, Options, bias_delta, weight_deltas
 from ..errors import AdapterError
 from ..labels import Compat

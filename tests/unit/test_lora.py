@@ -7,11 +7,9 @@ import torch
 from lora_models import numbers
 from torch import Tensor
 
-from lightweight_engine.backend.lora import (
+from lightweight_engine.backend.lora import Branch, Change, Delta, joined, merged, side_branch, widened
+from lightweight_engine.backend.lora_algorithms import (
     MAX_RANK,
-    Branch,
-    Change,
-    Delta,
     Dora,
     Full,
     Generalised,
@@ -21,9 +19,6 @@ from lightweight_engine.backend.lora import (
     Orthogonal,
     Replacement,
     Swapped,
-    joined,
-    merged,
-    widened,
 )
 from lightweight_engine.backend.lora_modules import ModuleTensors, Options, bias_delta, weight_deltas
 
@@ -267,16 +262,23 @@ def test_branches_are_joined_along_the_rank() -> None:
         (Change(low_rank(rows=4, seed=3), part), -1.0),
         (Change(LowRank(numbers(2, IN - 2), numbers(OUT, 2))), 1.0),
     ]
-    # The reference measures W as it is when a DoRA's turn comes, so branches are made against what is merged before.
-    branches, done = [], W
-    for change, strength in changes:
-        branch = change.delta.branch(change.part(done), strength)
-        assert branch is not None
-        branches.append((change.rows, branch))
-        done = merged(done, [(change, strength)])
-    whole, x = joined(branches, (OUT, IN)), numbers(5, IN)
-    assert whole.rank == 3 + 3 + 3 + 2 == sum(branch.rank for _, branch in branches)
+    whole, x = side_branch(changes, (OUT, IN), lambda: W), numbers(5, IN)
+    assert whole is not None and whole.rank == 3 + 3 + 3 + 2
     torch.testing.assert_close(whole(x, x @ W.T), x @ merged(W, changes).T, rtol=1e-4, atol=1e-5)
+
+
+def test_the_weight_is_made_numbers_only_where_a_change_depends_on_it() -> None:
+    def never() -> Tensor:
+        raise AssertionError("the weight was asked for")
+
+    assert side_branch([(Change(low_rank()), 1.0), (Change(low_rank(seed=4)), 0.5)], (OUT, IN), never) is not None
+    with pytest.raises(AssertionError, match="asked for"):
+        side_branch([(Change(deltas()["glora"]), 1.0)], (OUT, IN), never)
+
+
+def test_no_branch_for_several_of_which_one_has_full_rank() -> None:
+    assert side_branch([(Change(low_rank()), 1.0), (Change(Full(W)), 1.0)], (OUT, IN), lambda: W) is None
+    assert side_branch([], (OUT, IN), lambda: W) is None
 
 
 def test_joined_without_dora_keeps_the_output() -> None:

@@ -12,7 +12,8 @@ from lora_models import deep_shapes, lora_file, numbers, pair, small_shapes
 from test_lora_keys import kohya_modules, peft_modules
 from torch import Tensor
 
-from lightweight_engine.backend.lora import Dora, LowRank, Orthogonal, Swapped, merged
+from lightweight_engine.backend.lora import merged
+from lightweight_engine.backend.lora_algorithms import Dora, LowRank, Orthogonal, Swapped
 from lightweight_engine.errors import AdapterError
 from lightweight_engine.flux.lora_files import LoraFile, read_lora
 from lightweight_engine.flux.lora_keys import LoraNames

@@ -12,7 +12,7 @@ from goldens import Case
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lightweight_engine.backend.lora import joined, merged, widened
+from lightweight_engine.backend.lora import Change, merged, side_branch, widened
 from lightweight_engine.backend.model_files import open_model
 from lightweight_engine.errors import AdapterError
 from lightweight_engine.flux.keymaps import Part, Role, find_parts
@@ -85,7 +85,7 @@ def _check_changes(case: Case, lora: LoraFile, parts: dict[Role, Part], expected
             _close(f"{name}|full", result.double(), expected)
         else:
             _compare(name, result.double() - wide.double(), expected)
-            _check_branches(name, wide, result, changes)
+            _check_branch(name, wide, result, changes)
 
 
 def _compare(name: str, delta: Tensor, expected: dict[str, Tensor]) -> None:
@@ -100,12 +100,11 @@ def _close(key: str, found: Tensor, expected: dict[str, Tensor]) -> None:
     assert (found - wanted).abs().max() <= TOLERANCE * wanted.abs().max(), key
 
 
-def _check_branches(name: str, base: Tensor, result: Tensor, changes: list) -> None:
+def _check_branch(name: str, base: Tensor, result: Tensor, changes: list[tuple[Change, float]]) -> None:
     """Where every change has a side branch, all of them joined do what the merged matrix does."""
-    branches = [(change.rows, change.delta.branch(change.part(base), strength)) for change, strength in changes]
-    if any(branch is None for _, branch in branches):
+    branch = side_branch(changes, (base.shape[0], base.shape[1]), lambda: base)
+    if branch is None:
         return
     x = torch.sin(torch.arange(3 * base.shape[1], dtype=torch.float32)).view(3, -1)
-    found = joined(branches, (base.shape[0], base.shape[1]))(x, x @ base.T)
     wanted = x @ result.T
-    assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max(), name
+    assert (branch(x, x @ base.T) - wanted).abs().max() <= 1e-5 * wanted.abs().max(), name
