@@ -120,13 +120,19 @@ class Checkpoint:
         blocks = info.dtype.startswith("gguf:")
         size, torch_name = (1, "uint8") if blocks else DTYPES[info.dtype]
         shape = (*info.shape[:-1], -1) if blocks else info.shape
-        raw = torch.empty(0, dtype=torch.uint8).set_(
-            self._storage(self.file_of(name)), info.start, (info.nbytes,), (1,)
-        )
+        raw = self.raw(name)
         if info.start % size:
             raw = raw.clone()  # a view must start at a multiple of its element size
         numbers = raw.view(getattr(torch, torch_name))
         return numbers.view(shape) if info.strides is None else numbers.as_strided(shape, info.strides).contiguous()
+
+    def raw(self, name: str) -> Tensor:
+        """The bytes of the tensor ``name`` as they lie in the mapped file, a view."""
+        import torch
+
+        info = self.tensors[name]
+        storage = self._storage(self.file_of(name))
+        return torch.empty(0, dtype=torch.uint8).set_(storage, info.start, (info.nbytes,), (1,))
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether a tensor is a view of the mapped files, whose pages can be read again at any time."""

@@ -7,7 +7,9 @@ import ctypes.util
 import gc
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -174,7 +176,26 @@ def release_cached(device: torch.device) -> None:
 
 def trim_heap() -> None:
     """Give back what the C library keeps of memory that was freed, where it can do that (glibc)."""
-    libc = ctypes.util.find_library("c")
-    trim = getattr(ctypes.CDLL(libc), "malloc_trim", None) if libc else None
+    trim = getattr(_libc(), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+M_ARENA_MAX = -8  # of glibc's mallopt
+
+
+def share_heap() -> None:
+    """Let all threads allocate from one heap, before they have heaps of their own (glibc).
+
+    ``trim_heap`` does not reach the ends of threads' heaps: each that converts weights would keep up to 64 MiB.
+    """
+    mallopt = getattr(_libc(), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_ARENA_MAX, 1)
+
+
+@cache
+def _libc() -> Any:
+    """The C library; None where none is found by its name."""
+    name = ctypes.util.find_library("c")
+    return ctypes.CDLL(name) if name else None

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backend.devices import release_cached, trim_heap
+from ..backend.devices import release_cached, share_heap, trim_heap
 from ..backend.memory_manager import PRESETS, MemoryManager, Residency
 from ..backend.packed import Packed
-from ..backend.pages import PageStream
+from ..backend.pages import PageStream, release_pages
 from ..backend.streaming import Place, Ring, Unit, to_device
 from ..flux.footprint import inventory
 from ..flux.keymaps import Part, Role
@@ -75,6 +75,8 @@ class Networks:
         self._loaded: OrderedDict[Role, _Loaded] = OrderedDict()
         self._placements: dict[Role, Residency] = {}
         self._preview: Preview | None = None
+        if device.type == "cpu":
+            share_heap()
 
     @cached_property
     def known(self) -> dict[Role, Network]:
@@ -112,7 +114,7 @@ class Networks:
     def enter(self, name: StageName, plan: Plan) -> None:
         """A stage begins: release what the plan does not keep through it, and place what it keeps as it says."""
         stage = plan.stage(name)
-        self.release(*[role for role in self._loaded if role not in stage.networks and role not in stage.kept])
+        self.release_all({*stage.networks, *stage.kept})
         for role in self._loaded:
             self.replace(role)
         if self.device.type == "cpu":
@@ -132,11 +134,13 @@ class Networks:
 
     def release(self, *roles: Role) -> None:
         """Drop the networks of these roles and give their memory back."""
-        gone = [self._loaded.pop(role) for role in roles if role in self._loaded]
-        for loaded in gone:
+        gone: dict[Role, _Loaded] = {role: self._loaded.pop(role) for role in roles if role in self._loaded}
+        for role, loaded in gone.items():
             _close(loaded)
+            for tensor in (*loaded.module.parameters(), *loaded.module.buffers()):
+                release_pages(self.models.parts[role].checkpoint, tensor)  # the file stays mapped for the next load
         if gone:
-            del gone, loaded  # type: ignore[possibly-undefined]
+            del gone, loaded, tensor  # type: ignore[possibly-undefined]
             release_cached(self.device)
 
     def rest(self) -> None:
@@ -146,7 +150,8 @@ class Networks:
 
     def release_all(self, keep: Collection[Role] = ()) -> None:
         """Drop every network but those to keep."""
-        self.release(*[role for role in self._loaded if role not in keep])
+        gone: list[Role] = [role for role in self._loaded if role not in keep]
+        self.release(*gone)
 
     def load(self, role: Role) -> Any:
         """The network of a role, ready to run: on the device whole, or unit by unit as it runs, as the plan says."""

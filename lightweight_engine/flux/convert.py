@@ -14,13 +14,12 @@ from torch import Tensor
 
 from ..backend.checkpoint import DTYPES
 from ..backend.packed import Packed
-from ..backend.pages import release_pages
 from ..backend.quantize import spec_for
 from ..backend.safetensors_writer import header_of, write_safetensors
 from ..backend.satellites import WRITABLE, tensors_of
 from ..errors import ConfigError, UnsupportedCheckpointError
 from .keymaps import Part, Source
-from .load import PLAIN, empty_network, linear_weights, read_as, several
+from .load import PLAIN, empty_network, give_back, linear_weights, read_as, several
 
 FORMATS = (*PLAIN, *WRITABLE)
 
@@ -125,8 +124,7 @@ def _like(source: Source, kept: torch.dtype | str) -> Tensor | Packed:
 def _tensors(part: Part, kept: Mapping[str, torch.dtype | str], device: torch.device) -> Iterator[tuple[str, Tensor]]:
     for name, value in several(lambda name: read_as(part, name, kept[name], device), list(kept)):
         yield from tensors_of(name, value, _dtype_before(part.sources[name])).items()
-        for tensor in value.parts.values() if isinstance(value, Packed) else (value,):
-            release_pages(part.checkpoint, tensor)
+        give_back(part.sources[name])
 
 
 def _dtype_before(source: Source) -> str:

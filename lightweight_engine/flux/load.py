@@ -173,8 +173,11 @@ def load_part(part: Part, storage: Storage, *, device: torch.device, home: Home 
     home = home or (lambda _, value: value.to(device))
 
     def make(name: str) -> Tensor | Packed:
-        kept = storage.kept_as(part.sources[name], name in linears)
-        return home(name, read_as(part, name, kept, device))
+        source = part.sources[name]
+        value = home(name, read_as(part, name, storage.kept_as(source, name in linears), device))
+        if not any(map(part.checkpoint.holds, value.parts.values() if isinstance(value, Packed) else (value,))):
+            give_back(source)
+        return value
 
     for name, value in several(make, list(module.state_dict())):
         store(module, name, value)
@@ -201,9 +204,15 @@ def read_as(part: Part, name: str, kept: torch.dtype | str, device: torch.device
             made = value.to(device=device, dtype=kept)
     except ValueError as error:
         raise CorruptCheckpointError(f"{part.checkpoint.path.name}: {name}: {error}; download it again") from None
-    for tensor in value.parts.values() if isinstance(value, Packed) else (value,):
-        release_pages(part.checkpoint, tensor)
+    give_back(part.sources[name])
     return made
+
+
+def give_back(source: Source) -> None:
+    """Give back the pages of the file that a parameter was read from; they are read again when they are used."""
+    for stored, _ in source.pieces:
+        for key in stored.keys:
+            release_pages(stored.checkpoint, stored.checkpoint.raw(key))
 
 
 def several(make: Callable[[str], Any], names: list[str]) -> Iterator[tuple[str, Any]]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 
 from ..backend.packed import Packed
-from ..backend.pages import release_pages
 from ..errors import CorruptCheckpointError
 from .keymaps import Part
-from .load import empty_network, several
+from .load import empty_network, give_back, several
 
 
 def verify_part(part: Part) -> int:
@@ -36,6 +35,5 @@ def _is_finite(part: Part, name: str) -> bool:
     if numbers.is_floating_point() and numbers.itemsize == 1:  # 8-bit floats have no comparisons of their own
         numbers = numbers.float()
     finite = not numbers.numel() or all(bool(torch.isfinite(end)) for end in torch.aminmax(numbers))
-    for tensor in value.parts.values() if isinstance(value, Packed) else (value,):
-        release_pages(part.checkpoint, tensor)
+    give_back(part.sources[name])
     return finite

@@ -42,9 +42,8 @@ def check_numbers(part: Part, expected: State) -> None:
         assert torch.equal(read, tensor), name
 
 
-def diffusers_flux(state: State) -> State:
+def diffusers_flux(state: State, hidden: int = FLUX.hidden_size) -> State:
     """Ours in the names of diffusers, written down independently of the tables."""
-    hidden = FLUX.hidden_size
     out: State = {}
     stems = {
         "img_in": "x_embedder",
