@@ -15,16 +15,18 @@ Rule = tuple[re.Pattern[str], str]
 
 
 def _rules(*rows: tuple[str, str]) -> tuple[Rule, ...]:
-    """A dot in a pattern stands for a dot or an underscore; it is looked for at the beginning and after either."""
+    r"""A dot stands for a dot or an underscore, \x2e for a dot alone; matches begin a name or follow either."""
     return tuple((re.compile(r"(?:^|[._])(?:" + pattern.replace(".", "[._]") + ")"), what) for pattern, what in rows)
 
 
 # The first that fits holds: what is a beginning of another name stands behind it.
 _FAMILIES = _rules(
-    (r"double_stream_modulation|single_stream_modulation|attn.to_qkv_mlp_proj", "a Flux.2 LoRA"),
+    (r"(double|single)_stream_modulation|attn.to_qkv_mlp_proj|ff(_context)?.linear_(in|out).", "a Flux.2 LoRA"),
     (r"nerf_blocks.", "a Chroma Radiance LoRA"),
     (r"distilled_guidance_layer", "a Chroma LoRA"),
-    (r"(individual_)?token_refiner|(img|txt)_mlp.fc[12]|single_(transformer_)?blocks.(38|39).", "a HunyuanVideo LoRA"),
+    (r"(individual_)?token_refiner|(img|txt)_mlp.fc[12]", "a HunyuanVideo LoRA"),
+    (r"double_blocks\x2e\d+\x2e(img|txt)_attn_(qkv|proj)", "a HunyuanVideo LoRA"),  # Flux.1 has a dot: img_attn.qkv
+    (r"double_blocks.19.|single_(transformer_)?blocks.(38|39).", "a HunyuanVideo LoRA"),  # Flux.1 has 19 and 38
     (r"joint_blocks.\d", "an SD3 LoRA"),
     (r"(img|txt)_mlp.net.\d|(img|txt)_mod.1", "a Qwen-Image LoRA"),
     (r"blocks.\d+.(cross_attn.|self_attn.|ffn.\d)", "a Wan LoRA (Wan 2.1 or 2.2)"),

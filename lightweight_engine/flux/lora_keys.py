@@ -2,7 +2,8 @@
 
 A tensor is called ``<alias>.<suffix>``. The suffix says what it is (``lora_A.weight`` is the factor ``down``), the
 alias names a module in one of several spellings; a single table, built from the names and shapes of the models at hand,
-has them all. Dots and underscores count as the same, which is why kohya's spelling needs no rows of its own.
+has them all: each with its dots, and with underscores in their place, as kohya writes them. A mixture of both stands
+for nothing, as other models have names that differ in no more (``img_attn_qkv`` of HunyuanVideo).
 
 Source: the key names of files by kohya sd-scripts, diffusers and peft, ai-toolkit, OneTrainer, LyCORIS, SimpleTuner,
 XLabs, fal, ComfyUI and Black Forest Labs. Loads no torch.
@@ -140,7 +141,7 @@ _REPLACED = re.compile(r"_norm\.scale$|\.norm_(?:added_)?[qk]\.weight$")
 
 @dataclass(frozen=True)
 class LoraNames:
-    """Every spelling of every module of the models at hand: network -> alias with underscores for dots -> place."""
+    """Every spelling of every module of the models at hand: network -> alias without prefixes -> place."""
 
     tables: Mapping[Role, Mapping[str, Place]]
     compat: Compat = "fixed"
@@ -148,7 +149,11 @@ class LoraNames:
     @classmethod
     def of(cls, shapes: Mapping[Role, Shapes], compat: Compat = "fixed") -> LoraNames:
         """The names for networks of these shapes; ``forge`` knows none that the reference does not know."""
-        return cls({role: dict(_spelled(role, shapes[role])) for role in _SPELLINGS if role in shapes}, compat)
+        tables: dict[Role, dict[str, Place]] = {}
+        for role in _SPELLINGS:
+            for alias, place in _spelled(role, shapes.get(role, {})):
+                tables.setdefault(role, {}).update({alias: place, alias.replace(".", "_"): place})
+        return cls(tables, compat)
 
     def read(self, key: str) -> Named:
         """What the tensor ``key`` of a LoRA file is."""
@@ -168,10 +173,9 @@ class LoraNames:
     def place(self, alias: str) -> Place | None:
         """The module that an alias stands for, or None where no model has it."""
         rest, role = self._stripped(alias)
-        flat = rest.replace(".", "_")
         for table in (self.tables.get(role, {}),) if role else self.tables.values():
             for ending in _ENDINGS:
-                if flat.endswith(ending) and (found := table.get(flat.removesuffix(ending))):
+                if rest.endswith(ending) and (found := table.get(rest.removesuffix(ending))):
                     return found
         return None
 
@@ -190,9 +194,9 @@ def _spelled(role: Role, shapes: Shapes) -> Iterator[tuple[str, Place]]:
     for name in shapes:
         for leaf in (".weight", ".scale"):
             if name.endswith(leaf):
-                yield name.removesuffix(leaf).replace(".", "_"), Place(role, name)
+                yield name.removesuffix(leaf), Place(role, name)
         if not name.endswith((".weight", ".bias")):
-            yield name.replace(".", "_"), Place(role, name)
+            yield name, Place(role, name)
     for spelling in _SPELLINGS[role]:
         leaf = "weight" if spelling.ours.endswith(".") else ""
         pattern = re.compile(re.escape(spelling.ours + leaf).replace(r"\{n\}", r"(\d+)"))
@@ -201,7 +205,7 @@ def _spelled(role: Role, shapes: Shapes) -> Iterator[tuple[str, Place]]:
             if match := pattern.fullmatch(name):
                 alias = theirs.replace("{n}", "{}").format(*match.groups())
                 place = Place(role, name, _rows(spelling, shapes[name]), spelling.swapped)
-                yield alias.replace(".", "_"), place
+                yield alias, place
 
 
 def _rows(spelling: _Alias, shape: tuple[int, ...]) -> Rows:
