@@ -3,9 +3,10 @@
     python tools/slim_goldens.py ../shared/golden
 
 Small cases of every core family and of the output families, with the models that they need, two layouts of a
-checkpoint, and all of the storage formats, in the layout of the whole folder. Three things keep it small: a case whose tensors are large is left out;
-models are xz-compressed (``goldens.model_path`` unpacks them); and rows of the token embeddings that no case uses are
-zero. The answers of the real tokenizers are recorded in ``tokens.json``, so that no tokenizer file is needed.
+checkpoint, and all of the storage formats, in the layout of the whole folder. Three things keep it small: a case whose
+tensors are large is left out; models are xz-compressed (``goldens.model_path`` unpacks them); and rows of the token
+embeddings that no case uses are zero. The answers of the real tokenizers are recorded in ``tokens.json``, so that no
+tokenizer file is needed.
 """
 
 from __future__ import annotations

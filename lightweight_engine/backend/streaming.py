@@ -106,13 +106,18 @@ class HostArena:
     def close(self) -> None:
         """Unlock the pages; the tensors in them stay."""
         if self.pinned:
-            torch.cuda.cudart().cudaHostUnregister(self.buffer.data_ptr())
+            _runtime().cudaHostUnregister(self.buffer.data_ptr())
             self.pinned = False
 
     def _lock(self) -> bool:
         if self.buffer.nbytes > PINNED_SHARE * available_memory(self.buffer.device):
             return False
-        return int(torch.cuda.cudart().cudaHostRegister(self.buffer.data_ptr(), self.buffer.nbytes, 0)) == 0
+        return int(_runtime().cudaHostRegister(self.buffer.data_ptr(), self.buffer.nbytes, 0)) == 0
+
+
+def _runtime() -> Any:
+    """CUDA's own functions, which a torch with CUDA has."""
+    return torch.cuda.cudart()
 
 
 @dataclass(eq=False)

@@ -87,6 +87,8 @@ class LightweightEngine:
             if self.config.threads:
                 torch.set_num_threads(self.config.threads)
             self._notes = []
+            if device.type == "cuda":
+                torch.cuda.set_per_process_memory_fraction(self.config.allocator_fraction, device)
             networks = self._assemble(device, card_of(device), self._notes, load=True)
             within_memory(device, lambda: networks.load_all(self._usual_plan(networks)))
             self._networks = networks

@@ -294,10 +294,12 @@ def test_lowered_keeps_nothing_else_and_as_little_as_can_be(name: str) -> None:
             assert after == before
             continue
         assert after.kept == {} and after.weights <= before.weights and after.peak < before.peak
-        assert after.tiled == (name == "decode")
+        assert not after.tiled  # what was kept is more than half of what decoding works in
         for role, placed in after.networks.items():
             assert len(placed.streamed) == len(small()[role].inventory.blocks)
-    assert lowered(less, small(), name) == less  # type: ignore[arg-type]
+    again = lowered(less, small(), name)  # type: ignore[arg-type]
+    assert again.stage(name).tiled == (name == "decode")  # type: ignore[arg-type]
+    assert lowered(again, small(), name) == again  # type: ignore[arg-type]
     assert (less.card, less.budget, less.state, less.storages) == (plan.card, plan.budget, plan.state, plan.storages)
 
 

@@ -1,0 +1,153 @@
+"""VRAM states on the CPU: they decide what stays in memory and what passes through, and change no number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from factories import save_drawable
+
+from lightweight_engine import Config, GenerationRequest, LightweightEngine
+from lightweight_engine.backend.memory_manager import GIB, PRESETS
+from lightweight_engine.backend.pages import PageStream
+from lightweight_engine.core.describe import pixels_sha256
+from lightweight_engine.core.models import ROLES, TINY
+from lightweight_engine.errors import MemoryBudgetError
+
+pytestmark = pytest.mark.usefixtures("small_jobs")
+
+BLOCKS = 2 + 3
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_drawable(tmp_path_factory.mktemp("models"), depth=2, depth_single_blocks=3)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose transformer takes the most."""
+    sizes = {"hidden_size": 256, "mlp_hidden": 1024, "num_heads": 2, "axes_dim": (16, 56, 56)}
+    return save_drawable(tmp_path_factory.mktemp("wide"), depth=2, depth_single_blocks=3, **sizes)
+
+
+@pytest.fixture
+def engines(models: Path) -> Iterator[Any]:
+    """Makes engines, which are closed in the end."""
+    made: list[LightweightEngine] = []
+
+    def make(**settings: Any) -> LightweightEngine:
+        places = {"models_dir": models, "cache_dir": models / "cache", "tokenizer_dirs": (TINY,)}
+        made.append(LightweightEngine(Config(**{**places, "device": "cpu", "offline": True, **settings})))
+        made[-1].setup()
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.close()
+
+
+def request(**fields: Any) -> GenerationRequest:
+    return GenerationRequest(**{"prompt": "a woman", "width": 64, "height": 64, "steps": 2, "seed": 7, **fields})
+
+
+def picture(engine: LightweightEngine, **fields: Any) -> str:
+    engine._embeddings.clear()
+    return pixels_sha256(engine.run(request(**fields)).images[0])
+
+
+def loaded(engine: LightweightEngine) -> set[str]:
+    return set(engine.networks._loaded)
+
+
+@pytest.mark.parametrize("state", PRESETS)
+def test_what_is_loaded_after_a_job(engines: Any, state: str) -> None:
+    engine = engines(vram_state=state)
+    kept = set(ROLES) if PRESETS[state].keep else set()
+    assert loaded(engine) == kept, "what is kept through all stages is loaded at the start"
+    picture(engine)
+    assert loaded(engine) == kept
+    assert engine.networks.held == sum(engine.networks.known[role].inventory.nbytes for role in kept)
+
+
+@pytest.mark.parametrize("state", ["LOW_VRAM", "NO_VRAM"])
+def test_low_states_have_one_stage_loaded_at_a_time(engines: Any, state: str) -> None:
+    engine, seen = engines(vram_state=state), {}
+
+    def note(progress: Any) -> None:
+        seen.setdefault(progress.stage, set()).update(loaded(engine))
+
+    engine.run(request(steps=3), on_progress=note)
+    assert seen["sample"] <= {"clip", "t5", "transformer"} and "autoencoder" not in seen["sample"]
+    assert seen["decode"] <= {"transformer", "autoencoder"}
+
+
+@pytest.mark.parametrize("storage", [{}, {"storage_dtype": "nf4"}, {"storage_dtype": "fp8_e4m3"},
+                                     {"storage_dtype": "gguf:Q8_0"}, {"compute_dtype": "bf16"},
+                                     {"compute_dtype": "bf16", "storage_dtype": "nf4"}],
+                         ids=lambda settings: " ".join(settings.values()) or "float32")  # fmt: skip
+def test_all_states_draw_the_same_picture(engines: Any, storage: dict[str, str]) -> None:
+    pictures = {state: picture(engines(vram_state=state, **storage), cfg_scale=2.0) for state in PRESETS}
+    assert len(set(pictures.values())) == 1, pictures
+
+
+def test_blocks_are_used_from_the_file_in_no_vram(engines: Any) -> None:
+    """A bf16 file computed with in bf16 needs no conversion: its blocks are pages of the file, given back after use."""
+    engine = engines(vram_state="NO_VRAM", compute_dtype="bf16")
+    placed = engine.plan(request()).placed("transformer")
+    assert (len(placed.streamed), placed.resident, placed.dropped) == (BLOCKS, 0, True)
+    engine.networks.follow(engine.plan(request()))
+    engine.networks.load("transformer")
+    streams = engine.networks._loaded["transformer"].streams
+    assert all(isinstance(stream, PageStream) for stream in streams)
+    assert [len(stream.units) for stream in streams] == [
+        BLOCKS,
+        len(engine.networks.known["transformer"].inventory.conditioning),
+    ]
+    converted = engines(vram_state="NO_VRAM").plan(request()).placed("transformer")
+    assert converted.streamed == (), "what was converted has no file to come from again"
+
+
+@pytest.mark.parametrize(("share", "streams"), [(1.0, False), (0.6, True), (0.3, True)])
+def test_below_a_cap_what_does_not_fit_comes_from_the_file(
+    engines: Any, wide: Path, share: float, streams: bool
+) -> None:
+    """Caps at shares of the transformer's bytes above what a step works in: one picture."""
+    free = engines(models_dir=wide, compute_dtype="bf16")
+    stage = free.plan(request()).stage("sample")
+    limit = (stage.room + stage.base + share * stage.weights) / GIB + 1e-9
+    capped = engines(models_dir=wide, compute_dtype="bf16", vram_limit=limit, inference_reserve=0.0)
+    plan = capped.plan(request())
+    placed = plan.placed("transformer")
+    assert plan.fits and (placed.streamed != ()) == streams and (placed.resident > 0) == (share > 0.3)
+    assert picture(capped) == picture(free)
+    assert capped.networks._loaded["transformer"].placed == placed
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_loaded(engines: Any) -> None:
+    engine = engines(vram_state="LOW_VRAM", vram_limit=0.001)
+    with pytest.raises(MemoryBudgetError, match="0.00 GiB may be taken"):
+        engine.run(request())
+    assert loaded(engine) == set()
+
+
+@pytest.mark.parametrize("keep", [(), ("t5",), ("transformer", "clip"), ROLES], ids=str)
+def test_unload_models_but_those_to_keep(engines: Any, keep: tuple[str, ...]) -> None:
+    engine = engines()
+    expected = picture(engine)
+    modules = {role: engine.networks.load(role) for role in keep}
+    engine.unload_models(keep)
+    assert loaded(engine) == set(keep)
+    assert all(engine.networks.load(role) is module for role, module in modules.items()), "what is kept is not reread"
+    assert picture(engine) == expected
+    assert loaded(engine) == set(ROLES)
+
+
+def test_unloading_twice_and_before_anything_is_loaded(engines: Any, models: Path) -> None:
+    LightweightEngine(Config(models_dir=models, device="cpu", offline=True)).unload_models()
+    engine = engines()
+    for _ in range(2):
+        engine.unload_models()
+        assert loaded(engine) == set() and engine.networks.held == 0
