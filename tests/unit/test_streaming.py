@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from factories import FLUX, save_flux
+from factories import FLUX, T5, network, save, save_flux
 from torch import nn
 
 from lightweight_engine.backend.checkpoint import open_checkpoint
 from lightweight_engine.backend.streaming import ALIGNMENT, Place, Ring, Unit, aligned
 from lightweight_engine.core.networks import units_of
+from lightweight_engine.flux.footprint import inventory
 from lightweight_engine.flux.keymaps import find_parts
 from lightweight_engine.flux.load import Storage, load_part
-from lightweight_engine.flux.units import in_order
+from lightweight_engine.flux.t5 import T5Encoder
+from lightweight_engine.flux.units import in_order, unit_of
 
 CPU = torch.device("cpu")
 
@@ -102,9 +104,72 @@ def test_a_transformer_through_a_ring(tmp_path: Path, format: str) -> None:
             ring.close()
 
 
-def test_units_are_in_the_order_in_which_they_run() -> None:
-    from lightweight_engine.flux.units import unit_of
+@pytest.mark.parametrize("stop", [0, 1, 2])
+def test_a_ring_that_is_closed_in_the_middle_of_a_pass_leaves_a_whole_network(stop: int) -> None:
+    """As when memory runs out and units are placed anew: every tensor is on the host again, and no hook is left."""
+    model, x = Stack([4, 9, 6]), torch.randn(2, 8)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    expected = model(x)
+    ring = Ring(model.units(range(3)), CPU, slots=2)
+    slots = [slot.buffer for slot in ring._slots]
+    for layer in model.layers[: stop + 1]:
+        layer(torch.randn(2, 8))
+    ring.close()
+    for buffer in slots:
+        buffer.fill_(255)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(model(x), expected)
+    again = Ring(model.units(range(3)), CPU, slots=1)
+    assert torch.equal(model(x), expected)
+    again.close()
 
+
+def test_units_out_of_turn_and_units_twice() -> None:
+    """Conditioning may be asked for again, or for one unit only."""
+    model, inputs = Stack([4, 9, 6, 5]), torch.randn(12, 2, 8)
+    order = [3, 3, 0, 2, 1, 1, 0, 3, 2, 2, 0, 1]
+    expected = [model.layers[i](x) for i, x in zip(order, inputs, strict=True)]
+    ring = Ring(model.units(range(4)), CPU, slots=2)
+    made = [model.layers[i](x) for i, x in zip(order, inputs, strict=True)]
+    assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
+    ring.close()
+
+
+def test_an_empty_ring() -> None:
+    ring = Ring([], CPU)
+    assert (ring.nbytes, ring.slot_bytes, ring.units) == (0, 0, [])
+    ring.close()
+
+
+@pytest.mark.parametrize("storage", ["file", "auto", "nf4", "gguf:Q8_0"])
+def test_t5_through_a_ring(tmp_path: Path, storage: str) -> None:
+    """Its table of positions belongs to the first block and is needed outside of it: it always stays."""
+    part = find_parts(open_checkpoint(save(tmp_path / "x.safetensors", network(T5Encoder, T5))))["t5"]
+    model = load_part(part, Storage(storage, torch.float32), device=CPU)
+    units = units_of("t5", model)
+    ids = torch.randint(0, T5.vocab_size, (1, 9), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = model(ids)
+        ring = Ring([units[name] for name in in_order(set(units), "block")], CPU)
+        assert len(ring.units) == T5.num_layers
+        assert torch.equal(model(ids), expected)
+        ring.close()
+
+
+@pytest.mark.parametrize("storage", ["auto", "nf4", "fp8_e4m3", "gguf:Q8_0"])
+def test_units_take_the_bytes_that_were_planned(tmp_path: Path, storage: str) -> None:
+    """But for parts of packed weights, each of which starts at a multiple of the alignment."""
+    part = find_parts(open_checkpoint(save_flux(tmp_path / "x.safetensors", depth=2)))["transformer"]
+    kept = Storage(storage, torch.bfloat16)
+    units = units_of("transformer", load_part(part, kept, device=CPU))
+    known = inventory(part, kept)
+    planned = dict((*known.blocks, *known.conditioning))
+    assert set(planned) == set(units)
+    for name, unit in units.items():
+        assert 0 <= unit.slot_bytes - planned[name] <= (0 if storage == "auto" else ALIGNMENT * len(unit.places))
+
+
+def test_units_are_in_the_order_in_which_they_run() -> None:
     names = ["double_blocks.10.img_attn.qkv.weight", "double_blocks.2.img_mlp.0.bias", "single_blocks.0.linear1.weight"]
     names += ["double_blocks.2.img_mod.lin.weight", "img_in.weight", "final_layer.adaLN_modulation.1.bias"]
     units = {unit_of("transformer", name) for name in names}
