@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..backend.devices import Card
-from ..backend.memory_manager import GIB, SLOTS, Budget, MemoryManager, Residency, place
+from ..backend.memory_manager import GIB, MIB, SLOTS, Budget, MemoryManager, Residency, place
 from ..errors import MemoryBudgetError
 from ..flux.footprint import (
     LIBRARIES,
@@ -177,19 +177,19 @@ class Plan:
             lines.append(
                 (
                     row["stage"],
-                    *(_gib(row[k]) for k in ("resident", "slots", "streamed_per_pass", "kept_bytes", "room", "peak")),
+                    *(_size(row[k]) for k in ("resident", "slots", "streamed_per_pass", "kept_bytes", "room", "peak")),
                     f"{1000 * floor:.0f} ms" if floor else "",
                     "in tiles" if row["tiled"] else "",
                 )
             )
         widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
         text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-        total = f"{self.card.name}: {_gib(self.budget.total)} may be taken, {_gib(self.peak)} at most will be"
+        total = f"{self.card.name}: {_size(self.budget.total)} may be taken, {_size(self.peak)} at most will be"
         return "\n".join([*text, f"{total} ({self.state}, transformer as {self.storages['transformer']})"])
 
 
-def _gib(nbytes: int) -> str:
-    return f"{nbytes / GIB:.2f} GiB"
+def _size(nbytes: int) -> str:
+    return f"{nbytes / GIB:.2f} GiB" if nbytes >= GIB else f"{nbytes / MIB:.0f} MiB"
 
 
 def make_plan(networks: Mapping[Role, Network], shape: Shape, manager: MemoryManager, held: int = 0) -> Plan:

@@ -86,7 +86,7 @@ class Library:
 
 LIBRARIES = {
     "cuda": Library(base=64 << 20, convolution=3.9, scratch=1.0, kept=0.0, left=0.0),
-    "cpu": Library(base=32 << 20, convolution=4.8, scratch=2.0, kept=1.3, left=0.15),
+    "cpu": Library(base=28 << 20, convolution=4.8, scratch=2.0, kept=1.35, left=0.15),
 }
 
 

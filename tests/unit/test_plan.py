@@ -340,9 +340,9 @@ def test_the_plan_as_text_and_rows() -> None:
 
 
 TABLE = """
-stage   resident  slots     streamed/pass  kept      room      peak      floor/pass
-encode  0.01 GiB  0.00 GiB  0.00 GiB       0.78 GiB  0.10 GiB  0.89 GiB
-sample  0.25 GiB  0.53 GiB  0.75 GiB       0.00 GiB  0.21 GiB  1.00 GiB  107 ms
-decode  0.00 GiB  0.00 GiB  0.00 GiB       0.01 GiB  0.23 GiB  0.24 GiB
-NVIDIA GeForce RTX 4090: 1.00 GiB may be taken, 1.00 GiB at most will be (NORMAL_VRAM, transformer as bf16)
+stage   resident  slots    streamed/pass  kept     room     peak      floor/pass
+encode  10 MiB    0 MiB    0 MiB          802 MiB  98 MiB   910 MiB
+sample  257 MiB   544 MiB  768 MiB        2 MiB    216 MiB  1019 MiB  107 ms
+decode  1 MiB     0 MiB    0 MiB          10 MiB   234 MiB  245 MiB
+NVIDIA GeForce RTX 4090: 1.00 GiB may be taken, 1019 MiB at most will be (NORMAL_VRAM, transformer as bf16)
 """
