@@ -146,6 +146,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or said
 
 
+def what_ran_out(error: BaseException) -> str:
+    """The first line of an error, or its name where it says nothing."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 class PeakMemory:
     """The most memory a stretch of work had in use, in bytes: allocated on the GPU, resident on the host."""
 

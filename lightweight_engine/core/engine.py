@@ -9,9 +9,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from ..backend.devices import Card, PeakMemory, available_memory, card_of, pick_device, release_cached
+from ..backend.devices import (
+    Card,
+    PeakMemory,
+    available_memory,
+    card_of,
+    is_out_of_memory,
+    pick_device,
+    release_cached,
+    what_ran_out,
+)
 from ..config import EngineConfig
-from ..errors import MemoryBudgetError, ModelNotFoundError
+from ..errors import ConfigError, MemoryBudgetError, ModelNotFoundError
 from ..flux.conditioner import EmbeddingCache
 from ..flux.keymaps import Role
 from ..flux.tokenizers import CLIPTokenizer, T5Tokenizer, hub_cache
@@ -20,7 +29,7 @@ from .describe import describe, device_name, versions
 from .download import tokenizer_folder
 from .images import to_images
 from .jobs import plan_job, plan_request
-from .models import TINY, HashCache, ModelLibrary, ModelSet
+from .models import ROLES, TINY, HashCache, ModelLibrary, ModelSet
 from .networks import Networks
 from .plan import Plan
 from .precision import choose_precision, memory_manager
@@ -151,7 +160,14 @@ class LightweightEngine:
             return plan_request(request, networks)
 
     def unload_models(self, keep_loaded: Collection[Role] = ()) -> None:
-        """Release all networks but those of the roles to keep (``transformer``, ``t5`` …); a job loads them again."""
+        """Release all networks but those of the roles to keep (``transformer``, ``t5`` …); a job loads them again.
+
+        Raises:
+            ConfigError: there is no such role.
+        """
+        unknown = set(keep_loaded) - set(ROLES) if not isinstance(keep_loaded, str) else {keep_loaded}
+        if unknown:
+            raise ConfigError(f"keep_loaded: {', '.join(sorted(unknown))!r} is none of {', '.join(ROLES)}; give a list")
         with self._lock:
             if self._networks is not None:
                 self._networks.release_all(keep_loaded)
@@ -278,8 +294,10 @@ def within_memory(device: torch.device, work: Callable[[], T]) -> T:
     """
     try:
         return work()
-    except torch.OutOfMemoryError as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = what_ran_out(error)
     # Not raised above: an error that remembers the failed job's frames would keep its tensors.
     release_cached(device)
     raise MemoryBudgetError(

@@ -23,7 +23,7 @@ from ..backend.pages import PageStream, release_pages
 from ..backend.streaming import Place, Ring, Unit, to_device
 from ..flux.footprint import inventory
 from ..flux.keymaps import Part, Role
-from ..flux.load import Storage, load_part, read_params
+from ..flux.load import Storage, give_back, load_part, read_params
 from ..flux.params import AutoencoderParams, FluxParams
 from ..flux.preview import Preview
 from ..flux.text_encoders import TextEncoders
@@ -183,6 +183,9 @@ class Networks:
             module = load_part(part, self.storage(role), device=self.device, home=home)
             loaded = _Loaded(module, units_of(role, module), wanted, [])
             self._place(role, loaded, wanted)
+        if self.device != HOST:  # all was copied, to the device or into the ring's own buffer
+            for source in part.sources.values():
+                give_back(source)
         log.info("loaded %s from %s", role, part.checkpoint.path.name)
         return loaded
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ..backend.devices import available_memory, is_out_of_memory, release_cached
+from ..backend.devices import available_memory, is_out_of_memory, release_cached, what_ran_out
 from ..errors import MemoryBudgetError
 from .networks import Networks
 from .plan import GIB, Plan, StageName, lowered
@@ -45,7 +45,7 @@ class Recovery:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                reason = what_ran_out(error)
             # Not handled above: an error that is being handled remembers the frames of the work, and their tensors.
             self._lower(stage, reason)
 

@@ -156,7 +156,6 @@ def test_unloading_twice_and_before_anything_is_loaded(engines: Any, models: Pat
         assert loaded(engine) == set() and engine.networks.held == 0
 
 
-@pytest.mark.xfail(reason="a role that does not exist is ignored, and everything is unloaded", strict=True)
 @pytest.mark.parametrize("keep", [("unet",), "t5"], ids=str)
 def test_a_role_that_does_not_exist_is_refused(engines: Any, keep: Any) -> None:
     """A bare string too, of which every letter would be a role."""
@@ -164,9 +163,6 @@ def test_a_role_that_does_not_exist_is_refused(engines: Any, keep: Any) -> None:
         engines().unload_models(keep)
 
 
-@pytest.mark.xfail(
-    reason="outside of a job's stages only torch.OutOfMemoryError is understood, not what a host says", strict=True
-)
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")], ids=str)
 def test_memory_that_runs_out_while_loading_at_the_start(
     engines: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
