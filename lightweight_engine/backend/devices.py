@@ -186,17 +186,20 @@ def trim_heap() -> None:
         trim(0)
 
 
-M_ARENA_MAX = -8  # of glibc's mallopt
+# Of glibc's mallopt.
+M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3
 
 
-def share_heap() -> None:
-    """Let all threads allocate from one heap, before they have heaps of their own (glibc).
+def return_freed_memory() -> None:
+    """Let what is freed go back to the system at once (glibc): large blocks one by one, small ones from one heap.
 
-    ``trim_heap`` does not reach the ends of threads' heaps: each that converts weights would keep up to 64 MiB.
+    By itself glibc raises the size from which blocks go back up to 32 MiB, which is most tensors of a pass, and gives
+    every thread a heap whose end is never trimmed: what a job takes would depend on the jobs before it.
     """
     mallopt = getattr(_libc(), "mallopt", None)
     if mallopt is not None:
         mallopt(M_ARENA_MAX, 1)
+        mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
 @cache

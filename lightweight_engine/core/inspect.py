@@ -9,19 +9,11 @@ from typing import Any
 from ..backend.model_files import open_model
 from ..errors import EngineError
 from ..flux.keymaps import Part, find_parts, unused_keys
-from ..flux.params import AutoencoderParams, CLIPParams, FluxParams, T5Params
+from ..flux.params import PARAMS
 from ..flux.recognise import width_of
 
 MAX_TEXT = 200
 MAX_METADATA = 20
-
-# Role -> what reads its sizes.
-SIZES: dict[str, Any] = {
-    "transformer": FluxParams,
-    "t5": T5Params,
-    "clip": CLIPParams,
-    "autoencoder": AutoencoderParams,
-}
 
 
 @dataclass(frozen=True)
@@ -96,7 +88,7 @@ def _describe_part(part: Part) -> PartDescription:
     sizes: dict[str, Any] = {}
     problem = None
     try:
-        sizes = asdict(SIZES[part.role].from_shapes(part.shapes, part.hints))
+        sizes = asdict(PARAMS[part.role].from_shapes(part.shapes, part.hints))
     except (EngineError, ValueError, TypeError, ZeroDivisionError) as error:
         problem = str(error)
     width = width_of(part.role, part.shapes)

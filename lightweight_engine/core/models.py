@@ -18,6 +18,7 @@ from ..backend.checkpoint import file_sha256
 from ..backend.model_files import open_model
 from ..errors import EngineError, ModelNotFoundError, UnsupportedCheckpointError
 from ..flux.keymaps import Part, Role, find_parts
+from ..flux.params import PARAMS
 from ..flux.recognise import check_width, width_fed, width_of
 from ..request import ModelFile
 from .folders import FOLDERS, models_below, title_of
@@ -272,11 +273,25 @@ def read_entry(path: Path, name: str, *, strict: bool = False) -> Entry:
     try:
         checkpoint = open_model(path)
         size = sum(file.stat().st_size for file in checkpoint.files or (path,))
-        return Entry(path, name, size, find_parts(checkpoint))
+        parts = find_parts(checkpoint)
+        _check_sizes(path, parts)
+        return Entry(path, name, size, parts)
     except EngineError as error:
         if strict:
             raise
         return Entry(path, name, size, problem=str(error))
+
+
+def _check_sizes(path: Path, parts: Mapping[Role, Part]) -> None:
+    """
+    Raises:
+        UnsupportedCheckpointError: a part is found, but no network can be built of its sizes.
+    """
+    for role, part in parts.items():
+        try:
+            PARAMS[role].from_shapes(part.shapes, part.hints)
+        except (UnsupportedCheckpointError, ValueError, TypeError, ZeroDivisionError, IndexError) as error:
+            raise UnsupportedCheckpointError(f"{path.name}: its {role} cannot be used: {error}") from None
 
 
 def _scan(root: Path) -> list[Entry]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backend.devices import release_cached, share_heap, trim_heap
+from ..backend.devices import release_cached, return_freed_memory, trim_heap
 from ..backend.memory_manager import PRESETS, MemoryManager, Residency
 from ..backend.packed import Packed
 from ..backend.pages import PageStream, release_pages
@@ -76,7 +76,7 @@ class Networks:
         self._placements: dict[Role, Residency] = {}
         self._preview: Preview | None = None
         if device.type == "cpu":
-            share_heap()
+            return_freed_memory()
 
     @cached_property
     def known(self) -> dict[Role, Network]:

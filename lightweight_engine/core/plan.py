@@ -226,9 +226,7 @@ def lowered(plan: Plan, networks: Mapping[Role, Network], name: StageName) -> Pl
 
 def _alone(networks: Mapping[Role, Network], shape: Shape, budget: Budget, kind: str) -> list[Stage]:
     """Each stage with nothing kept beside it."""
-    sample = _sample_stage(networks, shape, budget, kind)
-    left = int(sample.room * LIBRARIES[kind].left)
-    return [_text_stage(networks, shape, budget, kind), sample, _picture_stage(networks, shape, budget, kind, left)]
+    return [make(networks, shape, budget, kind) for make in (_text_stage, _sample_stage, _picture_stage)]
 
 
 def _text_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budget, kind: str) -> Stage:
@@ -263,12 +261,8 @@ def _sample_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budget
     return Stage("sample", {"transformer": placed}, room, base, flops, shape.calls)
 
 
-def _picture_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budget, kind: str, left: int) -> Stage:
-    """Decoding, and encoding of a start picture, which needs less; pictures are decoded one by one.
-
-    Args:
-        left: bytes that sampling has left behind.
-    """
+def _picture_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budget, kind: str) -> Stage:
+    """Decoding, and encoding of a start picture, which needs less; pictures are decoded one by one."""
     network = networks["autoencoder"]
     params: AutoencoderParams = network.params
     placed = _place(network, budget.total, kind)
@@ -277,7 +271,7 @@ def _picture_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budge
 
     def room(height: int, width: int) -> int:
         encode = encode_room(params, height, width, dtype, library) if shape.picture else 0
-        pictures = 3 * 4 * shape.batch * shape.size[0] * shape.size[1] + left
+        pictures = 3 * 4 * shape.batch * shape.size[0] * shape.size[1]
         return max(decode_room(params, height, width, dtype, library), encode) + pictures
 
     whole = room(*shape.size)

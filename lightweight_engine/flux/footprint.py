@@ -73,20 +73,18 @@ class Library:
         base: bytes once, whatever is computed (workspaces of matrix products, memory that the allocator keeps).
         convolution: full-size feature maps that the autoencoder's convolutions take beside their input and output.
         scratch: times the largest matrix that is made anew at each use.
-        kept: times the room of a pass that the allocator takes beside it, as it reuses what was freed only in part.
-        left: share of the room of sampling that is still taken while pictures are decoded.
+        kept: times the room of a pass that is taken beside it (matrix products pack their weights).
     """
 
     base: int
     convolution: float
     scratch: float
     kept: float
-    left: float
 
 
 LIBRARIES = {
-    "cuda": Library(base=64 << 20, convolution=3.9, scratch=1.0, kept=0.0, left=0.0),
-    "cpu": Library(base=28 << 20, convolution=4.8, scratch=2.0, kept=1.35, left=0.15),
+    "cuda": Library(base=64 << 20, convolution=3.9, scratch=1.0, kept=0.0),
+    "cpu": Library(base=28 << 20, convolution=4.4, scratch=2.0, kept=0.55),
 }
 
 

@@ -196,6 +196,8 @@ class AutoencoderParams:
         """Read the sizes from tensor shapes; ``hints`` may hold ``scale`` and ``shift``."""
         hints = hints or {}
         levels = count_blocks(shapes, "encoder.down")
+        if not levels or not count_blocks(shapes, "encoder.down.0.block"):
+            raise UnsupportedCheckpointError("its autoencoder has no levels; use the complete file (ae.safetensors)")
         widths = tuple(_shape(shapes, f"encoder.down.{i}.block.0.conv2.weight")[0] for i in range(levels))
         return cls(
             widths=widths,
@@ -204,3 +206,12 @@ class AutoencoderParams:
             scale=float(hints.get("scale", 0.3611)),
             shift=float(hints.get("shift", 0.1159)),
         )
+
+
+PARAMS: dict[str, Any] = {
+    "transformer": FluxParams,
+    "t5": T5Params,
+    "clip": CLIPParams,
+    "autoencoder": AutoencoderParams,
+}
+"""Role of a network -> what reads its sizes."""

@@ -247,6 +247,8 @@ def test_shards_are_one_model(tmp_path: Path) -> None:
 
 def test_a_folder_of_diffusers_is_one_model(tmp_path: Path) -> None:
     save_family(tmp_path)
+    published = {"hidden_size": 128, "mlp_hidden": 256, "num_heads": 1, "axes_dim": (16, 56, 56)}  # told by shapes
+    save_flux(tmp_path / "Stable-diffusion" / "small.safetensors", **published)
     component = tmp_path / "text_encoder" / "my t5.v1"
     in_shards(tmp_path / "text_encoder" / "t5.safetensors", component)
     (component / "config.json").write_text(json.dumps({"architectures": ["T5EncoderModel"]}))
@@ -267,3 +269,13 @@ def test_a_folder_of_diffusers_is_one_model(tmp_path: Path) -> None:
     assert library.find("FLUX.1-x").roles == ("transformer", "clip", "autoencoder")
     assert library.choose().name == "FLUX.1-x"
     assert library.choose(t5="my t5.v1").parts["t5"].checkpoint.path == component
+
+
+def test_a_part_of_impossible_sizes_is_a_problem_and_not_chosen(tmp_path: Path) -> None:
+    save_family(tmp_path)
+    state = load_file(tmp_path / "VAE" / "ae.safetensors")
+    stub = {key: tensor for key, tensor in state.items() if not key.startswith("encoder.down")}
+    save_file(stub, tmp_path / "VAE" / "a_stub.safetensors")
+    (entry,) = [entry for entry in ModelLibrary([tmp_path]).ls() if "stub" in entry.name]
+    assert "autoencoder cannot be used" in (entry.problem or "") and not entry.usable
+    assert ModelLibrary([tmp_path]).choose().parts["autoencoder"].checkpoint.path.name == "ae.safetensors"
