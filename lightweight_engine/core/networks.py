@@ -23,7 +23,7 @@ from ..backend.pages import PageStream, release_pages
 from ..backend.streaming import Place, Ring, Unit, to_device
 from ..flux.footprint import inventory
 from ..flux.keymaps import Part, Role
-from ..flux.load import Storage, give_back, load_part, read_params
+from ..flux.load import Storage, give_back, load_part, read_params, stored_as
 from ..flux.params import AutoencoderParams, FluxParams
 from ..flux.preview import Preview
 from ..flux.text_encoders import TextEncoders
@@ -82,7 +82,12 @@ class Networks:
     def known(self) -> dict[Role, Network]:
         """Sizes, storage and bytes of each network, from the headers."""
         return {
-            role: Network(read_params(part), self.storage(role), inventory(part, self.storage(role)))
+            role: Network(
+                read_params(part),
+                self.storage(role),
+                inventory(part, self.storage(role)),
+                stored_as(part, self.storage(role)),
+            )
             for role, part in self.models.parts.items()
         }
 

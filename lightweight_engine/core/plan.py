@@ -36,11 +36,16 @@ TEXT_ROLES: tuple[Role, ...] = ("clip", "t5")
 
 @dataclass(frozen=True)
 class Network:
-    """What is known of one network beforehand: sizes, storage, bytes."""
+    """What is known of one network beforehand: sizes, storage, bytes.
+
+    Attributes:
+        stored_as: the format of most of its weights once loaded, for people.
+    """
 
     params: Any
     storage: Storage
     inventory: Inventory
+    stored_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -202,7 +207,9 @@ def make_plan(networks: Mapping[Role, Network], shape: Shape, manager: MemoryMan
     stages = _alone(networks, shape, budget, manager.card.kind)
     if budget.preset.keep:
         stages = [replace(stage, kept=_kept(stage, stages, budget)) for stage in stages]
-    storages: dict[Role, str] = {role: network.storage.format for role, network in networks.items()}
+    storages: dict[Role, str] = {
+        role: network.stored_as or network.storage.format for role, network in networks.items()
+    }
     return Plan(manager.card, budget, manager.state, storages, tuple(stages))
 
 

@@ -91,6 +91,17 @@ class Storage:
         return elements * kept.itemsize
 
 
+def stored_as(part: Part, storage: Storage) -> str:
+    """The format that most of a part's weights are kept in, in the words of ``storage_dtype``."""
+    if storage.format in PLAIN or (part.storage == "plain" and storage.format not in ("auto", "file")):
+        return storage.format
+    if part.storage != "plain":
+        return part.storage
+    words = {dtype: word for word, dtype in PLAIN.items()}
+    sixteen = {"F16": "fp16", "BF16": "bf16"}.get(part.dtype) if storage.format == "file" else None
+    return sixteen or words[storage.compute]
+
+
 def _can_hold(format: str, source: Source) -> bool:
     """Whether a packed format takes rows of this width; the few linears of odd width stay as they are computed with."""
     try:
