@@ -74,15 +74,16 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightweight-engine"
 
 
-def _setting(default: Any, section: str, help: str, **bounds: Any) -> Any:
+def _setting(default: Any, section: str, help: str, *, later: bool = False, **bounds: Any) -> Any:
     made = "default_factory" if callable(default) else "default"
-    return Field(**{made: default}, description=help, json_schema_extra={"section": section}, **bounds)
+    return Field(**{made: default}, description=help, json_schema_extra={"section": section, "later": later}, **bounds)
 
 
 def _request(name: str) -> Any:
     """The default of a request field, with the help that the request gives it."""
     info = GenerationRequest.model_fields[name]
-    return _setting(info.default, "request", info.description or "")
+    extra: Any = info.json_schema_extra
+    return _setting(info.default, "request", info.description or "", later=extra["later"])
 
 
 class EngineConfig(BaseModel):

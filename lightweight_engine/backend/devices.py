@@ -181,7 +181,7 @@ def release_cached(device: torch.device) -> None:
 
 def trim_heap() -> None:
     """Give back what the C library keeps of memory that was freed, where it can do that (glibc)."""
-    trim = getattr(_libc(), "malloc_trim", None)
+    trim = getattr(c_library(), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
@@ -196,14 +196,13 @@ def return_freed_memory() -> None:
     By itself glibc raises the size from which blocks go back up to 32 MiB, which is most tensors of a pass, and gives
     every thread a heap whose end is never trimmed: what a job takes would depend on the jobs before it.
     """
-    mallopt = getattr(_libc(), "mallopt", None)
+    mallopt = getattr(c_library(), "mallopt", None)
     if mallopt is not None:
         mallopt(M_ARENA_MAX, 1)
         mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
 @cache
-def _libc() -> Any:
-    """The C library; None where none is found by its name."""
-    name = ctypes.util.find_library("c")
-    return ctypes.CDLL(name) if name else None
+def c_library() -> Any:
+    """The C library; where none is found by its name, what this program has of it."""
+    return ctypes.CDLL(ctypes.util.find_library("c"))

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import mmap
 from collections.abc import Sequence
-from functools import cache
-from typing import Any
 
 from torch import Tensor
 
 from .checkpoint import Checkpoint
+from .devices import c_library
 from .streaming import Unit
 
 
@@ -25,12 +23,7 @@ def release_pages(checkpoint: Checkpoint, tensor: Tensor) -> None:
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if end > start:
-        _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
-
-
-@cache
-def _libc() -> Any:
-    return ctypes.CDLL(ctypes.util.find_library("c"))
+        c_library().madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
 class PageStream:

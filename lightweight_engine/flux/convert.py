@@ -19,11 +19,9 @@ from ..backend.safetensors_writer import header_of, write_safetensors
 from ..backend.satellites import WRITABLE, tensors_of
 from ..errors import ConfigError, UnsupportedCheckpointError
 from .keymaps import Part, Source
-from .load import PLAIN, empty_network, give_back, linear_weights, read_as, several
+from .load import AS_IT_IS, PLAIN, empty_network, give_back, linear_weights, read_as, several
 
 FORMATS = (*PLAIN, *WRITABLE)
-
-AS_IT_IS = "as it is"
 
 # Metadata of the source that tells people what a model is; hints on Kontext and the like are read from it too.
 KEPT_METADATA = "modelspec."

@@ -7,7 +7,6 @@ once, read off the order in which ``forward`` makes and drops them; what librari
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -54,7 +53,7 @@ def inventory(part: Part, storage: Storage) -> Inventory:
         units[unit] = units.get(unit, 0) + (nbytes if unit.kind == "fixed" else aligned(nbytes))
         mapped = mapped and (unit.kind == "fixed" or storage.as_in_file(source, linear))
         if linear and storage.kept_as(source, linear) != storage.compute:
-            scratch = max(scratch, math.prod(source.shape) * storage.compute.itemsize)
+            scratch = max(scratch, source.elements * storage.compute.itemsize)
     names = set(units)
     return Inventory(
         fixed=sum(nbytes for name, nbytes in units.items() if name.kind == "fixed"),

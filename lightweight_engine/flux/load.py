@@ -25,16 +25,19 @@ from ..errors import CorruptCheckpointError, UnsupportedCheckpointError
 from .autoencoder import Autoencoder
 from .clip import CLIPText
 from .keymaps import Part, Role, Source
-from .params import AutoencoderParams, CLIPParams, FluxParams, Shapes, T5Params
+from .params import PARAMS, Shapes
 from .t5 import T5Encoder
 from .transformer import Flux
 
 NETWORKS: dict[Role, tuple[Any, Any]] = {
-    "transformer": (FluxParams, Flux),
-    "t5": (T5Params, T5Encoder),
-    "clip": (CLIPParams, CLIPText),
-    "autoencoder": (AutoencoderParams, Autoencoder),
+    "transformer": (PARAMS["transformer"], Flux),
+    "t5": (PARAMS["t5"], T5Encoder),
+    "clip": (PARAMS["clip"], CLIPText),
+    "autoencoder": (PARAMS["autoencoder"], Autoencoder),
 }
+
+AS_IT_IS = "as it is"
+"""How a parameter is kept that stays in the format of its file."""
 
 PLAIN = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 """Storage formats that are dtypes; all others are packed."""
@@ -60,7 +63,7 @@ class Storage:
     compute: torch.dtype
 
     def kept_as(self, source: Source, linear: bool) -> torch.dtype | str:
-        """The dtype, or the packed format, that a parameter is kept in; ``as it is`` for one that is packed already."""
+        """The dtype, or the packed format, that a parameter is kept in; ``AS_IT_IS`` for one that is packed already."""
         sixteen = _sixteen(source) if self.format == "file" and len(source.shape) == 2 else None
         if sixteen is not None:
             return sixteen
@@ -69,26 +72,23 @@ class Storage:
         if self.format in PLAIN:
             return PLAIN[self.format]
         if source.format != "plain":
-            return "as it is"
+            return AS_IT_IS
         return self.format if self.format not in ("auto", "file") and _can_hold(self.format, source) else self.compute
 
     def as_in_file(self, source: Source, linear: bool) -> bool:
         """Whether a parameter stays a view of the mapped file."""
         kept = self.kept_as(source, linear)
         whole = len(source.pieces) == 1 and source.pieces[0][1] is None and not source.swapped
-        return whole and (kept == "as it is" or (source.format == "plain" and kept == _dtype_of(source)))
+        return whole and (kept == AS_IT_IS or (source.format == "plain" and kept == _dtype_of(source)))
 
     def nbytes(self, source: Source, linear: bool) -> int:
         """Bytes that a parameter takes once loaded."""
         kept = self.kept_as(source, linear)
-        if kept == "as it is":
+        if kept == AS_IT_IS:
             return source.nbytes
         if isinstance(kept, str):
             return spec_for(kept, source.shape).nbytes  # type: ignore[arg-type]
-        elements = 1
-        for size in source.shape:
-            elements *= size
-        return elements * kept.itemsize
+        return source.elements * kept.itemsize
 
 
 def stored_as(part: Part, storage: Storage) -> str:
@@ -203,7 +203,7 @@ def read_as(part: Part, name: str, kept: torch.dtype | str, device: torch.device
         CorruptCheckpointError: a quantised weight that cannot be read, or numbers that cannot be quantised.
     """
     value = part.sources[name].read()
-    if kept == "as it is" or (isinstance(value, Tensor) and value.dtype == kept):
+    if kept == AS_IT_IS or (isinstance(value, Tensor) and value.dtype == kept):
         return value
     try:
         if isinstance(kept, str):

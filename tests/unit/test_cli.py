@@ -9,16 +9,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from command_line import Cli, Done, command_line
 from factories import AE, CLIP, T5, network, save, save_flux
 
 from lightweight_engine import Config, __version__
-from lightweight_engine.apps.cli import COMMANDS, main
+from lightweight_engine.apps.cli import COMMANDS
 from lightweight_engine.apps.console import EXIT_CODES, Console
 from lightweight_engine.apps.options import comes_later
 from lightweight_engine.apps.progress import Bar, Silent, clock, describe, reporter, speed
@@ -32,15 +31,6 @@ from lightweight_engine.request import GenerationRequest, Progress
 PROJECT = Path(__file__).resolve().parents[2]
 TOKENIZERS = PROJECT / "lightweight_engine" / "tiny" / "tokenizers"
 VOCABULARY = 4096  # more than the tokenizers of the embedded model have
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Cli = Callable[..., Done]
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +49,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
     """Run the command line in this process, in an empty working folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> Done:
-        with pytest.raises(SystemExit) as stopped:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return Done(int(stopped.value.code or 0), captured.out, captured.err)
-
-    return call
+    return command_line(capsys, tmp_path, monkeypatch)
 
 
 def draw(cli: Cli, models: Path, *more: object) -> Done:

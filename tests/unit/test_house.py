@@ -39,7 +39,7 @@ ARROWS = {
     "backend.lora_algorithms": "lora",
     "backend.lora_modules": "lora lora_algorithms",
     "backend.streaming": "devices",
-    "backend.pages": "checkpoint streaming",
+    "backend.pages": "checkpoint devices streaming",
     "backend.memory_manager": "devices",
     "backend.quantize": "block_types fp8 gguf nf4 packed",
     "backend.kernels": "kernels.launch",
