@@ -100,6 +100,10 @@ def core_cases(family: str) -> list[Case]:
     return [Case(family, row["id"], row, folder) for row in manifest["cases"]]
 
 
+def pipeline_families() -> list[str]:
+    return sorted(path.stem for path in (golden_dir() / "pipelines").glob("*.json") if path.stem != "MANIFEST")
+
+
 def pipeline_cases(family: str) -> list[Case]:
     folder = golden_dir() / "pipelines"
     rows = json.loads((folder / f"{family}.json").read_text(encoding="utf-8"))
