@@ -169,6 +169,13 @@ class EngineConfig(BaseModel):
         4_000.0, "limits", "Cost of one request: megapixels x model calls x pictures.", gt=0
     )
 
+    lora_merge: bool = _setting(
+        False, "LoRA", "Merge LoRAs into 16- and 32-bit weights, instead of letting them act beside: slower to change."
+    )
+    exact_dora: bool = _setting(
+        False, "LoRA", "DoRA measures the changed weight, as in training; off, the weight itself, as Forge does."
+    )
+
     width: int | None = _request("width")
     height: int | None = _request("height")
     steps: int = _request("steps")

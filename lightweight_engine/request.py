@@ -8,9 +8,9 @@ Profiles: ``native`` (this engine's own defaults), ``cog`` (the ``predict()`` se
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -23,6 +23,8 @@ NoiseSource = Literal["GPU", "CPU", "NV"]
 ImageFormat = Literal["png", "jpg", "webp"]
 
 MAX_SEED = 2**63 - 1
+MAX_LORAS = 16
+MAX_LORA_SCALE = 100.0
 
 
 def _field(
@@ -45,7 +47,7 @@ _sampling = partial(_field, "Sampling")
 _noise = partial(_field, "Seeds and noise")
 _img2img = partial(_field, "Image-to-image")
 _second_pass = partial(_field, "Second passes", later=True)
-_lora = partial(_field, "LoRA", later=True)
+_lora = partial(_field, "LoRA")
 _file = partial(_field, "Files")
 
 
@@ -55,7 +57,8 @@ def _one_line(error: ValidationError, fields: Iterable[str]) -> tuple[str, str |
     for item in error.errors(include_url=False):
         name = ".".join(str(part) for part in item["loc"]) or None
         first = first or name
-        given = "" if item["type"] in ("missing", "extra_forbidden", "value_error") else f" (got {item['input']!r:.80})"
+        told = item["type"] not in ("missing", "extra_forbidden", "value_error") and "://" not in str(item["input"])
+        given = f" (got {item['input']!r:.80})" if told else ""  # an address may hold a secret
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             meant = closest(name or "", fields)
@@ -74,6 +77,51 @@ class _Frozen(BaseModel):
         except ValidationError as error:
             message, field = _one_line(error, type(self).model_fields)
             raise RequestError(message, field=field) from None
+
+
+LoraScale = Annotated[float, Field(ge=-MAX_LORA_SCALE, le=MAX_LORA_SCALE, allow_inf_nan=False)]
+
+
+class LoraSpec(_Frozen):
+    """A LoRA and how strongly it acts: a file of the models folder by ``name``, or one at a ``url``.
+
+    Attributes:
+        scale: strength on the transformer.
+        text_scale: strength on the text encoders; left out, the same.
+        sha256: of the file, in hex; another file is refused.
+    """
+
+    name: str | None = Field(default=None, max_length=4096)
+    url: str | None = Field(default=None, max_length=8192, repr=False)
+    scale: LoraScale = 1.0
+    text_scale: LoraScale | None = None
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> LoraSpec:
+        if (self.name is None) == (self.url is None):
+            raise ValueError("a LoRA is given by its name or by its url, one of both")
+        return self
+
+    @classmethod
+    def parse(cls, text: str) -> LoraSpec:
+        """From ``NAME_OR_URL[:SCALE]``, as the command line has it.
+
+        Raises:
+            RequestError: the scale is out of bounds.
+        """
+        source, colon, tail = text.rpartition(":")
+        scale = _number(tail) if colon else None
+        source = text if scale is None else source
+        scale = 1.0 if scale is None else scale
+        return cls(url=source, scale=scale) if "://" in source else cls(name=source, scale=scale)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 class GenerationRequest(_Frozen):
@@ -130,8 +178,11 @@ class GenerationRequest(_Frozen):
     hr_scale: float = _second_pass(1.0, "Scale of the hires pass.", cog=1.3, a1111=2.0, ge=1, le=4)
     hr_steps: int = _second_pass(10, "Steps of the hires pass; 0 repeats `steps`.", cog=8, a1111=0, ge=0, le=1000)
     hr_upscaler: str = _second_pass("4x-UltraSharp", "Upscaler of the hires pass.", a1111="Latent")
-    lora_urls: tuple[str, ...] = _lora((), "LoRA files to apply.")
-    lora_scales: tuple[float, ...] = _lora((), "One strength for each LoRA; left out, 1.")
+    lora_urls: tuple[str, ...] = _lora((), "Addresses of LoRA files to apply.", max_length=MAX_LORAS, repr=False)
+    lora_scales: tuple[LoraScale, ...] = _lora((), "One strength for each of lora_urls, or one for all; left out, 1.")
+    loras: tuple[LoraSpec, ...] = _lora(
+        (), "LoRAs to apply, by name or address, with strengths: NAME_OR_URL[:SCALE].", max_length=MAX_LORAS
+    )
     adetailer: bool = _second_pass(False, "Detail faces and hands.")
     output_format: ImageFormat = _file("png", "File format of the pictures.", cog="webp")
     compat: Compat = _sampling("fixed", "'forge' reproduces the reference's defects too.")
@@ -145,6 +196,19 @@ class GenerationRequest(_Frozen):
     @classmethod
     def _no_null(cls, value: Any) -> Any:
         return "" if value is None else value
+
+    @field_validator("lora_urls", mode="before")
+    @classmethod
+    def _one_url(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("loras", mode="before")
+    @classmethod
+    def _spelled_loras(cls, value: Any) -> Any:
+        given = (value,) if isinstance(value, str | LoraSpec | Mapping) else value
+        if not isinstance(given, Sequence):
+            return given
+        return tuple(LoraSpec.parse(each) if isinstance(each, str) else each for each in given)
 
     @field_validator("width", "height")
     @classmethod
@@ -201,6 +265,28 @@ class ModelFile(_Frozen):
     sha256: str | None = None
 
 
+class AppliedLora(_Frozen):
+    """What became of a LoRA file.
+
+    Attributes:
+        given: as it was asked for, without what is secret in a URL.
+        found: modules in the file; ``applied`` of them fit the model.
+        patches: network -> changed parameters, counted as the reference does.
+        ignored: reason -> tensors that change nothing.
+    """
+
+    name: str
+    given: str
+    sha256: str
+    scale: float
+    text_scale: float
+    found: int
+    applied: int
+    patches: Mapping[str, int] = Field(default_factory=dict)
+    ignored: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
 class GenerationResult(_Frozen):
     """What a job made. Seconds in ``timings``, bytes in ``peak_memory``; warnings are sentences for a person."""
 
@@ -210,6 +296,7 @@ class GenerationResult(_Frozen):
     infotexts: tuple[str, ...]
     request: GenerationRequest
     models: tuple[ModelFile, ...] = ()
+    loras: tuple[AppliedLora, ...] = ()
     timings: dict[str, float] = Field(default_factory=dict)
     peak_memory: int = 0
     device: str = "cpu"

@@ -108,9 +108,13 @@ class Console:
         return text if option(field) in text else f"{option(field)}: {text}"
 
 
+# Fields that take one value each time they are given.
+ONE_EACH = {"loras": "--lora"}
+
+
 def option(name: str) -> str:
     """The option of a field or setting, as it is typed."""
-    return f"--{name.replace('_', '-')}"
+    return ONE_EACH.get(name) or f"--{name.replace('_', '-')}"
 
 
 def _is_control_flow(error: Exception) -> bool:

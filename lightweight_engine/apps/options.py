@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from pydantic import BaseModel
 from typer.core import TyperCommand
 
 from ..config import EngineConfig
@@ -38,7 +39,7 @@ SETTINGS = (
 SHORT = {"width": "-W", "height": "-H", "steps": "-s", "num_outputs": "-n", "output_dir": "-o"}
 _ENDLESS = 1_000_000  # an upper bound that says nothing to a person
 
-METAVARS = {"image": "PICTURE", "models_dir": "FOLDER", "output_dir": "FOLDER"}
+METAVARS = {"loras": "LORA", "image": "PICTURE", "models_dir": "FOLDER", "output_dir": "FOLDER"}
 
 # Request fields whose upper bound is a setting, which may be far below what the field itself allows.
 CAPPED_BY = {"width": "max_side", "height": "max_side", "num_outputs": "max_outputs"}
@@ -190,8 +191,14 @@ def _plain_type(annotation: Any) -> tuple[Any, tuple[str, ...]]:
     if get_origin(annotation) is Literal:
         return str, tuple(map(str, get_args(annotation)))
     if get_origin(annotation) is tuple:
-        return list[get_args(annotation)[0]], ()  # type: ignore[misc]
+        return list[_spelled(get_args(annotation)[0])], ()  # type: ignore[misc]
     return (str if annotation is Any else annotation), ()
+
+
+def _spelled(kind: Any) -> Any:
+    """How an entry of a list is typed; a model of several fields has a spelling of its own, which it reads itself."""
+    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    return str if issubclass(kind, BaseModel) else kind
 
 
 def _help(name: str, info: Any) -> str:

@@ -57,6 +57,13 @@ class PackedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, storage={self.spec.name}"
 
 
+def numbers(linear: nn.Linear | PackedLinear, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The weight [out, in] of a linear as numbers on a device, whatever it is stored as."""
+    if isinstance(linear, PackedLinear):
+        return linear.packed.to(device).dequantize(dtype)
+    return linear.weight.detach().to(device=device, dtype=dtype)
+
+
 CASTING: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: CastLinear, nn.Embedding: CastEmbedding}
 
 

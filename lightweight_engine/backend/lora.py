@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -41,10 +42,6 @@ class Branch:
         kept = output if self.gain is None else output * (1 + self.gain)
         return kept + F.linear(F.linear(x, self.down), self.up)
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> Branch:
-        gain = None if self.gain is None else self.gain.to(device, dtype)
-        return Branch(self.down.to(device, dtype), self.up.to(device, dtype), gain)
-
 
 class Delta(ABC):
     """What one module of a LoRA does to a matrix, or to a vector (biases, scales of norms)."""
@@ -56,6 +53,21 @@ class Delta(ABC):
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
         """Of the weight: (out, in), or (out,) of a vector."""
+
+    @property
+    def rank(self) -> int | None:
+        """Of its branch; None where it has none."""
+        return None
+
+    @property
+    def nbytes(self) -> int:
+        """Of its tensors."""
+        return sum(_nbytes(getattr(self, field.name)) for field in fields(self))  # type: ignore[arg-type]
+
+    def to(self, device: torch.device) -> Self:
+        """The same with its tensors on a device."""
+        moved = {field.name: _moved(getattr(self, field.name), device) for field in fields(self)}  # type: ignore[arg-type]
+        return replace(self, **moved)  # type: ignore[type-var]
 
     @abstractmethod
     def change(self, weight: Tensor, strength: float) -> Tensor:
@@ -81,6 +93,23 @@ class Change:
         """A view of the rows, and of the columns, that the delta is for."""
         rows = weight[slice(*self.rows)] if self.rows else weight
         return rows[:, : self.delta.shape[1]] if rows.dim() == 2 else rows
+
+
+def _nbytes(value: Any) -> int:
+    if isinstance(value, tuple):
+        return sum(map(_nbytes, value))
+    return value.nbytes if isinstance(value, Tensor | Delta) else 0
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_moved(each, device) for each in value)
+    return value.to(device) if isinstance(value, Tensor | Delta) else value
+
+
+def on_device(change: Change, device: torch.device) -> Change:
+    """A change with its tensors on a device."""
+    return replace(change, delta=change.delta.to(device))
 
 
 def merged(weight: Tensor, changes: Sequence[tuple[Change, float]]) -> Tensor:

@@ -33,6 +33,10 @@ class LowRank(Delta):
     def shape(self) -> tuple[int, ...]:
         return self.up.shape[0], self.down.shape[1]
 
+    @property
+    def rank(self) -> int:
+        return len(self.down)
+
     def change(self, weight: Tensor, strength: float) -> Tensor:
         return (_f32(self.up, weight) @ _f32(self.down, weight)) * (self.scale * strength)
 
@@ -86,6 +90,16 @@ class Kronecker(Delta):
             self.first[-1].shape[1] * self.second[-1].shape[1],
         )
 
+    @property
+    def elements(self) -> int:
+        """Of both matrices."""
+        return sum(factors[0].shape[0] * factors[-1].shape[1] for factors in (self.first, self.second))
+
+    @property
+    def piece(self) -> int:
+        """Numbers that are made on the way, for each token."""
+        return self.shape[0] + self.first[0].shape[0] * self.second[-1].shape[1]
+
     def matrices(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """[out1, in1] and [out2, in2], the scale in the second."""
         first, second = (_product(factors, device) for factors in (self.first, self.second))
@@ -93,12 +107,6 @@ class Kronecker(Delta):
 
     def change(self, weight: Tensor, strength: float) -> Tensor:
         return torch.kron(*self.matrices(weight.device)) * strength
-
-    def apply(self, x: Tensor, strength: float) -> Tensor:
-        """The change times x [..., in], by two small products and without the large matrix: [..., out]."""
-        first, second = self.matrices(x.device)
-        grid = x.float().unflatten(-1, (first.shape[1], second.shape[1]))
-        return (first @ grid @ second.T).flatten(-2) * strength
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +128,10 @@ class Generalised(Delta):
     @property
     def shape(self) -> tuple[int, ...]:
         return self.b[0].shape[0], self.b[1].shape[1]
+
+    @property
+    def rank(self) -> int:
+        return len(self.a[1]) + len(self.b[1])
 
     def branch(self, weight: Tensor | None, strength: float) -> Branch:
         if weight is None:
@@ -262,6 +274,10 @@ class Dora(Delta):
         return self.inner.shape
 
     @property
+    def rank(self) -> int | None:
+        return self.inner.rank if self.by_rows else None
+
+    @property
     def by_rows(self) -> bool:
         return self.magnitude.shape[0] == self.shape[0]
 
@@ -293,6 +309,10 @@ class Swapped(Delta):
     @property
     def shape(self) -> tuple[int, ...]:
         return self.inner.shape
+
+    @property
+    def rank(self) -> int | None:
+        return self.inner.rank
 
     @property
     def needs_weight(self) -> bool:  # type: ignore[override]

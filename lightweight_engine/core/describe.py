@@ -18,7 +18,7 @@ from .infotext_parse import has_weights
 if TYPE_CHECKING:
     import torch
 
-    from .processing import Job
+    from .processing import Batch, Job
 
 PACKAGES = ("torch", "tokenizers", "numpy", "pillow")
 
@@ -41,7 +41,7 @@ def device_name(device: torch.device) -> str:
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()})"
 
 
-def describe(job: Job, size: tuple[int, int], seed: int, subseed: int, files: Sequence[ModelFile]) -> str:
+def describe(job: Job, batch: Batch, size: tuple[int, int], seed: int, subseed: int, files: Sequence[ModelFile]) -> str:
     """The text of one picture of ``size`` (width, height), as Forge writes it."""
     request = job.request
     weights = has_weights(request.prompt) or has_weights(request.negative_prompt)
@@ -74,6 +74,7 @@ def describe(job: Job, size: tuple[int, int], seed: int, subseed: int, files: Se
         ensd=request.eta_noise_seed_delta if SAMPLERS[job.sampler].uses_ensd else 0,
         rng=job.noise_source,
         image=image,
+        loras={use.name: use.sha256[:10] for use in batch.loras.uses},
         emphasis=request.emphasis if shown else "Original",
         sampler_options=sampler_parameters(request, job.scheduler),
         version=f"lightweight-engine {__version__}",

@@ -21,14 +21,17 @@ from ..backend.devices import (
 )
 from ..config import EngineConfig
 from ..errors import ConfigError, MemoryBudgetError, ModelNotFoundError
+from ..extensions.lora import LoRAManager, reports
+from ..extensions.lora_library import LoraLibrary
 from ..flux.conditioner import EmbeddingCache
 from ..flux.keymaps import Role
 from ..flux.tokenizers import CLIPTokenizer, T5Tokenizer, hub_cache
 from ..request import GenerationRequest, GenerationResult
 from .describe import describe, device_name, versions
-from .download import tokenizer_folder
+from .download import Downloads, tokenizer_folder
 from .images import to_images
 from .jobs import plan_job, plan_request
+from .lora_sources import shown_url
 from .models import ROLES, TINY, HashCache, ModelLibrary, ModelSet
 from .networks import Networks
 from .plan import Plan
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 EMBEDDING_CACHE_BYTES = 256 << 20
+LORA_ROLES: tuple[Role, ...] = ("transformer", "clip", "t5")
 
 T = TypeVar("T")
 
@@ -59,6 +63,7 @@ class LightweightEngine:
         self.config = config or EngineConfig.load()
         self._lock = threading.RLock()
         self._networks: Networks | None = None
+        self._loras: LoRAManager | None = None
         self._embeddings = EmbeddingCache(EMBEDDING_CACHE_BYTES)
         self._hashes = HashCache(self.config.cache_dir / "hashes.json")
         self._notes: list[str] = []
@@ -76,6 +81,14 @@ class LightweightEngine:
     def models(self) -> ModelSet:
         """The model in use."""
         return self.networks.models
+
+    @property
+    def loras(self) -> LoRAManager:
+        """The LoRAs that the model in use can be given."""
+        with self._lock:
+            if self._loras is None:
+                self._loras = self._lora_manager(self.networks)
+            return self._loras
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -151,13 +164,13 @@ class LightweightEngine:
         """
         with self._lock:
             if self._networks is not None and card is None:
-                return plan_request(request, self._networks)
+                return plan_request(request, self._networks, self.loras)
             device = pick_device(self.config.device) if card is None else torch.device(card.kind)
             notes: list[str] = []
             networks = self._assemble(device, card or card_of(device), notes, load=False)
             if self._networks is None:
                 self._notes = notes
-            return plan_request(request, networks)
+            return plan_request(request, networks, self._lora_manager(networks))
 
     def unload_models(self, keep_loaded: Collection[Role] = ()) -> None:
         """Release all networks but those of the roles to keep (``transformer``, ``t5`` …); a job loads them again.
@@ -177,7 +190,7 @@ class LightweightEngine:
         with self._lock:
             if self._networks is not None:
                 self._networks.release_all()
-            self._networks = None
+            self._networks = self._loras = None
             self._embeddings.clear()
 
     def draw(self, request: GenerationRequest, prompts: Sequence[str] = ()) -> Drawn:
@@ -188,7 +201,7 @@ class LightweightEngine:
         """
 
         def work() -> Drawn:
-            job, tracker = plan_job(request, self.networks, self.config, self._embeddings, Watch(), prompts)
+            job, tracker = self._job(request, Watch(), prompts)
             drawn = [each for _, each in _draw_all(job, tracker)]
             return Drawn(torch.cat([each.latent for each in drawn]), torch.cat([each.pixels for each in drawn]))
 
@@ -201,12 +214,15 @@ class LightweightEngine:
     def use(self, networks: Networks) -> None:
         """Work with networks that the caller has put together; ``setup`` then has nothing left to do."""
         with self._lock:
-            self._networks = networks
+            self._networks, self._loras = networks, None
+
+    def _job(self, request: GenerationRequest, watch: Watch, prompts: Sequence[str] = ()) -> tuple[Job, Tracker]:
+        return plan_job(request, self.networks, self.config, self._embeddings, self.loras, watch, prompts)
 
     def _run(
         self, request: GenerationRequest, networks: Networks, memory: PeakMemory, watch: Watch
     ) -> GenerationResult:
-        job, tracker = plan_job(request, networks, self.config, self._embeddings, watch)
+        job, tracker = self._job(request, watch)
         files = networks.models.files(self._hashes)
         images, seeds, subseeds, infotexts = [], [], [], []
         for batch, drawn in _draw_all(job, tracker):
@@ -214,7 +230,7 @@ class LightweightEngine:
                 images.append(image)
                 seeds.append(seed)
                 subseeds.append(subseed)
-                infotexts.append(describe(job, image.size, seed, subseed, files))
+                infotexts.append(describe(job, batch, image.size, seed, subseed, files))
         tracker.finish()
         return GenerationResult(
             images=tuple(images),
@@ -223,6 +239,7 @@ class LightweightEngine:
             infotexts=tuple(infotexts),
             request=request,
             models=files,
+            loras=reports(batch.loras for batch in job.batches),
             timings=tracker.timings,
             peak_memory=memory.bytes(),
             device=device_name(networks.device),
@@ -243,7 +260,14 @@ class LightweightEngine:
         if load:
             models, precision = through_cache(config, models, precision, device, notes)
         rules = memory_manager(config, card)
-        networks = Networks(models, device, precision, rules, tokenizers=lambda: self._tokenizers(models))
+        networks = Networks(
+            models,
+            device,
+            precision,
+            rules,
+            tokenizers=lambda: self._tokenizers(models),
+            merge_loras=config.lora_merge,
+        )
         networks.params = networks.params.scheduled_as(config.variant)
         return networks
 
@@ -275,9 +299,20 @@ class LightweightEngine:
         )
         return CLIPTokenizer.load(clip), T5Tokenizer.load(t5)
 
+    def _lora_manager(self, networks: Networks) -> LoRAManager:
+        models, config = networks.models, self.config
+        return LoRAManager(
+            {role: models.own_parts[role].shapes for role in LORA_ROLES},
+            LoraLibrary([config.models_dir, *([TINY] if models.is_tiny else [])]),
+            Downloads.of(config).lora,
+            sha256_of=self._hashes.sha256,
+            shown=shown_url,
+            exact_dora=config.exact_dora,
+        )
+
     def _usual_plan(self, networks: Networks) -> Plan:
         """The plan of a request that says nothing: what is kept through all its stages is loaded at the start."""
-        return plan_request(self.request(prompt=""), networks)
+        return plan_request(self.request(prompt=""), networks, self._lora_manager(networks))
 
 
 def _draw_all(job: Job, tracker: Tracker) -> Iterator[tuple[Batch, Drawn]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..config import EngineConfig
 from ..errors import RequestError
+from ..extensions.lora import LoRAManager, Progress, specs_of
 from ..flux.conditioner import Conditioner, EmbeddingCache
 from ..flux.noise import random_seed
 from ..flux.prompt import parse_networks, plan_negative, plan_prompt
@@ -23,7 +25,7 @@ from .limits import check_cost, check_fields
 from .networks import Networks
 from .plan import T5_LENGTH, Plan, Shape, make_plan
 from .processing import Batch, Job, plan_schedule, sampler_options
-from .progress import Tracker, Watch
+from .progress import Tracker, Watch, fetching
 from .recovery import Recovery
 
 # (height, width) where a request names none: of the production job, and of the demonstration model.
@@ -36,6 +38,7 @@ def plan_job(
     networks: Networks,
     config: EngineConfig,
     embeddings: EmbeddingCache,
+    loras: LoRAManager,
     watch: Watch,
     prompts: Sequence[str] = (),
 ) -> tuple[Job, Tracker]:
@@ -46,6 +49,7 @@ def plan_job(
 
     Raises:
         RequestError: a field is wrong or over a limit.
+        EngineError: a LoRA cannot be had or used.
     """
     check_fields(request, config)
     warnings = without_effect(request)
@@ -53,6 +57,7 @@ def plan_job(
     sampler, scheduler, schedule, foreseen, calls = _walk(request, networks)
     check_cost(request, size, calls, config)
     batches = plan_batches(request, sampler, prompts)
+    batches = with_loras(request, batches, loras, warnings, fetching(watch))
     memory = _plan_memory(request, networks, size, calls, batches)
     memory.check()
     networks.follow(memory)
@@ -108,10 +113,38 @@ def plan_batches(request: GenerationRequest, sampler: str, prompts: Sequence[str
     return tuple(Batch(*zip(*group, strict=True)) for group in groups)
 
 
-def plan_request(request: GenerationRequest, networks: Networks) -> Plan:
+def with_loras(
+    request: GenerationRequest,
+    batches: Sequence[Batch],
+    loras: LoRAManager,
+    warnings: list[str],
+    progress: Progress = lambda *_: None,
+) -> tuple[Batch, ...]:
+    """The batches with the LoRAs of their prompts; one whose prompts ask for different LoRAs is drawn in parts.
+
+    In ``forge``, all pictures have those of the first prompt, as there.
+    """
+    prompts = dict.fromkeys(prompt for batch in batches for prompt in batch.prompts)
+    if request.compat == "forge":
+        prompts = dict.fromkeys([next(iter(prompts))])
+    if parse_networks(request.negative_prompt)[1] and request.compat == "fixed":
+        warnings.append("tags in the negative prompt have no effect; put them into the prompt")
+    sets = {prompt: loras.use(specs_of(request, prompt, warnings), request.compat, progress) for prompt in prompts}
+    first = next(iter(sets.values()))
+    found: list[Batch] = []
+    for batch in batches:
+        rows = zip(batch.seeds, batch.subseeds, batch.prompts, strict=True)
+        for _, group in groupby(rows, key=lambda row: sets.get(row[2], first).full_key):
+            seeds, subseeds, texts = (tuple(column) for column in zip(*group, strict=True))
+            found.append(Batch(seeds, subseeds, texts, sets.get(texts[0], first)))
+    return tuple(found)
+
+
+def plan_request(request: GenerationRequest, networks: Networks, loras: LoRAManager) -> Plan:
     """The memory plan of a request: what it takes of the device, stage by stage."""
     sampler, *_, calls = _walk(request, networks)
-    return _plan_memory(request, networks, picture_size(request, networks, []), calls, plan_batches(request, sampler))
+    batches = with_loras(request, plan_batches(request, sampler), loras, [])
+    return _plan_memory(request, networks, picture_size(request, networks, []), calls, batches)
 
 
 def _walk(request: GenerationRequest, networks: Networks) -> tuple[str, str, Schedule, Forecast | None, int]:
@@ -142,7 +175,8 @@ def _plan_memory(
         text=max(_text_tokens(text, networks) for text in texts),
         picture=request.image is not None,
     )
-    return make_plan(networks.known, shape, networks.manager, networks.held)
+    known = networks.with_loras({batch.loras.full_key: batch.loras for batch in batches}.values())
+    return make_plan(known, shape, networks.manager, networks.held)
 
 
 def _text_tokens(text: str, networks: Networks) -> int:
@@ -183,12 +217,9 @@ def start_picture(request: GenerationRequest, size: tuple[int, int]) -> Tensor |
 
 def without_effect(request: GenerationRequest) -> list[str]:
     """What a request asks for that this version does not do yet, a sentence each."""
-    _, tags = parse_networks(request.prompt)
     asked = {
         "the hires pass (enable_hr, hr_scale)": request.hires,
-        "lora_urls": bool(request.lora_urls),
         "adetailer": request.adetailer,
-        f"the tags {', '.join(map(str, tags))}": bool(tags),
     }
     return [f"{what} has no effect yet in this version" for what, wanted in asked.items() if wanted]
 

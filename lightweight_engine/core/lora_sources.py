@@ -65,6 +65,17 @@ def lora_source(url: str, allow: Collection[str] = ()) -> Source:
     raise UnsupportedURLError(f"the URL at {target.host} is not one of a LoRA that is read; {READ}")
 
 
+# What may be told of a query; anything else may be a secret: a token, a signature.
+_HARMLESS = ("type", "format", "size", "fp")
+
+
+def shown_url(url: str) -> str:
+    """A URL that may be written down: without user, fragment, and what may be secret in its query."""
+    parts = urlsplit(url)
+    query = urlencode([(name, value) for name, value in parse_qsl(parts.query) if name.lower() in _HARMLESS])
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, query, ""))
+
+
 def _is_at(target: Target, host: str) -> bool:
     return target.host == host or target.host.endswith(f".{host}") or target.allowed
 

@@ -9,7 +9,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backend.devices import release_cached, return_freed_memory, trim_heap
+from ..backend.lora_layers import Cost
 from ..backend.memory_manager import PRESETS, MemoryManager, Residency
 from ..backend.packed import Packed
 from ..backend.pages import PageStream, release_pages
@@ -24,11 +25,13 @@ from ..backend.streaming import Place, Ring, Unit, to_device
 from ..flux.footprint import inventory
 from ..flux.keymaps import Part, Role
 from ..flux.load import Storage, give_back, load_part, read_params, stored_as
+from ..flux.lora_set import NO_LORAS, LoraSet
 from ..flux.params import AutoencoderParams, FluxParams
 from ..flux.preview import Preview
 from ..flux.text_encoders import TextEncoders
 from ..flux.tokenizers import CLIPTokens, T5Tokens
 from ..flux.units import Kind, UnitName, in_order, unit_of
+from .adapters import Adapter, adapter_cost
 from .models import ModelSet
 from .plan import Network, Plan, StageName
 from .precision import Precision
@@ -46,6 +49,7 @@ class _Loaded:
     units: dict[UnitName, Unit]
     placed: Residency
     streams: list[Ring | PageStream]
+    adapter: Adapter
 
 
 class Networks:
@@ -53,6 +57,7 @@ class Networks:
 
     Args:
         tokenizers: reads the CLIP and the T5 tokenizer; called once.
+        merge_loras: LoRAs change plain weights themselves, instead of acting beside them.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class Networks:
         manager: MemoryManager,
         *,
         tokenizers: Callable[[], tuple[CLIPTokens, T5Tokens]],
+        merge_loras: bool = False,
     ) -> None:
         self.models = models
         self.device = device
@@ -72,6 +78,8 @@ class Networks:
         autoencoder: AutoencoderParams = read_params(models.parts["autoencoder"])
         self.autoencoder_factor = autoencoder.factor
         self._read_tokenizers = tokenizers
+        self._merge_loras = merge_loras
+        self._loras = NO_LORAS
         self._loaded: OrderedDict[Role, _Loaded] = OrderedDict()
         self._placements: dict[Role, Residency] = {}
         self._preview: Preview | None = None
@@ -107,6 +115,19 @@ class Networks:
     def follow(self, plan: Plan) -> None:
         """From now on place networks as ``plan`` says; those that are placed otherwise are moved when next used."""
         self._placements = {role: placed for stage in plan.stages for role, placed in stage.networks.items()}
+
+    def adapt(self, loras: LoraSet) -> None:
+        """From now on let these LoRAs act; a network that others act on is changed when it is next used."""
+        self._loras = loras
+
+    def with_loras(self, sets: Collection[LoraSet]) -> dict[Role, Network]:
+        """What is known of each network, with what the LoRAs of any of these sets take at most."""
+        return {role: replace(known, adapters=self._most(role, sets)) for role, known in self.known.items()}
+
+    def _most(self, role: Role, sets: Collection[LoraSet]) -> Cost:
+        part, storage, on_host = self.models.parts[role], self.storage(role), self.device == HOST
+        costs = [adapter_cost(each, part, storage, merge=self._merge_loras, on_host=on_host) for each in sets]
+        return Cost(max((each.held for each in costs), default=0), max((each.room for each in costs), default=0))
 
     def load_all(self, plan: Plan) -> None:
         """Load every network that the plan keeps through all stages."""
@@ -163,6 +184,7 @@ class Networks:
         if role not in self._loaded:
             self._loaded[role] = self._read(role, self._wanted(role))
         self.replace(role)
+        self._adapt(role)
         self._loaded.move_to_end(role)
         return self._loaded[role].module
 
@@ -173,6 +195,18 @@ class Networks:
             with torch.inference_mode(False):
                 _close(loaded)
                 self._place(role, loaded, self._wanted(role))
+
+    def _adapt(self, role: Role) -> None:
+        """Let the LoRAs that are wanted act on a network that is loaded."""
+        loaded = self._loaded[role]
+        if loaded.adapter.key == self._loras.key(role):
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            if self._merge_loras:  # weights are written where streams would have to see them
+                _close(loaded)
+            loaded.adapter.follow(self._loras)
+            if self._merge_loras:
+                self._place(role, loaded, loaded.placed)
 
     def _wanted(self, role: Role) -> Residency:
         return self._placements.get(role) or _whole(self.known[role])
@@ -186,7 +220,8 @@ class Networks:
 
         with torch.inference_mode(False):
             module = load_part(part, self.storage(role), device=self.device, home=home)
-            loaded = _Loaded(module, units_of(role, module), wanted, [])
+            adapter = Adapter(part, module, self.device, self.storage(role).compute, self._merge_loras)
+            loaded = _Loaded(module, units_of(role, module), wanted, [], adapter)
             self._place(role, loaded, wanted)
         if self.device != HOST:  # all was copied, to the device or into the ring's own buffer
             for source in part.sources.values():

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..backend.devices import Card
+from ..backend.lora_layers import NO_COST, Cost
 from ..backend.memory_manager import GIB, MIB, SLOTS, Budget, MemoryManager, Residency, place
 from ..errors import MemoryBudgetError
 from ..flux.footprint import (
@@ -40,12 +41,14 @@ class Network:
 
     Attributes:
         stored_as: the format of most of its weights once loaded, for people.
+        adapters: what LoRAs take beside it.
     """
 
     params: Any
     storage: Storage
     inventory: Inventory
     stored_as: str | None = None
+    adapters: Cost = NO_COST
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class Stage:
         room: what the stage works in.
         flops: of one pass.
         passes: how often the blocks run.
+        adapters: of LoRAs, beside networks at work or kept.
     """
 
     name: StageName
@@ -91,6 +95,7 @@ class Stage:
     passes: int = 1
     kept: Mapping[Role, Residency] = field(default_factory=dict)
     tiled: bool = False
+    adapters: Mapping[Role, int] = field(default_factory=dict)
 
     @property
     def weights(self) -> int:
@@ -103,7 +108,8 @@ class Stage:
 
     @property
     def peak(self) -> int:
-        return self.weights + sum(placed.nbytes for placed in self.kept.values()) + self.room + self.base
+        kept = sum(placed.nbytes for placed in self.kept.values())
+        return self.weights + kept + sum(self.adapters.values()) + self.room + self.base
 
     def floor(self, card: Card) -> float | None:
         """Seconds that one pass takes at least: computing or copying, whichever is longer; None where not known."""
@@ -163,6 +169,7 @@ class Plan:
                 "streamed_per_pass": stage.moved,
                 "kept": list(stage.kept),
                 "kept_bytes": sum(placed.nbytes for placed in stage.kept.values()),
+                "lora_bytes": sum(stage.adapters.values()),
                 "room": stage.room + stage.base,
                 "tiled": stage.tiled,
                 "peak": stage.peak,
@@ -206,7 +213,7 @@ def make_plan(networks: Mapping[Role, Network], shape: Shape, manager: MemoryMan
     budget = manager.budget(held)
     stages = _alone(networks, shape, budget, manager.card.kind)
     if budget.preset.keep:
-        stages = [replace(stage, kept=_kept(stage, stages, budget)) for stage in stages]
+        stages = [_with_kept(stage, stages, networks, budget) for stage in stages]
     storages: dict[Role, str] = {
         role: network.stored_as or network.storage.format for role, network in networks.items()
     }
@@ -226,7 +233,8 @@ def lowered(plan: Plan, networks: Mapping[Role, Network], name: StageName) -> Pl
             }
             kept = sum(each.nbytes for each in stage.kept.values())
             tiled = stage.tiled or (name == "decode" and kept < stage.room / 2)
-            stage = replace(stage, networks=placed, kept={}, tiled=tiled)
+            adapters = {role: nbytes for role, nbytes in stage.adapters.items() if role in placed}
+            stage = replace(stage, networks=placed, kept={}, tiled=tiled, adapters=adapters)
         stages.append(stage)
     return replace(plan, stages=tuple(stages))
 
@@ -247,9 +255,11 @@ def _text_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budget, 
     )
     base = library.base
     clip_placed = _place(clip, budget.total, kind)
-    left = min(budget.total - room - base, budget.weights) - clip_placed.nbytes
+    adapters = _adapters(networks, "clip", "t5")
+    room += max(clip.adapters.room, t5.adapters.room)
+    left = min(budget.total - room - base, budget.weights) - clip_placed.nbytes - sum(adapters.values())
     t5_placed = _place(t5, left, kind, stream_all=budget.preset.stream_text and kind != "cpu")
-    return Stage("encode", {"clip": clip_placed, "t5": t5_placed}, room, base)
+    return Stage("encode", {"clip": clip_placed, "t5": t5_placed}, room, base, adapters=adapters)
 
 
 def _sample_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budget, kind: str) -> Stage:
@@ -261,11 +271,13 @@ def _sample_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budget
     library = LIBRARIES[kind]
     room = step_room(params, batch, tokens, shape.text, network.storage, network.inventory.scratch, library)
     room += modulation_table(params, shape.rows, network.storage.compute)
+    room += network.adapters.room
     base = library.base
-    left = min(budget.total - room - base, budget.weights)
+    adapters = _adapters(networks, "transformer")
+    left = min(budget.total - room - base, budget.weights) - sum(adapters.values())
     placed = _place(network, left, kind, drop=budget.preset.drop_modulation, stream_all=budget.preset.weights == 0)
     flops = step_flops(params, batch, tokens, shape.text)
-    return Stage("sample", {"transformer": placed}, room, base, flops, shape.calls)
+    return Stage("sample", {"transformer": placed}, room, base, flops, shape.calls, adapters=adapters)
 
 
 def _picture_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budget, kind: str) -> Stage:
@@ -302,14 +314,19 @@ def _place(network: Network, room: int, kind: str, *, drop: bool = False, stream
     return replace(placed, fixed=inventory.fixed, slots=placed.slots + passing, dropped=bool(conditioning))
 
 
-def _kept(stage: Stage, stages: Sequence[Stage], budget: Budget) -> dict[Role, Residency]:
-    """The networks of other stages that fit beside this one, most recently used first."""
+def _adapters(networks: Mapping[Role, Network], *roles: Role) -> dict[Role, int]:
+    return {role: networks[role].adapters.held for role in roles if networks[role].adapters.held}
+
+
+def _with_kept(stage: Stage, stages: Sequence[Stage], networks: Mapping[Role, Network], budget: Budget) -> Stage:
+    """A stage with the networks of others that fit beside it, most recently used first."""
     start = stages.index(stage)
     before = [stages[(start - i) % len(stages)] for i in range(1, len(stages))]
     kept: dict[Role, Residency] = {}
     peak, weights = stage.peak, stage.weights
     for role, placed in (item for other in before for item in other.networks.items()):
-        if peak + placed.nbytes <= budget.total and weights + placed.nbytes <= budget.weights:
+        nbytes = placed.nbytes + networks[role].adapters.held
+        if peak + nbytes <= budget.total and weights + nbytes <= budget.weights:
             kept[role] = placed
-            peak, weights = peak + placed.nbytes, weights + placed.nbytes
-    return kept
+            peak, weights = peak + nbytes, weights + nbytes
+    return replace(stage, kept=kept, adapters={**stage.adapters, **_adapters(networks, *kept)})

@@ -17,6 +17,7 @@ from ..flux.autoencoder import Autoencoder
 from ..flux.conditioner import Conditioner, resolve_guidance
 from ..flux.conditioning import Composition, Scheduled
 from ..flux.guidance import Guided, SkipRules
+from ..flux.lora_set import NO_LORAS, LoraSet
 from ..flux.noise import ImageNoise, Source, TorchStream, side_seed
 from ..flux.prompt import parse_networks, plan_negative, plan_prompt
 from ..flux.sampling import Forecast, SamplerOptions, Schedule, plan, run
@@ -69,11 +70,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures that are drawn at once: a seed, a subseed and a prompt for each."""
+    """Pictures that are drawn at once: a seed, a subseed and a prompt for each, and the LoRAs that act on all."""
 
     seeds: tuple[int, ...]
     subseeds: tuple[int, ...]
     prompts: tuple[str, ...]
+    loras: LoraSet = NO_LORAS
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,10 @@ class Drawn:
 def draw(job: Job, batch: Batch) -> Drawn:
     """Draw one batch of pictures."""
     request, networks = job.request, job.networks
+    networks.adapt(batch.loras)
 
     job.enter("encode")
-    positives, negatives = job.attempt("encode", lambda: encode_prompts(job, batch.prompts))
+    positives, negatives = job.attempt("encode", lambda: encode_prompts(job, batch))
     start = job.attempt("decode", lambda: encode_picture(job, batch.seeds))
     noise = image_noise(job, batch)
 
@@ -120,16 +123,16 @@ def decode_latent(job: Job, latent: Tensor) -> Tensor:
     return torch.cat([decode(autoencoder, picture) for picture in latent.split(1)])
 
 
-def encode_prompts(job: Job, prompts: Sequence[str]) -> tuple[list[Composition], list[Scheduled] | None]:
+def encode_prompts(job: Job, batch: Batch) -> tuple[list[Composition], list[Scheduled] | None]:
     """The conditioning of each picture's prompt, and of the negative prompt where guidance needs one."""
-    request = job.request
+    request, prompts = job.request, batch.prompts
     calls = schedule_steps(job.sampler, request.steps)
     negative = request.negative_prompt if request.compat == "forge" else parse_networks(request.negative_prompt)[0]
     plans = [plan_prompt(parse_networks(prompt)[0], calls, compat=request.compat) for prompt in prompts]
     if request.cfg_scale != 1:
         plans.append(plan_negative(negative, calls))
     guidance = resolve_guidance(request.distilled_cfg_scale, job.networks.params.guidance_embed, request.compat)
-    made = job.conditioner(plans, guidance, job.warnings)
+    made = job.conditioner.adapted(batch.loras.text_key)(plans, guidance, job.warnings)
     count = len(prompts)
     return made[:count], [made[count].parts[0][1]] * count if len(made) > count else None
 

@@ -30,6 +30,22 @@ class Watch:
     cancel: Cancel | None = None
     preview_every: int = 0
 
+    def check(self) -> None:
+        """Raises GenerationCancelled where the caller asked to stop."""
+        if self.cancel is not None and self.cancel.is_set():
+            raise GenerationCancelled("the job was cancelled by its caller")
+
+
+def fetching(watch: Watch) -> Callable[[int, int | None], None]:
+    """Tells the caller how much of a file was fetched, in MiB, as steps of the stage ``load``; stops where asked to."""
+
+    def tell(received: int, size: int | None) -> None:
+        watch.check()
+        if watch.on_progress is not None:
+            watch.on_progress(Progress(stage="load", step=received >> 20, steps=(size or 0) >> 20))
+
+    return tell
+
 
 class Tracker:
     """Reports the progress of one job and times its stages.
@@ -80,8 +96,7 @@ class Tracker:
         self.enter("done")
 
     def check(self) -> None:
-        if self._watch.cancel is not None and self._watch.cancel.is_set():
-            raise GenerationCancelled("the job was cancelled by its caller")
+        self._watch.check()
 
     def _report(self, part: float, step: int = 0, preview: Any = None) -> None:
         self.check()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -84,6 +84,10 @@ class Conditioner:
     cache: EmbeddingCache
     emphasis: Emphasis = "Original"
     compat: Compat = "fixed"
+
+    def adapted(self, key: Hashable) -> Conditioner:
+        """The same for encoders that are changed by LoRAs, as ``key`` tells."""
+        return replace(self, model_key=(self.model_key, key))
 
     def __call__(
         self, plans: Sequence[PromptPlan], guidance: float | None, warnings: list[str] | None = None

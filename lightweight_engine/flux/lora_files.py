@@ -18,6 +18,7 @@ from ..backend.checkpoint import Checkpoint
 from ..backend.lora import Change, Delta
 from ..backend.lora_algorithms import Swapped
 from ..backend.lora_modules import TUCKER, ModuleTensors, Options, bias_delta, weight_deltas
+from ..backend.pages import release_pages
 from ..errors import AdapterError
 from ..labels import Compat
 from .layouts import Role
@@ -81,9 +82,18 @@ class LoraReport:
 class LoraFile:
     """A LoRA as numbers: network -> parameter -> its changes, in the order of the file."""
 
-    path: Path
+    checkpoint: Checkpoint
     changes: Mapping[Role, Mapping[str, tuple[Change, ...]]]
     report: LoraReport
+
+    @property
+    def path(self) -> Path:
+        return self.checkpoint.path
+
+    def give_back(self) -> None:
+        """Give the pages of the mapped file back to the system; they are read again when they are used."""
+        for key in self.checkpoint.tensors:
+            release_pages(self.checkpoint, self.checkpoint.raw(key))
 
     @property
     def input_channels(self) -> int | None:
@@ -96,6 +106,7 @@ class LoraFile:
 class _Reader:
     """One file while it is read."""
 
+    file: str
     checkpoint: Checkpoint
     shapes: Mapping[Role, Shapes]
     options: Options
@@ -104,10 +115,6 @@ class _Reader:
     ignored: list[Ignored] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     applied: int = 0
-
-    @property
-    def file(self) -> str:
-        return self.checkpoint.path.name
 
     def module(self, alias: str, place: Place, keys: Mapping[str, str]) -> None:
         """Turn the tensors of one module, kind -> name, into changes."""
@@ -164,7 +171,12 @@ class _Reader:
 
 
 def read_lora(
-    checkpoint: Checkpoint, shapes: Mapping[Role, Shapes], *, compat: Compat = "fixed", exact_dora: bool = False
+    checkpoint: Checkpoint,
+    shapes: Mapping[Role, Shapes],
+    *,
+    compat: Compat = "fixed",
+    exact_dora: bool = False,
+    name: str | None = None,
 ) -> LoraFile:
     """Read a LoRA for networks of these shapes. What fits is applied; everything else is in the report and the log.
 
@@ -172,16 +184,18 @@ def read_lora(
         shapes: network -> its parameters; modules of networks that are not given are ignored.
         compat: ``forge`` lets OFT at strength s act with s², and leaves out what the reference has no name for.
         exact_dora: DoRA measures the rows of the changed weight, as in training; the reference measures the weight.
+        name: of the file in messages; left out, its own.
 
     Raises:
         AdapterError: it is of another model, which is named; nothing fits; shapes clash; numbers are not finite.
     """
     names = LoraNames.of(shapes, compat)
     named = {key: names.read(key) for key in checkpoint.tensors}
-    _refuse_foreign(checkpoint, named, shapes)
+    file = name or checkpoint.path.name
+    _refuse_foreign(file, checkpoint, named, shapes)
     options = Options(exact_dora, squared_turns=compat == "forge")
-    reader = _Reader(checkpoint, shapes, options, declared_scales(checkpoint))
-    for alias, (place, keys) in _modules(checkpoint, named).items():
+    reader = _Reader(file, checkpoint, shapes, options, declared_scales(checkpoint))
+    for alias, (place, keys) in _modules(file, named).items():
         reader.module(alias, place, keys)
     if unknown := [key for key, row in named.items() if row.place is None]:
         reader.ignore(unknown, "no such module in the model")
@@ -192,7 +206,7 @@ def read_lora(
     return _finished(reader, found=len({row.alias for row in named.values()}))
 
 
-def _modules(checkpoint: Checkpoint, named: Mapping[str, Named]) -> dict[str, tuple[Place, dict[str, str]]]:
+def _modules(file: str, named: Mapping[str, Named]) -> dict[str, tuple[Place, dict[str, str]]]:
     """Alias -> its place and, by kind, its tensors; of all that is understood.
 
     Raises:
@@ -204,16 +218,18 @@ def _modules(checkpoint: Checkpoint, named: Mapping[str, Named]) -> dict[str, tu
             continue
         twin = modules.setdefault(row.alias, (row.place, {}))[1].setdefault(row.kind, key)
         if twin != key:
-            raise AdapterError(f"{checkpoint.path.name}: {twin!r} and {key!r} stand for one tensor; {_AGAIN}")
+            raise AdapterError(f"{file}: {twin!r} and {key!r} stand for one tensor; {_AGAIN}")
     return modules
 
 
-def _refuse_foreign(checkpoint: Checkpoint, named: Mapping[str, Named], shapes: Mapping[Role, Shapes]) -> None:
+def _refuse_foreign(
+    file: str, checkpoint: Checkpoint, named: Mapping[str, Named], shapes: Mapping[Role, Shapes]
+) -> None:
     """
     Raises:
         AdapterError: the file is a LoRA of another model, no LoRA, or one of which nothing fits.
     """
-    file, first = checkpoint.path.name, ", ".join(list(checkpoint.tensors)[:3]) or "none"
+    first = ", ".join(list(checkpoint.tensors)[:3]) or "none"
     unknown = [key for key, row in named.items() if row.place is None]
     places = [row.place for row in named.values() if row.place is not None and row.kind is not None]
     nothing_fits = all(place.role != "transformer" for place in places)
@@ -271,4 +287,4 @@ def _finished(reader: _Reader, found: int) -> LoraFile:
         role: {parameter: tuple(rows) for parameter, rows in parameters.items()}
         for role, parameters in reader.changes.items()
     }
-    return LoraFile(reader.checkpoint.path, changes, report)
+    return LoraFile(reader.checkpoint, changes, report)

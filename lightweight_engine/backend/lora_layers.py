@@ -1,0 +1,236 @@
+"""LoRAs beside the layers that they change: the weights stay as they are, in whatever format they are stored.
+
+A module gets a ``forward`` of its own for as long as a LoRA is attached; taking that away leaves no trace. Changes of
+low rank are one branch, products of Kronecker two small ones; a change of full rank is made anew at each use, from the
+weight as numbers, as keeping it would cost as much as the network. What is attached stays on the device, also where
+the layers themselves pass through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .linear import PackedLinear, numbers
+from .lora import Branch, Change, merged, on_device, side_branch
+from .lora_algorithms import Kronecker
+
+Changes = Sequence[tuple[Change, float]]
+"""Changes of one parameter at their strengths, in their order."""
+
+FLOAT = 4
+
+# Tokens that a layer is reckoned to work on at once, and that a Kronecker product takes at once.
+TOKENS, PIECE = 8192, 1024
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What attached changes take of the device.
+
+    Attributes:
+        held: bytes, for as long as they are attached.
+        room: bytes more, while the layer works that needs most.
+    """
+
+    held: int = 0
+    room: int = 0
+
+    def beside(self, other: Cost) -> Cost:
+        """Of both together, whose layers work one after the other."""
+        return Cost(self.held + other.held, max(self.room, other.room))
+
+
+NO_COST = Cost()
+
+
+class Attached:
+    """Changes that are attached to the modules of a network; ``close`` takes them away."""
+
+    def __init__(self, modules: Sequence[nn.Module] = ()) -> None:
+        self._modules = list(modules)
+
+    def close(self) -> None:
+        for module in self._modules:
+            del module.forward
+        self._modules.clear()
+
+
+def attach(network: nn.Module, changes: Mapping[str, Changes], *, device: torch.device, dtype: torch.dtype) -> Attached:
+    """Let a network compute with changed parameters, by their names.
+
+    Args:
+        device: where the network computes; branches are put there.
+        dtype: that it computes in.
+    """
+    by_module: dict[str, dict[str, Changes]] = {}
+    for name, rows in changes.items():
+        path, _, leaf = name.rpartition(".")
+        by_module.setdefault(path, {})[leaf] = rows
+    made: list[tuple[Any, Callable[..., Any]]] = []
+    for path, leaves in by_module.items():
+        module = network.get_submodule(path)
+        moved = {leaf: [(on_device(change, device), s) for change, s in rows] for leaf, rows in leaves.items()}
+        build = _linear if isinstance(module, nn.Linear | PackedLinear) else _substituted
+        made.append((module, build(module, moved, device, dtype)))
+    for module, forward in made:  # all or none
+        module.forward = forward
+    return Attached([module for module, _ in made])
+
+
+def cost(changes: Mapping[str, Changes], shapes: Mapping[str, tuple[int, ...]], itemsize: int) -> Cost:
+    """What ``attach`` will take, from shapes alone.
+
+    Args:
+        itemsize: bytes of a number in the dtype that the network computes in.
+    """
+    total = NO_COST
+    for name, rows in changes.items():
+        total = total.beside(_cost_of(rows, shapes[name], itemsize))
+    return total
+
+
+def _cost_of(changes: Changes, shape: tuple[int, ...], itemsize: int) -> Cost:
+    deltas = [change.delta for change, _ in changes]
+    if len(shape) == 1:
+        return Cost(2 * FLOAT * shape[0])
+    tensors = sum(delta.nbytes for delta in deltas)
+    thin = [delta.rank for delta in deltas if delta.rank is not None]
+    products = [delta for delta in deltas if isinstance(delta, Kronecker)]
+    if len(thin) + len(products) < len(deltas) or (products and any(delta.needs_weight for delta in deltas)):
+        return Cost(tensors, 4 * FLOAT * shape[0] * shape[1])
+    held = sum(thin) * sum(shape) + 2 * shape[0] * bool(thin) + sum(product.elements for product in products)
+    weight = FLOAT * shape[0] * shape[1] if any(delta.needs_weight for delta in deltas) else 0
+    piece = max((product.piece for product in products), default=0)
+    return Cost(held * itemsize, max(tensors + 2 * weight, sum(thin) * TOKENS * itemsize, piece * PIECE * itemsize))
+
+
+# --- linears ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Beside:
+    """The ``forward`` of a linear with branches beside it: y = W x + b becomes y * factor + offset + branches of x.
+
+    Attributes:
+        up: [R, out], transposed for the product.
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    down: Tensor | None
+    up: Tensor | None
+    factor: Tensor | None
+    offset: Tensor | None
+    products: tuple[_Product, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = self.forward(x)  # a tensor of its own, which is changed in place
+        if self.factor is not None:
+            y.mul_(self.factor)
+        if self.offset is not None:
+            y.add_(self.offset)
+        rows, inputs = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
+        if self.down is not None and self.up is not None:
+            rows.addmm_(F.linear(inputs, self.down), self.up)
+        for product in self.products:
+            product.add(inputs, rows)
+        return y
+
+
+@dataclass(frozen=True, eq=False)
+class _Product:
+    """A Kronecker product times x, by two small products and without the large matrix."""
+
+    first: Tensor
+    second: Tensor
+    rows: slice
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add the product of x [L, in] to y [L, out]."""
+        grid = (self.first.shape[1], self.second.shape[1])
+        for inputs, outputs in zip(x[:, : grid[0] * grid[1]].split(PIECE), y[:, self.rows].split(PIECE), strict=True):
+            outputs += (self.first @ inputs.unflatten(-1, grid) @ self.second.T).flatten(-2)
+
+
+def _linear(module: Any, leaves: Mapping[str, Changes], device: torch.device, dtype: torch.dtype) -> Callable:
+    """The ``forward`` of a changed linear."""
+    changes = leaves.get("weight", ())
+    bias = None if module.bias is None else module.bias.detach().to(device, torch.float32)
+    changed_bias = merged(bias, leaves["bias"]) if bias is not None and "bias" in leaves else bias
+    products = [(change, s) for change, s in changes if isinstance(change.delta, Kronecker)]
+    others = [(change, s) for change, s in changes if not isinstance(change.delta, Kronecker)]
+    if products and any(change.delta.needs_weight for change, _ in changes):
+        products, others = [], list(changes)
+    shape = (module.out_features, module.in_features)
+    branch = side_branch(others, shape, lambda: numbers(module, torch.float32, device))
+    if branch is None and others:
+        return _Recomputed(module, tuple(changes), changed_bias)
+    return _Beside(
+        type(module).forward.__get__(module),
+        *_thin(branch, dtype),
+        *_affine(branch, bias, changed_bias, dtype),
+        tuple(_product(change, strength, shape[0], device, dtype) for change, strength in products),
+    )
+
+
+def _thin(branch: Branch | None, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if branch is None else (branch.down.to(dtype), branch.up.T.to(dtype).contiguous())
+
+
+def _affine(
+    branch: Branch | None, bias: Tensor | None, changed: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor | None, Tensor | None]:
+    """Factor and offset that turn W x + b into (1 + gain) W x + the changed b."""
+    factor = None if branch is None or branch.gain is None else 1 + branch.gain
+    offset = None
+    if bias is not None and changed is not None and (factor is not None or changed is not bias):
+        offset = (changed - (bias if factor is None else bias * factor)).to(dtype)
+    return None if factor is None else factor.to(dtype), offset
+
+
+def _product(change: Change, strength: float, rows: int, device: torch.device, dtype: torch.dtype) -> _Product:
+    assert isinstance(change.delta, Kronecker)
+    first, second = change.delta.matrices(device)
+    return _Product(first.to(dtype), (second * strength).to(dtype), slice(*(change.rows or (0, rows))))
+
+
+@dataclass(frozen=True, eq=False)
+class _Recomputed:
+    """The ``forward`` of a linear whose weight is changed at each use."""
+
+    module: Any
+    changes: Changes
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        weight = merged(numbers(self.module, torch.float32, x.device), self.changes)
+        return F.linear(x, weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+# --- other parameters ---------------------------------------------------------------------------------------------
+
+
+def _substituted(
+    module: nn.Module, leaves: Mapping[str, Changes], device: torch.device, dtype: torch.dtype
+) -> Callable[..., Any]:
+    """The ``forward`` of a module that sees other values of its parameters, in ``dtype``, while it runs."""
+    values: dict[str, nn.Parameter] = {}
+    for leaf, changes in leaves.items():
+        value = merged(module.get_parameter(leaf).detach().to(device), changes).to(dtype)
+        values[leaf] = nn.Parameter(value, requires_grad=False)
+    forward = type(module).forward.__get__(module)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        kept = {leaf: module._parameters[leaf] for leaf in values}
+        module._parameters.update(values)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            module._parameters.update(kept)
+
+    return run

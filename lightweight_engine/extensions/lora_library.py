@@ -1,0 +1,117 @@
+"""The LoRA files of models folders, by name. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..backend.checkpoint import open_checkpoint
+from ..errors import AdapterError, EngineError, ModelNotFoundError, RequestError, closest
+
+FOLDERS = ("Lora", "loras")
+SUFFIX = ".safetensors"
+NAMES_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class LoraEntry:
+    """A LoRA file of a models folder.
+
+    Attributes:
+        name: of the file without suffix; with its folders where another file has the same.
+        alias: what its trainer called it.
+        problem: why it cannot be read.
+    """
+
+    name: str
+    path: Path
+    size: int
+    alias: str | None = None
+    problem: str | None = None
+
+
+class LoraLibrary:
+    """The LoRA files in models folders, listed anew whenever they are asked for.
+
+    Args:
+        roots: models folders; files lie anywhere below their ``Lora`` or ``loras``.
+    """
+
+    def __init__(self, roots: Sequence[Path]) -> None:
+        self.roots = tuple(roots)
+        self._read: dict[tuple[Path, int, int], LoraEntry] = {}
+
+    def ls(self) -> list[LoraEntry]:
+        """Every file, by name. Links that lead out of their folder are problems."""
+        found: dict[Path, tuple[LoraEntry, Path]] = {}
+        for folder in self._folders():
+            for path in sorted(folder.rglob(f"*{SUFFIX}")):
+                found.setdefault(path.resolve(), (self._entry(path, folder), folder))
+        stems = [entry.path.stem for entry, _ in found.values()]
+        entries = [
+            entry if stems.count(entry.path.stem) == 1 else _with_folders(entry, folder)
+            for entry, folder in found.values()
+        ]
+        return sorted(entries, key=lambda entry: entry.name.lower())
+
+    def find(self, name: str) -> LoraEntry:
+        """The file of that name, file name or alias.
+
+        Raises:
+            ModelNotFoundError: there is none; close names are told.
+            RequestError: there are several.
+            AdapterError: it cannot be read.
+        """
+        entries = self.ls()
+        wanted = name.removesuffix(SUFFIX)
+        matches = [e for e in entries if wanted == e.name] or [e for e in entries if wanted == e.path.stem]
+        matches = matches or [e for e in entries if name == e.alias]
+        if not matches:
+            raise ModelNotFoundError(f"there is no LoRA called {name!r:.120}; {self._hint(name, entries)}")
+        if len(matches) > 1:
+            names = ", ".join(entry.name for entry in matches)
+            raise RequestError(f"several LoRAs are called {name!r:.120}: {names}; give the whole name", field="loras")
+        if matches[0].problem:
+            raise AdapterError(matches[0].problem)
+        return matches[0]
+
+    def _folders(self) -> Iterator[Path]:
+        for root in self.roots:
+            for folder in (base / name for base in (root, root / "models") for name in FOLDERS):
+                if folder.is_dir():
+                    yield folder
+
+    def _hint(self, name: str, entries: Sequence[LoraEntry]) -> str:
+        meant = closest(name, [entry.name for entry in entries])
+        if meant:
+            return f"did you mean {meant!r}?"
+        names = ", ".join(entry.name for entry in entries[:NAMES_SHOWN]) or "none"
+        folder = (*self.roots, Path("models"))[0] / FOLDERS[0]
+        return f"there are: {names}; put the file into {folder}, or give its URL"
+
+    def _entry(self, path: Path, folder: Path) -> LoraEntry:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            fault = f"{path.name} is a link that leads out of {folder}; put the file itself there"
+            return LoraEntry(path.stem, path, 0, problem=fault)
+        try:
+            stat = path.stat()
+        except OSError as error:
+            fault = f"{path.name} cannot be read ({error.strerror}); remove it or mend its permissions"
+            return LoraEntry(path.stem, path, 0, problem=fault)
+        key = (path, stat.st_size, stat.st_mtime_ns)
+        if key not in self._read:
+            self._read[key] = _read_entry(path, stat.st_size)
+        return self._read[key]
+
+
+def _read_entry(path: Path, size: int) -> LoraEntry:
+    try:
+        alias = open_checkpoint(path).metadata.get("ss_output_name")
+    except (EngineError, OSError) as error:
+        return LoraEntry(path.stem, path, size, problem=str(error))
+    return LoraEntry(path.stem, path, size, alias if alias != path.stem else None)
+
+
+def _with_folders(entry: LoraEntry, folder: Path) -> LoraEntry:
+    return replace(entry, name=str(entry.path.relative_to(folder).with_suffix("")))
