@@ -19,6 +19,7 @@ from ..errors import CorruptCheckpointError, ModelNotFoundError, UnsupportedChec
 from .checkpoint import Checkpoint, TensorInfo, corrupt, open_checkpoint, unique
 from .gguf_file import MAGIC as GGUF
 from .gguf_file import open_gguf
+from .legacy_pickles import open_legacy_pickle
 from .pickles import open_pickle
 
 INDEX = ".index.json"
@@ -32,7 +33,7 @@ SAFETENSORS = b"\0\0\0\0{"  # from the fifth byte: the high half of the header's
 READERS: tuple[tuple[bytes, Callable[[Path], Checkpoint]], ...] = (
     (GGUF, open_gguf),
     (b"PK\x03\x04", open_pickle),
-    (b"\x80", open_pickle),
+    (b"\x80", open_legacy_pickle),
 )
 
 # First letters of a text -> what it is and what to do.

@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelError, UnsupportedCheckpointError
+from ..errors import UnsupportedCheckpointError
 from .checkpoint import DTYPES, MAX_NAME, MAX_TENSORS, Checkpoint, TensorInfo, corrupt
 from .zip_entries import Entry, read_entries
 
@@ -32,7 +33,7 @@ ENTRY = re.compile(r"^(?:[^/]+/)?(data\.pkl|data/\d+|version|byteorder|\.data/se
                    r"\.storage_alignment)$")  # fmt: skip
 
 # Where training programs and upscalers put the tensors.
-STATE_KEYS = ("state_dict", "model", "module", "params_ema", "params")
+STATE_KEYS = ("model_state_dict", "state_dict", "model", "module", "params_ema", "params-ema", "params", "net")
 
 # torch's name of a storage class or dtype -> ours.
 STORAGES = {
@@ -51,7 +52,7 @@ STORAGES = {
 DTYPE_NAMES = {torch_name: name for name, (_, torch_name) in DTYPES.items()}
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """What is wrong with a program, without the name of its file."""
 
 
@@ -65,17 +66,17 @@ class _Global:
 
 
 @dataclass(frozen=True)
-class _Storage:
+class Storage:
     dtype: str
     entry: str
     count: int
 
 
 @dataclass(frozen=True)
-class _Tensor:
-    """Unchecked until ``_tensor_info``."""
+class Tensor:
+    """Unchecked until ``tensor_info``."""
 
-    storage: _Storage
+    storage: Storage
     dtype: str
     offset: int
     shape: tuple[int, ...]
@@ -86,14 +87,14 @@ class _Opaque:
     """A value that holds no weights and is not looked into (numpy's scalars in training states)."""
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
     """``torch._utils._rebuild_tensor_v2``; what follows are flags of autograd."""
-    return _Tensor(storage, storage.dtype, offset, shape, strides)
+    return Tensor(storage, storage.dtype, offset, shape, strides)
 
 
-def _tensor_of_dtype(storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any) -> _Tensor:
+def _tensor_of_dtype(storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any) -> Tensor:
     """``torch._utils._rebuild_tensor_v3``, for dtypes that have no storage class."""
-    return _Tensor(storage, DTYPE_NAMES[dtype.name], offset, shape, strides)
+    return Tensor(storage, DTYPE_NAMES[dtype.name], offset, shape, strides)
 
 
 def _opaque(*_: Any) -> _Opaque:
@@ -125,15 +126,16 @@ def _is_name(name: _Global) -> bool:
     return storage or (name.module == "torch" and name.name in DTYPE_NAMES)
 
 
-class _Machine:
+class Machine:
     """The stack machine of pickle, for the instructions that torch writes."""
 
-    def __init__(self, program: bytes) -> None:
+    def __init__(self, program: bytes, at: int = 0) -> None:
         self.program = program
-        self.at = 0
+        self.at = at
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
+        self.storages: dict[str, Storage] = {}
 
     def run(self) -> Any:
         for _ in range(MAX_STEPS):
@@ -142,15 +144,15 @@ class _Machine:
                 return self.stack.pop()
             step = STEPS.get(code)
             if step is None:
-                raise _Refused(f"it has the instruction {code!r}, which torch does not write")
+                raise Refused(f"it has the instruction {code!r}, which torch does not write")
             step(self)
-        raise _Refused(f"it has more than {MAX_STEPS:,} instructions")
+        raise Refused(f"it has more than {MAX_STEPS:,} instructions")
 
     def take(self, count: int) -> bytes:
         start = self.at
         self.at += count
         if self.at > len(self.program):
-            raise _Refused("it ends too soon")
+            raise Refused("it ends too soon")
         return self.program[start : self.at]
 
     def number(self, code: str) -> Any:
@@ -174,14 +176,14 @@ class _Machine:
     def tuple_of(self, count: int) -> None:
         values = tuple(self.stack[len(self.stack) - count :]) if count else ()
         if len(values) != count:
-            raise _Refused("it takes from an empty stack")
+            raise Refused("it takes from an empty stack")
         del self.stack[len(self.stack) - count :]
         self.push(values)
 
     def name(self, module: Any, name: Any) -> None:
         found = _Global(str(module)[:MAX_NAME], str(name)[:MAX_NAME])
         if str(found) not in BUILDERS and not _is_name(found):
-            raise _Refused(f"it asks for {found}, and could run code with it")
+            raise Refused(f"it asks for {found}, and could run code with it")
         self.push(found)
 
     def stack_name(self) -> None:
@@ -191,30 +193,32 @@ class _Machine:
     def call(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
         if not isinstance(function, _Global) or str(function) not in BUILDERS:
-            raise _Refused(f"it calls {function if isinstance(function, _Global) else 'what is no function'}")
+            raise Refused(f"it calls {function if isinstance(function, _Global) else 'what is no function'}")
         if not isinstance(arguments, tuple) or len(arguments) > MAX_ARGUMENTS:
-            raise _Refused(f"it calls {function} with arguments that torch does not write")
+            raise Refused(f"it calls {function} with arguments that torch does not write")
         self.push(BUILDERS[str(function)](*arguments))
 
     def persistent(self) -> None:
-        """A storage: ('storage', class, key, device, count)."""
-        kind, storage, key, _, count = self.stack.pop()
+        """A storage: ('storage', class, key, device, count), and None in the format before torch 1.6."""
+        kind, storage, key, _, count, *view = self.stack.pop()
         if (
-            kind != "storage"
+            view not in ([], [None])
+            or kind != "storage"
             or not isinstance(storage, _Global)
             or storage.name not in STORAGES
             or type(key) is not str
         ):
-            raise _Refused("it refers to something that is no storage of torch")
-        self.push(_Storage(STORAGES[storage.name], f"data/{key}", count))
+            raise Refused("it refers to something that is no storage of torch")
+        found = self.storages[key] = Storage(STORAGES[storage.name], f"data/{key}", count)
+        self.push(found)
 
     def set_items(self, values: list[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, dict):
-            raise _Refused("it puts entries into what is no dictionary")
+            raise Refused("it puts entries into what is no dictionary")
         # The hash of nested tuples takes time without bound.
         if not all(isinstance(key, str | int) for key in values[::2]):
-            raise _Refused("its dictionaries have keys that are neither texts nor numbers")
+            raise Refused("its dictionaries have keys that are neither texts nor numbers")
         target.update(zip(values[::2], values[1::2], strict=True))
 
     def set_item(self) -> None:
@@ -223,7 +227,7 @@ class _Machine:
 
     def extend(self, values: list[Any]) -> None:
         if not isinstance(self.stack[-1], list):
-            raise _Refused("it appends to what is no list")
+            raise Refused("it appends to what is no list")
         self.stack[-1].extend(values)
 
     def remember(self, index: int) -> None:
@@ -234,23 +238,23 @@ class _Machine:
         self.stack.pop()
 
 
-def _text(code: str) -> Callable[[_Machine], None]:
+def _text(code: str) -> Callable[[Machine], None]:
     return lambda m: m.push(m.take(m.number(code)).decode("utf-8", "surrogatepass"))
 
 
-def _bytes(code: str) -> Callable[[_Machine], None]:
+def _bytes(code: str) -> Callable[[Machine], None]:
     return lambda m: m.push(m.take(m.number(code)))
 
 
-def _const(make: Callable[[], Any]) -> Callable[[_Machine], None]:
+def _const(make: Callable[[], Any]) -> Callable[[Machine], None]:
     return lambda m: m.push(make())
 
 
-def _number(code: str) -> Callable[[_Machine], None]:
+def _number(code: str) -> Callable[[Machine], None]:
     return lambda m: m.push(m.number(code))
 
 
-STEPS: Mapping[bytes, Callable[[_Machine], Any]] = {
+STEPS: Mapping[bytes, Callable[[Machine], Any]] = {
     b"\x80": lambda m: m.take(1),  # PROTO
     b"\x95": lambda m: m.take(8),  # FRAME
     b"(": lambda m: m.marks.append(len(m.stack)),
@@ -276,7 +280,7 @@ STEPS: Mapping[bytes, Callable[[_Machine], Any]] = {
     b"\x86": lambda m: m.tuple_of(2),
     b"\x87": lambda m: m.tuple_of(3),
     b"l": lambda m: m.push(m.since_mark()),
-    b"s": _Machine.set_item,
+    b"s": Machine.set_item,
     b"u": lambda m: m.set_items(m.since_mark()),
     b"a": lambda m: m.extend([m.stack.pop()]),
     b"e": lambda m: m.extend(m.since_mark()),
@@ -286,10 +290,10 @@ STEPS: Mapping[bytes, Callable[[_Machine], Any]] = {
     b"h": lambda m: m.push(m.memo[m.number("B")]),
     b"j": lambda m: m.push(m.memo[m.number("I")]),
     b"c": lambda m: m.name(m.line(), m.line()),
-    b"\x93": _Machine.stack_name,
-    b"R": _Machine.call,
-    b"Q": _Machine.persistent,
-    b"b": _Machine.build,
+    b"\x93": Machine.stack_name,
+    b"R": Machine.call,
+    b"Q": Machine.persistent,
+    b"b": Machine.build,
 }
 
 
@@ -297,29 +301,27 @@ def open_pickle(path: Path) -> Checkpoint:
     """The tensors of a file of ``torch.save``, as places in the file.
 
     Raises:
-        UnsupportedCheckpointError: it asks for a class or function that is not plain data, is a TorchScript archive, or
-            is of the format before torch 1.6.
+        UnsupportedCheckpointError: it asks for a class or function that is not plain data, or is a TorchScript archive.
         CorruptCheckpointError: the archive or its program does not add up.
     """
-    with path.open("rb") as file:
-        if file.read(1) == b"\x80":
-            raise UnsupportedCheckpointError(
-                f"{path.name} is a pickle of the format before torch 1.6; convert it to safetensors where you trust it"
-            )
-    entries = _entries(path)
+    with refusals(path):
+        entries = _entries(path)
+        tensors, values = state_dict(Machine(_read(path, entries["data.pkl"])).run())
+        infos = {name: tensor_info(name, tensor, entries) for name, tensor in tensors.items()}
+    return Checkpoint(path, infos, values, container="pickle")
+
+
+@contextmanager
+def refusals(path: Path) -> Iterator[None]:
+    """Typed errors for what goes wrong with the program of a file."""
     try:
-        state = _Machine(_read(path, entries["data.pkl"])).run()
-        tensors, values = _state_dict(state)
-        infos = {name: _tensor_info(name, tensor, entries) for name, tensor in tensors.items()}
-    except _Refused as error:
+        yield
+    except Refused as error:
         raise UnsupportedCheckpointError(
             f"{path.name}: its pickle is refused: {error}; use the safetensors file of the model"
         ) from None
-    except ModelError:
-        raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise corrupt(path, f"its pickle is damaged ({type(error).__name__}: {str(error)[:100]})") from None
-    return Checkpoint(path, infos, values, container="pickle")
 
 
 def _entries(path: Path) -> dict[str, Entry]:
@@ -351,12 +353,12 @@ def _read(path: Path, entry: Entry) -> bytes:
         return file.read(entry.end - entry.start)
 
 
-def _state_dict(state: Any) -> tuple[dict[str, _Tensor], dict[str, str]]:
+def state_dict(state: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a saved object, and its small values as text."""
     values: dict[str, str] = {}
     for _ in range(len(STATE_KEYS)):
         if not isinstance(state, dict):
-            raise _Refused("it holds no dictionary of tensors")
+            raise Refused("it holds no dictionary of tensors")
         values |= {
             str(key): str(value)
             for key, value in state.items()
@@ -366,15 +368,15 @@ def _state_dict(state: Any) -> tuple[dict[str, _Tensor], dict[str, str]]:
         if inner is None:
             break
         state = inner
-    tensors = {key: value for key, value in state.items() if isinstance(value, _Tensor)}
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise _Refused("it holds no dictionary of tensors")
+        raise Refused("it holds no dictionary of tensors")
     if len(tensors) > MAX_TENSORS or any(not isinstance(key, str) or len(key) > MAX_NAME for key in tensors):
-        raise _Refused(f"its tensors are not named, or more than {MAX_TENSORS:,}")
+        raise Refused(f"its tensors are not named, or more than {MAX_TENSORS:,}")
     return tensors, values
 
 
-def _tensor_info(name: str, tensor: _Tensor, entries: Mapping[str, Entry]) -> TensorInfo:
+def tensor_info(name: str, tensor: Tensor, entries: Mapping[str, Entry]) -> TensorInfo:
     if not all(isinstance(n, tuple) and len(n) <= MAX_DIMENSIONS for n in (tensor.shape, tensor.strides)):
         raise ValueError(f"{name!r} has more than {MAX_DIMENSIONS} dimensions")
     sizes = (tensor.offset, *tensor.shape, *tensor.strides)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import struct
 import zipfile
 from collections import OrderedDict
@@ -94,10 +95,46 @@ def test_a_pickled_module_is_named(tmp_path: Path) -> None:
         open_model(tmp_path / "x.pt")
 
 
-def test_old_files_and_other_objects(tmp_path: Path) -> None:
-    torch.save(TENSORS["plain"], tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    with pytest.raises(UnsupportedCheckpointError, match="before torch 1.6; convert it to safetensors"):
-        open_model(tmp_path / "old.pt")
+@pytest.mark.parametrize("key", [None, "params_ema", "net"])
+def test_the_format_before_torch_1_6(tmp_path: Path, key: str | None) -> None:
+    state = {key: TENSORS, "epoch": 3} if key else TENSORS
+    torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    check(tmp_path / "old.pth")
+
+
+def test_old_files_that_are_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "old.pth"
+    torch.save(TENSORS, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    for length in (*range(1, 200, 7), *range(200, len(whole), 61), len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises((UnsupportedCheckpointError, CorruptCheckpointError)):
+            open_model(path)
+
+
+def test_old_files_run_no_code_either(tmp_path: Path) -> None:
+    trap, path = tmp_path / "trap", tmp_path / "old.pth"
+    for content in ({"a": torch.zeros(1), "b": Runs(os.system, f"touch {trap}")}, Runs(os.system, f"touch {trap}")):
+        torch.save(content, path, _use_new_zipfile_serialization=False)
+        with pytest.raises(UnsupportedCheckpointError, match=r"asks for .*system"):
+            open_model(path)
+    path.write_bytes(pickle.dumps({"a": 1}, protocol=2))
+    with pytest.raises((UnsupportedCheckpointError, CorruptCheckpointError)):
+        open_model(path)
+    assert not trap.exists()
+
+
+def test_an_old_file_whose_storage_claims_another_length(tmp_path: Path) -> None:
+    path = tmp_path / "old.pth"
+    torch.save({"a": torch.arange(6.0)}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    for count in (5, 2**62, 2**64 - 1):
+        path.write_bytes(whole[:-32] + struct.pack("<Q", count) + whole[-24:])
+        with pytest.raises(CorruptCheckpointError, match="a storage of 6 numbers has"):
+            open_model(path)
+
+
+def test_other_objects(tmp_path: Path) -> None:
     for name, value in (("tensor", torch.zeros(2)), ("list", [torch.zeros(2)]), ("text", {"a": "b"})):
         torch.save(value, tmp_path / f"{name}.pt")
         with pytest.raises(UnsupportedCheckpointError, match="no dictionary of tensors"):
