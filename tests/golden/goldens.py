@@ -72,7 +72,11 @@ class Case:
 
     def array(self, name: str) -> Any:
         """The array ``name`` of the family's npz (pipelines)."""
-        return _arrays(self.folder / f"{self.family}.npz")[name]
+        return self.arrays()[name]
+
+    def arrays(self) -> dict[str, Any]:
+        """All arrays of the family's npz."""
+        return _arrays(self.folder / f"{self.family}.npz")
 
 
 @cache

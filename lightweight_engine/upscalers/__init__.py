@@ -1,0 +1,1 @@
+"""Larger pictures: resampling, resize modes, tiles, and networks that spandrel reads."""

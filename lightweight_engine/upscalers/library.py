@@ -1,0 +1,191 @@
+"""Upscalers by name: those without a network, and the files in the folders of a models folder.
+
+Names are those of Stable Diffusion WebUI and Forge: the stem of a file, or a fixed one for files that everybody has.
+Listing reads names of files only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ..errors import ModelNotFoundError, RequestError, closest
+from .networks import AfterTile, NetworkUpscaler, Tiling, open_network
+from .upscaler import PLAIN, Upscaler
+
+SUFFIXES = (".safetensors", ".pth", ".pt")
+ROOM = 4 << 30  # bytes for tiles at once on a GPU; beyond about ten of them it gets no faster
+
+
+@dataclass(frozen=True)
+class Family:
+    """Files of one kind.
+
+    Args:
+        folder: below a models folder, in any case.
+        names: stem of a file that everybody has -> what people call it; the first that has a name is its usual one.
+    """
+
+    folder: str
+    tiling: Tiling = field(default_factory=Tiling)
+    names: dict[str, str] = field(default_factory=dict)
+
+
+FAMILIES = (
+    Family("ESRGAN", names={"ESRGAN_4x": "ESRGAN_4x", "ESRGAN": "ESRGAN_4x", "4x-UltraSharp": "4x-UltraSharp"}),
+    Family("upscale_models"),  # ComfyUI's
+    Family(
+        "RealESRGAN",
+        Tiling(half=True),
+        {
+            "RealESRGAN_x4plus": "R-ESRGAN 4x+",
+            "RealESRGAN_x4plus_anime_6B": "R-ESRGAN 4x+ Anime6B",
+            "realesr-general-x4v3": "R-ESRGAN General 4xV3",
+            "realesr-general-wdn-x4v3": "R-ESRGAN General WDN 4xV3",
+            "realesr-animevideov3": "R-ESRGAN AnimeVideo",
+            "RealESRGAN_x2plus": "R-ESRGAN 2x+",
+        },
+    ),
+    Family(
+        "SwinIR",
+        Tiling(blended=False),
+        {"SwinIR_4x": "SwinIR 4x", "003_realSR_BSRGAN_DFOWMFC_s64w8_SwinIR-L_x4_GAN": "SwinIR 4x"},
+    ),
+    Family(
+        "ScuNET",
+        Tiling(tile=256, blended=False),
+        {"scunet_color_real_gan": "ScuNET GAN", "ScuNET": "ScuNET GAN", "scunet_color_real_psnr": "ScuNET PSNR"},
+    ),
+    Family("DAT", Tiling(half=True), {"DAT_x2": "DAT x2", "DAT_x3": "DAT x3", "DAT_x4": "DAT x4"}),
+    Family("HAT"),
+)
+
+REFUSED = {"LDSR": "a latent diffusion model of its own, which neither Forge nor this engine has"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file that an upscaler is read from."""
+
+    name: str
+    path: Path
+    family: Family
+
+
+class UpscalerLibrary:
+    """The upscalers of some folders. Networks are read once and the last ones kept.
+
+    Args:
+        roots: models folders; of two files of one name, that of the first counts.
+        keep: networks kept at most.
+    """
+
+    def __init__(self, roots: Sequence[Path], device: torch.device | str = "cpu", *, keep: int = 2) -> None:
+        self.roots = tuple(roots)
+        self.device = device
+        self.keep = keep
+        self._loaded: OrderedDict[Path, tuple[tuple[int, int], NetworkUpscaler]] = OrderedDict()
+
+    def entries(self) -> list[Entry]:
+        """The files that are there, sorted by name."""
+        found: dict[str, Entry] = {}
+        for root in self.roots:
+            for entry in _scan(root):
+                found.setdefault(entry.name, entry)
+        return sorted(found.values(), key=lambda entry: entry.name.lower())
+
+    def names(self) -> list[str]:
+        """All names to choose from: those without a network first."""
+        return [*(plain.name for plain in PLAIN), *(entry.name for entry in self.entries())]
+
+    def find(self, name: str, *, field: str = "upscaler", after_tile: AfterTile | None = None) -> Upscaler:
+        """The upscaler of that name, its network loaded.
+
+        Args:
+            field: of the request, for the message.
+            after_tile: told of every batch of tiles, as long as the network is not asked for again.
+
+        Raises:
+            RequestError: there is none of that name.
+            ModelNotFoundError: its file is not there.
+            ModelError, MissingDependencyError: as of ``open_network``.
+        """
+        plain = next((each for each in PLAIN if each.name.lower() == name.lower()), None)
+        if plain is not None:
+            return plain
+        entries = self.entries()
+        exact = [entry for entry in entries if entry.name == name]
+        entry = next(iter(exact or [entry for entry in entries if entry.name.lower() == name.lower()]), None)
+        if entry is None:
+            raise self._unknown(name, field)
+        network = self._load(entry)
+        network.after_tile = after_tile or (lambda done, total: None)
+        return network
+
+    def release(self) -> None:
+        """Drop all networks."""
+        self._loaded.clear()
+
+    @property
+    def held(self) -> int:
+        """Bytes of the networks that are kept."""
+        return sum(network.nbytes for _, network in self._loaded.values())
+
+    def _load(self, entry: Entry) -> NetworkUpscaler:
+        status = entry.path.stat()
+        version = (status.st_mtime_ns, status.st_size)
+        kept = self._loaded.pop(entry.path, None)
+        if kept is None or kept[0] != version:
+            network = open_network(entry.path)
+            kept = version, NetworkUpscaler(entry.name, network, entry.family.tiling, self.device, room=ROOM)
+        self._loaded[entry.path] = kept
+        while len(self._loaded) > self.keep:
+            self._loaded.popitem(last=False)
+        return kept[1]
+
+    def _unknown(self, name: str, field: str) -> RequestError | ModelNotFoundError:
+        if name in REFUSED:
+            why = f"{field}: {name} is {REFUSED[name]}"
+            return RequestError(f"{why}; choose one of: {', '.join(self.names())}", field=field)
+        for family in FAMILIES:
+            stem = next((stem for stem, known in family.names.items() if known.lower() == name.lower()), None)
+            if stem is not None:
+                places = ", ".join(str(root / family.folder) for root in self.roots[:1])
+                return ModelNotFoundError(
+                    f"{field}: {name!r} needs the file {stem}.pth, and it is not in {places}; put it there, or choose "
+                    f"one of: {', '.join(self.names())}"
+                )
+        meant = closest(name, self.names())
+        hint = f" (did you mean {meant!r}?)" if meant else ""
+        message = f"{field}: there is no upscaler {name!r:.80}{hint}; choose one of: {', '.join(self.names())}"
+        return RequestError(message, field=field)
+
+
+def _scan(root: Path) -> Iterator[Entry]:
+    """The files of all families below a models folder; links to folders are followed once."""
+    wanted = {family.folder.lower(): family for family in FAMILIES}
+    try:
+        folders = sorted(path for path in root.iterdir() if path.name.lower() in wanted and path.is_dir())
+    except OSError:
+        return
+    for folder in folders:
+        family = wanted[folder.name.lower()]
+        for path in _files(folder):
+            yield Entry(family.names.get(path.stem, path.stem), path, family)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    seen: set[str] = set()
+    for current, below, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(current)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        below.sort()
+        yield from (Path(current, name) for name in sorted(names) if name.lower().endswith(SUFFIXES))

@@ -1,0 +1,231 @@
+"""Upscaling networks: spandrel knows their architectures by the keys of their files, which our own readers open.
+
+Nothing in a file runs: pickles are read without ``pickle``, and a network may take no more memory than its file
+warrants. Colours go in as BGR whatever the network was trained on, as the reference has it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..backend.checkpoint import Checkpoint
+from ..backend.model_files import open_model
+from ..errors import MissingDependencyError, UnsupportedCheckpointError
+from . import tiles
+from .upscaler import repeated, size_of
+
+log = logging.getLogger(__name__)
+
+MAX_TENSORS = 10_000  # the largest published ones have 3,000
+_SPARE = 64 << 20  # elements that building a network may take beside its parameters
+_OUTER = ("module.", "netG.")
+
+AfterTile = Callable[[int, int], None]
+"""Told of (finished tiles, all tiles); may raise to stop."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How pictures are cut for a network.
+
+    Args:
+        tile: side of a tile in pixels; 0 takes the whole picture.
+        blended: neighbours are blended along a ramp in bytes; else every output is the mean of all tiles over it.
+        half: runs in float16 on a GPU, where the architecture can.
+    """
+
+    tile: int = 192
+    overlap: int = 8
+    blended: bool = True
+    half: bool = False
+
+
+class NetworkUpscaler:
+    """An upscaler with a network.
+
+    Args:
+        descriptor: a network as spandrel hands it out.
+        room: bytes that tiles may take at once on a GPU; more are done together, which changes no result.
+        after_tile: told of every batch of tiles.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        descriptor: Any,
+        tiling: Tiling | None = None,
+        device: torch.device | str = "cpu",
+        *,
+        room: int = 0,
+        after_tile: AfterTile = lambda done, total: None,
+    ) -> None:
+        self.name = name
+        self.scale: int = descriptor.scale
+        self.tiling = tiling or Tiling()
+        self.device = torch.device(device)
+        self.room = room
+        self.after_tile = after_tile
+        half = self.tiling.half and self.device.type == "cuda" and descriptor.supports_half
+        self._network = descriptor.to(self.device, torch.float16 if half else torch.float32).eval()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the network."""
+        return sum(p.nbytes for p in self._network.model.parameters())
+
+    def upscale(self, levels: Tensor, by: float) -> Tensor:
+        """Levels ``[3, H, W]`` at ``by`` times their size, cut to multiples of 8 pixels."""
+        return repeated(self.once, levels, by)
+
+    @torch.inference_mode()
+    def once(self, levels: Tensor) -> Tensor:
+        """One pass of the network: levels ``[3, H, W]`` to ``[3, scale H, scale W]``."""
+        given = levels.to(self.device)
+        made = self._blended(given) if self.tiling.blended else self._averaged(given)
+        return made.to(levels.device)
+
+    def _blended(self, levels: Tensor) -> Tensor:
+        if not self.tiling.tile:
+            return self._bytes(self.run(unit(levels[None], self._network.dtype)))[0]
+        grid = tiles.split(size_of(levels), self.tiling.tile, self.tiling.overlap)
+        return tiles.combine(self._enlarged(tiles.cut(levels, grid)), grid, self.scale)
+
+    def _enlarged(self, cut: list[Tensor]) -> Iterator[Tensor]:
+        step = self._together(cut[0])
+        for first in range(0, len(cut), step):
+            batch = torch.stack(cut[first : first + step])
+            yield from self._bytes(self.run(unit(batch, self._network.dtype)))
+            self.after_tile(min(first + step, len(cut)), len(cut))
+
+    def _together(self, tile: Tensor) -> int:
+        """How many tiles fit the room: a wide network keeps about four feature maps of the enlarged picture."""
+        if self.device.type != "cuda":
+            return 1
+        features = 4 * 64 * tile.shape[1] * tile.shape[2] * self.scale**2 * self._network.dtype.itemsize
+        return max(self.room // features, 1)
+
+    def _averaged(self, levels: Tensor) -> Tensor:
+        """The mean of tiles, each as large as the others, none reaching over the border."""
+        scale, overlap = self.scale, self.tiling.overlap
+        picture = unit(levels[None], self._network.dtype)
+        tile = min(self.tiling.tile, *picture.shape[2:])
+        rows, columns = (_even_starts(side, tile, overlap) for side in picture.shape[2:])
+        total = picture.new_zeros(1, len(levels), picture.shape[2] * scale, picture.shape[3] * scale)
+        weights = torch.zeros_like(total)
+        for count, (top, left) in enumerate([(top, left) for top in rows for left in columns], 1):
+            made = self.run(picture[..., top : top + tile, left : left + tile])
+            place = (..., slice(top * scale, (top + tile) * scale), slice(left * scale, (left + tile) * scale))
+            total[place] += made
+            weights[place] += 1
+            self.after_tile(count, len(rows) * len(columns))
+        return self._bytes(total / weights)[0]
+
+    def run(self, pictures: Tensor) -> Tensor:
+        """The network on RGB pictures ``[B, 3, H, W]`` in 0..1."""
+        return self._network(pictures.flip(1)).flip(1)
+
+    @staticmethod
+    def _bytes(pictures: Tensor) -> Tensor:
+        """Pictures in 0..1 as bytes, rounded to the nearest."""
+        return pictures.float().nan_to_num(nan=0.0).clamp(0, 1).mul(255).round().byte()
+
+
+def unit(levels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bytes as numbers in 0..1."""
+    return (levels.double() / 255).to(dtype)
+
+
+def _even_starts(side: int, tile: int, overlap: int) -> list[int]:
+    return [*range(0, side - tile, max(tile - overlap, 1)), side - tile]
+
+
+def open_network(path: Path) -> Any:
+    """The network of a file, on the CPU, as spandrel describes it.
+
+    Raises:
+        ModelNotFoundError, CorruptCheckpointError, UnsupportedCheckpointError: as ``open_model`` has it, or no
+            upscaler of pictures in colour that spandrel knows.
+        MissingDependencyError: spandrel is not installed.
+    """
+    checkpoint = open_model(path)
+    if len(checkpoint.tensors) > MAX_TENSORS:
+        raise UnsupportedCheckpointError(
+            f"{path.name} has {len(checkpoint.tensors):,} tensors, more than any upscaler; use another file"
+        )
+    spandrel = _spandrel()
+    state = _state(checkpoint)
+    with _Budget(path, 4 * sum(tensor.numel() for tensor in state.values()) + _SPARE):
+        try:
+            found = spandrel.ModelLoader().load_from_state_dict(state)
+        except UnsupportedCheckpointError:
+            raise
+        except spandrel.UnsupportedModelError:
+            raise _unknown(path, "its keys are of no architecture that spandrel knows") from None
+        except Exception as error:  # noqa: BLE001 - a foreign file makes a builder raise nearly anything
+            reason = " ".join(str(error).split())
+            raise _unknown(path, f"it does not fit its architecture ({type(error).__name__}: {reason:.200})") from None
+    fault = _fault(found)
+    if fault:
+        raise _unknown(path, fault)
+    log.info("loaded %s from %s", found.architecture.name, path.name)
+    return found
+
+
+def _fault(found: Any) -> str | None:
+    """Why a network is no upscaler of pictures in colour."""
+    if not hasattr(found, "supports_half") or found.__class__.__name__ != "ImageModelDescriptor":
+        return f"it is for inpainting ({found.architecture.name})"
+    if (found.input_channels, found.output_channels) != (3, 3):
+        return f"it maps {found.input_channels} channels to {found.output_channels}"
+    return None
+
+
+def _unknown(path: Path, fault: str) -> UnsupportedCheckpointError:
+    return UnsupportedCheckpointError(f"{path.name} is not an upscaler that can be used: {fault}; use another file")
+
+
+def _spandrel() -> Any:
+    try:
+        import spandrel
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"upscaling networks need spandrel ({error}): pip install 'lightweight-engine[upscale]'"
+        ) from None
+    return spandrel
+
+
+def _state(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The tensors in memory of their own, without the prefix that training programs put before all of them."""
+    names = list(checkpoint.tensors)
+    prefix = next((p for p in _OUTER if all(name.startswith(p) for name in names)), "")
+    return {name.removeprefix(prefix): checkpoint.tensor(name).clone() for name in names}
+
+
+class _Budget(TorchDispatchMode):
+    """While it is entered, tensors may be made up to a number of elements: sizes are taken from a foreign file."""
+
+    _MAKERS = ("aten::empty", "aten::zeros", "aten::ones", "aten::full", "aten::rand", "aten::randn", "aten::arange")
+
+    def __init__(self, path: Path, elements: int) -> None:
+        super().__init__()
+        self._path, self._left = path, elements
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.name in self._MAKERS and args and isinstance(args[0], (list, tuple)):
+            count = 1
+            for side in args[0]:
+                count *= int(side)
+            self._left -= count
+            if self._left < 0:
+                raise UnsupportedCheckpointError(
+                    f"{self._path.name} describes a network far larger than the file; use another file"
+                )
+        return func(*args, **(kwargs or {}))
