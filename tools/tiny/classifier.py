@@ -1,11 +1,12 @@
 """Finds the attributes of a drawn person in a picture: the measure by which prompts are judged.
 
-Train it with ``python -m tools.tiny.train_classifier``; its weights lie beside this file.
+Train it with ``python -m tools.tiny.train_classifier``; its weights lie beside this file. A second one, trained with
+``--extras``, knows people in hats and at night too, and judges LoRAs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,18 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .extras import EXTRAS
 from .people import ATTRIBUTES, values
 
 WEIGHTS = Path(__file__).with_name("classifier.safetensors")
+EXTRAS_WEIGHTS = Path(__file__).with_name("classifier_extras.safetensors")
+
+Heads = Mapping[str, tuple[str, ...]]
+"""What is told, and its values, in the order of labels."""
+
+PEOPLE: Heads = {name: values(name) for name in ATTRIBUTES}
+WITH_EXTRAS: Heads = {**PEOPLE, **dict.fromkeys(EXTRAS, ("no", "yes"))}
+
 SIDE = 160  # pictures of any size are resized to this square
 WIDTHS = (24, 48, 80, 112, 128)
 
@@ -38,13 +48,14 @@ class Block(nn.Module):
 class Classifier(nn.Module):
     """Pixels ``[B, 3, 160, 160]`` in 0..1 to one row of scores per attribute."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: Heads = PEOPLE) -> None:
         super().__init__()
+        self.told = told
         self.blocks = nn.Sequential(*(Block(a, b) for a, b in zip((3, *WIDTHS), WIDTHS, strict=False)))
         places = (SIDE // 2 ** len(WIDTHS)) ** 2
         self.reduce = nn.Conv2d(WIDTHS[-1], 32, 1)
         self.mix = nn.Linear(32 * places, 192)
-        self.heads = nn.ModuleDict({name: nn.Linear(192, len(values(name))) for name in ATTRIBUTES})
+        self.heads = nn.ModuleDict({name: nn.Linear(192, len(found)) for name, found in told.items()})
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         features = F.relu(self.reduce(self.blocks(2 * pixels - 1))).flatten(1)
@@ -68,8 +79,9 @@ def save_classifier(network: Classifier, path: Path = WEIGHTS) -> None:
 
 
 def load_classifier(path: Path = WEIGHTS, device: str | torch.device = "cpu") -> Classifier:
-    network = Classifier()
-    network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
+    weights = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
+    network = Classifier({name: found for name, found in WITH_EXTRAS.items() if f"heads.{name}.weight" in weights})
+    network.load_state_dict(weights)
     return network.eval().requires_grad_(False).to(device)
 
 
@@ -84,7 +96,7 @@ def probabilities(
         pixels = torch.cat([_pixels(image, device) for image in images[first : first + batch]])
         scores = {name: score.float().softmax(-1).tolist() for name, score in network(pixels).items()}
         for row in range(len(pixels)):
-            found.append({name: dict(zip(values(name), scores[name][row], strict=True)) for name in ATTRIBUTES})
+            found.append({name: dict(zip(told, scores[name][row], strict=True)) for name, told in network.told.items()})
     return found
 
 

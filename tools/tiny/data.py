@@ -1,7 +1,7 @@
 """Training drawings: drawn by worker processes into shared memory while training already runs.
 
-``Drawings`` holds pictures, captions as token ids, and attributes, by picture size. ``Latents`` encodes
-them as they come.
+``Drawings`` holds pictures, captions as token ids, attributes, and where faces and hands are, by picture size.
+``Latents`` encodes them as they come.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import mmap
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ from torch import Tensor
 from lightweight_engine.flux.autoencoder import Autoencoder
 
 from .captions import caption
-from .draw import SIZES, training_drawing
+from .draw import SIZES, Drawing, training_drawing
+from .extras import EXTRAS
 from .people import ATTRIBUTES, values
 from .tokens import CLIP_LENGTH, Tokens
 
@@ -29,7 +31,12 @@ CHUNK = 64
 CAPTIONS = 8  # per drawing
 T5_KEPT = 96  # tokens kept of a caption; the padding up to 256 is added in the batch
 
+KINDS = ("face", "hand")  # of marks
+MARKS = 3  # a face and two hands
+
 Size = tuple[int, int]
+Draw = Callable[[int, int, Size], Drawing]
+"""Seed, number and size to a drawing."""
 
 
 def _shared(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -48,17 +55,29 @@ class Bucket:
     images: np.ndarray = field(init=False)  # [N, H, W, 3] uint8
     clip: np.ndarray = field(init=False)  # [N, CAPTIONS, 77]
     t5: np.ndarray = field(init=False)  # [N, CAPTIONS, T5_KEPT]
-    labels: np.ndarray = field(init=False)  # [N, attributes], -1 where the view does not show it
+    labels: np.ndarray = field(init=False)  # [N, attributes and extras], -1 where the view does not show it
+    marks: np.ndarray = field(init=False)  # [N, MARKS, 5]: index of the kind (-1: none), left, top, right, bottom
 
     def __post_init__(self) -> None:
         width, height = self.size
         self.images = _shared((self.count, height, width, 3), np.uint8)
         self.clip = _shared((self.count, CAPTIONS, CLIP_LENGTH), np.int16)
         self.t5 = _shared((self.count, CAPTIONS, T5_KEPT), np.int16)
-        self.labels = _shared((self.count, len(ATTRIBUTES)), np.int8)
+        self.labels = _shared((self.count, len(ATTRIBUTES) + len(EXTRAS)), np.int8)
+        self.marks = _shared((self.count, MARKS, 5), np.float32)
 
 
-_WORK: tuple[dict[Size, Bucket], int, bool | None] | None = None  # what forked workers inherit
+@dataclass(frozen=True)
+class _Work:
+    """What forked workers inherit."""
+
+    buckets: dict[Size, Bucket]
+    seed: int
+    draw: Draw
+    texts: bool
+
+
+_WORK: _Work | None = None
 
 
 def _start_worker() -> None:
@@ -69,21 +88,34 @@ def _start_worker() -> None:
 def _draw_chunk(job: tuple[Size, int, int]) -> tuple[Size, int]:
     size, first, number = job
     assert _WORK is not None
-    buckets, seed, held_out = _WORK
-    bucket, tokens = buckets[size], Tokens.shipped()
+    bucket = _WORK.buckets[size]
     last = min(first + CHUNK, bucket.count)
     for i in range(first, last):
-        drawing = training_drawing(seed, number + i - first, size, held_out)
-        rng = np.random.default_rng([seed, number + i - first, 1])
+        drawing = _WORK.draw(_WORK.seed, number + i - first, size)
         bucket.images[i] = np.asarray(drawing.image)
-        bucket.labels[i] = [
-            values(name).index(value) if drawing.view == "bust" else -1
-            for name, value in drawing.person.attributes.items()
-        ]
-        for k in range(CAPTIONS):
-            text = caption(drawing.person, rng, drawing.view).text
-            bucket.clip[i, k], bucket.t5[i, k] = tokens.clip_ids(text), tokens.t5_ids(text, T5_KEPT)
+        bucket.labels[i] = labels_of(drawing)
+        bucket.marks[i, :, 0] = -1
+        for k, (what, *box) in enumerate(drawing.marks):
+            bucket.marks[i, k] = (KINDS.index(what), *box)
+        if _WORK.texts:
+            _write_captions(bucket, i, drawing, np.random.default_rng([_WORK.seed, number + i - first, 1]))
     return size, last
+
+
+def labels_of(drawing: Drawing) -> list[int]:
+    """The index of each attribute's value, then 1 for each extra that was drawn; -1 where it cannot be seen."""
+    if drawing.view != "bust" or drawing.person is None:
+        return [-1] * (len(ATTRIBUTES) + len(EXTRAS))
+    attributes = drawing.person.attributes.items()
+    return [values(name).index(value) for name, value in attributes] + [int(e in drawing.extras) for e in EXTRAS]
+
+
+def _write_captions(bucket: Bucket, i: int, drawing: Drawing, rng: np.random.Generator) -> None:
+    tokens = Tokens.shipped()
+    assert drawing.person is not None
+    for k in range(CAPTIONS):
+        text = caption(drawing.person, rng, drawing.view).text
+        bucket.clip[i, k], bucket.t5[i, k] = tokens.clip_ids(text), tokens.t5_ids(text, T5_KEPT)
 
 
 class Drawings:
@@ -91,16 +123,20 @@ class Drawings:
 
     Args:
         only: draw those of one size, the very pictures that they are among all sizes.
+        draw: what makes them, if not people as the transformer knows them; ``held_out`` is then its own affair.
+        sizes: (width, height) to its share.
+        texts: with captions.
     """
 
     def __init__(self, count: int, seed: int, *, workers: int | None = None, held_out: bool | None = False,
-                 only: Size | None = None) -> None:  # fmt: skip
+                 only: Size | None = None, draw: Draw | None = None, sizes: Mapping[Size, float] = SIZES,
+                 texts: bool = True) -> None:  # fmt: skip
         global _WORK  # noqa: PLW0603 - the one way that shared memory reaches forked workers
-        self._counts = {size: max(1, round(count * share)) for size, share in SIZES.items()}
-        self.shares = {size: share for size, share in SIZES.items() if only in (None, size)}
+        self._counts = {size: max(1, round(count * share)) for size, share in sizes.items()}
+        self.shares = {size: share for size, share in sizes.items() if only in (None, size)}
         self.buckets = {size: Bucket(size, self._counts[size]) for size in self.shares}
         Tokens.shipped()
-        _WORK = (self.buckets, seed, held_out)
+        _WORK = _Work(self.buckets, seed, draw or partial(training_drawing, held_out=held_out), texts)
         context = multiprocessing.get_context("fork")
         self._pool = context.Pool(workers or max(1, (os.cpu_count() or 2) - 2), initializer=_start_worker)
         self._results = self._pool.imap(_draw_chunk, list(self._jobs()))
@@ -153,7 +189,7 @@ class Batches:
         return self._sizes[self.rng.choice(len(self._sizes), p=self._shares)]
 
     def block(self, batch: int, device: torch.device, crop: int | None = None) -> tuple[Tensor, Tensor]:
-        """Pictures ``[B, 3, H, W]`` in 0..1 and labels ``[B, attributes]``; neighbours in memory, which is no order.
+        """Pictures ``[B, 3, H, W]`` in 0..1 and their labels ``[B, ...]``; neighbours in memory, which is no order.
 
         ``batch`` is for pictures of 256 x 256; larger pictures come in fewer, smaller ones in more. With ``crop`` the
         pictures are cut to that side, all at one place, and ``batch`` is taken as it is.

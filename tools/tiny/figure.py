@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,8 +97,8 @@ def shade(color: Color, rng: np.random.Generator, amount: float) -> Color:
     return tuple(int(np.clip(round(c + light + rng.normal(0, amount / 3)), 0, 255)) for c in color)  # type: ignore[return-value]
 
 
-def draw_person(pen: Pen, look: Look) -> None:
-    """The whole person, from back to front."""
+def draw_person(pen: Pen, look: Look, headgear: Callable[[Pen], None] | None = None) -> None:
+    """The whole person, from back to front; ``headgear`` draws on the head."""
     tilt = look.between(-7, 7)
     head = pen.frame(look.between(-0.03, 0.03), 0.5, 1.0, tilt).frame(0, -0.5, 1.0)
     hair_behind(head, look)
@@ -105,6 +106,8 @@ def draw_person(pen: Pen, look: Look) -> None:
     face(head, look)
     hair_before(head, look)
     glasses(head, look)
+    if headgear is not None:
+        headgear(head)
     raised_arms(pen, look)
 
 
@@ -172,6 +175,7 @@ def hand(pen: Pen, look: Look) -> None:
         )
     ]
     thumb = [(-0.07, -0.07), (-0.145, -0.14), (-0.185 - 0.02 * spread, -0.215)]
+    pen.mark("hand", [*(tip for _, tip in fingers), *thumb, (0.112, -0.22), (0.0, 0.03)], margin=0.03)
     for finger in fingers:
         pen.stroke(finger, look.skin, 0.052, look.skin_line, 0.85)
     pen.stroke(thumb, look.skin, 0.058, look.skin_line, 0.85)
@@ -199,6 +203,7 @@ def face(pen: Pen, look: Look) -> None:
     outline = [(0, -0.5), (wide * 0.75, -0.4), (wide, -0.1), (wide * 0.97, 0.14), (jaw, 0.38), (0, 0.5)]
     outline = [*outline, *[(-x, y) for x, y in outline[-2:0:-1]]]
     pen.shape(smooth(outline), look.skin, look.skin_line)
+    pen.mark("face", smooth(outline))
     blush = mix(look.skin, (232, 70, 80), 0.22)
     for side in (-1, 1):
         pen.shape(ellipse(side * 0.25, 0.19, 0.075, 0.05), blush)

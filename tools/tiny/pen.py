@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -13,6 +13,16 @@ SUPERSAMPLING = 3
 
 Color: TypeAlias = tuple[int, int, int]
 Points: TypeAlias = Sequence[tuple[float, float]] | np.ndarray
+
+
+class Mark(NamedTuple):
+    """Where a thing was drawn: its name and its box in pixels, which may reach beyond the canvas."""
+
+    what: str
+    left: float
+    top: float
+    right: float
+    bottom: float
 
 
 def mix(a: Color, b: Color, share: float) -> Color:
@@ -66,6 +76,8 @@ class Pen:
         self._scale = 1.0
         self.line = 0.02
         """Width of an outline, in units of the frame."""
+        self.marks: list[Mark] = []
+        """Of all frames of the canvas, in the order of drawing."""
 
     def frame(self, x: float, y: float, scale: float, angle: float = 0.0, mirror: bool = False) -> Pen:
         """A pen on the same canvas whose (0, 0) lies at ``x``, ``y`` of this one; ``angle`` in degrees, clockwise."""
@@ -78,6 +90,17 @@ class Pen:
         pen._scale = self._scale * scale
         pen.line = self.line / scale
         return pen
+
+    @property
+    def scale(self) -> float:
+        """Pixels of a unit of the frame."""
+        return self._scale
+
+    def mark(self, what: str, points: Points, margin: float = 0.0) -> None:
+        """Note the box around ``points`` and ``margin`` about them, both in units of the frame."""
+        at = np.asarray(points, float) @ self._turn.T * self._scale + self._place
+        low, high = at.min(0) - margin * self._scale, at.max(0) + margin * self._scale
+        self.marks.append(Mark(what, *low.tolist(), *high.tolist()))
 
     def _pixels(self, points: Points) -> list[tuple[float, float]]:
         at = (np.asarray(points, float) @ self._turn.T * self._scale + self._place) * SUPERSAMPLING

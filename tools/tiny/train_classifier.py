@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,10 +18,11 @@ from torch import Tensor
 
 from lightweight_engine.flux.autoencoder import Autoencoder
 
-from .classifier import SIDE, WEIGHTS, Classifier, resized, save_classifier
+from .classifier import EXTRAS_WEIGHTS, PEOPLE, SIDE, WEIGHTS, WITH_EXTRAS, Classifier, Heads, resized, save_classifier
 from .data import Batches, Drawings
+from .draw import Drawing, training_drawing
+from .extras import HAT, NIGHT
 from .files import load
-from .people import ATTRIBUTES
 from .training import Course, best_device, save_history
 
 log = logging.getLogger("tiny")
@@ -43,10 +45,11 @@ def varied(pixels: Tensor) -> Tensor:
     return (pixels * light + shift + noise).clamp(0, 1)
 
 
-def train(drawings: Drawings, out: Path, path: Path, *, seconds: float, batch: int, seed: int) -> Classifier:
+def train(drawings: Drawings, out: Path, path: Path, *, seconds: float, batch: int, seed: int,
+          told: Heads = PEOPLE) -> Classifier:  # fmt: skip
     device = best_device()
     torch.manual_seed(seed)
-    network = Classifier().to(device, memory_format=torch.channels_last)
+    network = Classifier(told).to(device, memory_format=torch.channels_last)
     batches = Batches(drawings, seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.02)
     course = Course(seconds, lr=2e-3)
@@ -54,9 +57,7 @@ def train(drawings: Drawings, out: Path, path: Path, *, seconds: float, batch: i
         pixels, labels = batches.block(batch, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             scores = network(varied(pixels).contiguous(memory_format=torch.channels_last))
-        loss = sum(
-            F.cross_entropy(scores[name].float(), labels[:, i], ignore_index=-1) for i, name in enumerate(ATTRIBUTES)
-        )
+        loss = sum(F.cross_entropy(scores[name].float(), labels[:, i], ignore_index=-1) for i, name in enumerate(told))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 2.0)
@@ -75,7 +76,7 @@ def train(drawings: Drawings, out: Path, path: Path, *, seconds: float, batch: i
 def accuracy(network: Classifier, drawings: Drawings, autoencoder: Autoencoder | None = None) -> dict[str, float]:
     """The share of held-out drawings in which each attribute is found; through the autoencoder if one is given."""
     device = next(network.parameters()).device
-    right: dict[str, list[float]] = {name: [] for name in ATTRIBUTES}
+    right: dict[str, list[float]] = {name: [] for name in network.told}
     for bucket in drawings.buckets.values():
         for first in range(0, bucket.ready, 64):
             pixels = torch.from_numpy(bucket.images[first : first + 64]).to(device).permute(0, 3, 1, 2).float() / 255
@@ -87,10 +88,15 @@ def accuracy(network: Classifier, drawings: Drawings, autoencoder: Autoencoder |
                 pixels = autoencoder.decode(autoencoder.encode(pixels.to(dtype), noise))
             labels = torch.from_numpy(bucket.labels[first : first + 64]).to(device).long()
             scores = network(resized(pixels))
-            for i, name in enumerate(ATTRIBUTES):
+            for i, name in enumerate(network.told):
                 shown = labels[:, i] >= 0
                 right[name] += (scores[name].argmax(-1) == labels[:, i])[shown].float().tolist()
     return {name: round(sum(rows) / max(1, len(rows)), 4) for name, rows in right.items()}
+
+
+def with_any_extras(seed: int, number: int, size: tuple[int, int], *, held_out: bool = False) -> Drawing:
+    """As many without extras as with a hat, at night, and both."""
+    return training_drawing(seed, number, size, held_out, ((), (HAT,), (NIGHT,), (HAT, NIGHT))[number % 4])
 
 
 def main() -> None:
@@ -98,19 +104,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, default=Path("outputs/tiny"), help="where the autoencoder lies")
     parser.add_argument("--out", type=Path, default=Path("outputs/tiny"))
-    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--weights", type=Path, help="where to write; otherwise beside the classifier")
+    parser.add_argument("--extras", action="store_true", help="train the one that knows hats and nights")
     parser.add_argument("--seconds", type=float, default=50)
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--drawings", type=int, default=24_000)
     parser.add_argument("--held-out", type=int, default=2_000)
+    parser.add_argument("--workers", type=int, help="processes that draw")
     parser.add_argument("--seed", type=int, default=2)
     args = parser.parse_args()
-    drawings, unseen = Drawings(args.drawings, args.seed), Drawings(args.held_out, args.seed + 1000, held_out=True)
+    draw, told, weights = None, PEOPLE, WEIGHTS
+    if args.extras:
+        draw, told, weights = with_any_extras, WITH_EXTRAS, EXTRAS_WEIGHTS
+    unseen = Drawings(args.held_out, args.seed + 1000, held_out=True, workers=args.workers, texts=False,
+                      draw=draw and partial(draw, held_out=True))  # fmt: skip
+    drawings = Drawings(args.drawings, args.seed, workers=args.workers, texts=False, draw=draw)
     drawings.wait()
-    autoencoder = load("autoencoder", args.models)
-    network = train(drawings, args.out, args.weights, seconds=args.seconds, batch=args.batch, seed=args.seed)
+    autoencoder = load("autoencoder", args.models, best_device())
+    network = train(drawings, args.out, args.weights or weights, seconds=args.seconds, batch=args.batch, seed=args.seed,
+                    told=told)  # fmt: skip
     unseen.wait()
-    report(network, unseen, autoencoder, args.out / "classifier.json")
+    report(network, unseen, autoencoder, (args.weights or weights).with_suffix(".json"))  # type: ignore[arg-type]
     drawings.close()
     unseen.close()
 
