@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from .errors import RequestError, closest
 
@@ -46,6 +46,8 @@ _picture = partial(_field, "Picture")
 _sampling = partial(_field, "Sampling")
 _noise = partial(_field, "Seeds and noise")
 _img2img = partial(_field, "Image-to-image")
+_inpaint = partial(_field, "Inpainting")
+_hires = partial(_field, "Hires fix")
 _second_pass = partial(_field, "Second passes", later=True)
 _lora = partial(_field, "LoRA")
 _file = partial(_field, "Files")
@@ -165,19 +167,62 @@ class GenerationRequest(_Frozen):
     beta_beta: float = _sampling(0.6, "Beta of the Beta schedule.", gt=0, le=10)
     use_old_karras: bool = _sampling(False, "Karras between 0.1 and 10, as old versions had it.")
     discard_next_to_last: bool = _sampling(False, "Drop the next-to-last sigma of every schedule.")
-    image: Any = _img2img(None, "Start from this picture (a PIL image or a path).")
+    image: Any = _img2img(
+        None, "Start from this picture: a path, a URL, base64, or a PIL image; or a list of them, one for each output."
+    )
     denoising_strength: float | None = _img2img(
         None, "How much of the schedule an image-to-image or hires pass runs, 0 to 1.", cog=0.3, ge=0, le=1
+    )
+    resize_mode: int = _img2img(
+        0,
+        "How a start picture gets the size: 0 stretch, 1 cut to fit, 2 fit and fill, 3 resize its latent.",
+        cog=1,
+        ge=0,
+        le=3,
+    )
+    img2img_upscaler: str = _img2img("None", "Upscaler that enlarges a start picture which is smaller; None, Lanczos.")
+    background_color: str = _img2img(
+        "#ffffff", "What lies under transparent parts of a start picture.", pattern=r"^#[0-9a-fA-F]{6}$"
     )
     initial_noise_multiplier: float = _img2img(1.0, "Multiplier of the noise added to a start picture.", ge=0, le=2)
     img2img_extra_noise: float = _img2img(0.0, "Further noise added to a start picture.", ge=0, le=1)
     img2img_fix_steps: bool = _img2img(False, "Run exactly `steps` steps whatever the strength.")
-    enable_hr: bool | None = _second_pass(
-        None, "Hires fix; left out, it follows from hr_scale > 1.", cog=True, a1111=False
+    color_correction: bool = _img2img(False, "Give the result the colours of the start picture.")
+    mask: Any = _inpaint(None, "White where the start picture is painted anew: as `image`.")
+    inpainting_mask_invert: bool = _inpaint(False, "Paint where the mask is black.")
+    mask_round: bool = _inpaint(True, "Cells of the latent are painted wholly or not at all.")
+    mask_blur: int = _inpaint(4, "Blur of the mask's edge, in pixels.", ge=0, le=256)
+    mask_blur_x: int | None = _inpaint(None, "Blur along rows; left out, mask_blur.", ge=0, le=256)
+    mask_blur_y: int | None = _inpaint(None, "Blur along columns; left out, mask_blur.", ge=0, le=256)
+    inpainting_fill: int = _inpaint(
+        1, "What painting starts from: 0 blurred surroundings, 1 the picture, 2 noise, 3 nothing.", a1111=0, ge=0, le=3
     )
-    hr_scale: float = _second_pass(1.0, "Scale of the hires pass.", cog=1.3, a1111=2.0, ge=1, le=4)
-    hr_steps: int = _second_pass(10, "Steps of the hires pass; 0 repeats `steps`.", cog=8, a1111=0, ge=0, le=1000)
-    hr_upscaler: str = _second_pass("4x-UltraSharp", "Upscaler of the hires pass.", a1111="Latent")
+    inpaint_full_res: bool = _inpaint(
+        False, "Draw only the masked part, at the full size, and paste it back into the picture.", a1111=True
+    )
+    inpaint_full_res_padding: int = _inpaint(
+        32, "Pixels around the mask that are drawn with it.", a1111=0, ge=0, le=4096
+    )
+    enable_hr: bool | None = _hires(
+        None, "Enlarge and refine the picture; left out, it follows from hr_scale > 1.", cog=True, a1111=False
+    )
+    hr_scale: float = _hires(1.0, "Scale of the hires pass.", cog=1.3, a1111=2.0, ge=1, le=4)
+    hr_resize_x: int = _hires(0, "Width of the hires pass, in place of hr_scale; 0 follows from the height.", ge=0)
+    hr_resize_y: int = _hires(0, "Height of the hires pass, likewise.", ge=0)
+    hr_steps: int = _hires(10, "Steps of the hires pass; 0 repeats `steps`.", cog=8, a1111=0, ge=0, le=1000)
+    hr_upscaler: str = _hires(
+        "4x-UltraSharp", "Upscaler of the hires pass: a file's name, Lanczos, or Latent; see `upscale`.", a1111="Latent"
+    )
+    hr_cfg: float | None = _hires(
+        None, "True guidance of the hires pass; left out, cfg_scale.", cog=1.0, a1111=1.0, ge=0, le=100
+    )
+    hr_distilled_cfg: float | None = _hires(
+        None, "Distilled guidance; left out, distilled_cfg_scale.", cog=3.5, a1111=3.5, ge=0, le=100
+    )
+    hr_prompt: str = _hires("", "Prompt of the hires pass; left out, the prompt.")
+    hr_negative_prompt: str = _hires("", "Negative prompt of the hires pass; left out, the negative prompt.")
+    hr_sampler: str = _hires("", "Sampler of the hires pass; left out, the sampler.")
+    hr_scheduler: str = _hires("", "Noise schedule of the hires pass; left out, the scheduler.")
     lora_urls: tuple[str, ...] = _lora((), "Addresses of LoRA files to apply.", max_length=MAX_LORAS, repr=False)
     lora_scales: tuple[LoraScale, ...] = _lora((), "One strength for each of lora_urls, or one for all; left out, 1.")
     loras: tuple[LoraSpec, ...] = _lora(
@@ -192,7 +237,9 @@ class GenerationRequest(_Frozen):
         """A request with the defaults of a profile under ``values``."""
         return cls(**{**profile_defaults(profile), **values})
 
-    @field_validator("prompt", "negative_prompt", mode="before")
+    @field_validator(
+        "prompt", "negative_prompt", "hr_prompt", "hr_negative_prompt", "hr_sampler", "hr_scheduler", mode="before"
+    )
     @classmethod
     def _no_null(cls, value: Any) -> Any:
         return "" if value is None else value
@@ -208,14 +255,17 @@ class GenerationRequest(_Frozen):
         given = (value,) if isinstance(value, str | LoraSpec | Mapping) else value
         if not isinstance(given, Sequence):
             return given
-        return tuple(LoraSpec.parse(each) if isinstance(each, str) else each for each in given)
+        try:
+            return tuple(LoraSpec.parse(each) if isinstance(each, str) else each for each in given)
+        except RequestError as error:
+            raise ValueError(str(error)) from None
 
-    @field_validator("width", "height")
+    @field_validator("width", "height", "hr_resize_x", "hr_resize_y")
     @classmethod
-    def _size(cls, value: int | None) -> int | None:
+    def _size(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value is not None and 0 < value < 16:
             raise ValueError("a side is at least 16 pixels; give 16 or more, or leave it out")
-        return value or None
+        return value if value or str(info.field_name).startswith("hr_") else None
 
     @model_validator(mode="after")
     def _pairs(self) -> GenerationRequest:

@@ -93,7 +93,7 @@ def test_help_is_in_groups(cli: Cli) -> None:
 def test_help_says_what_holds(cli: Cli) -> None:
     text = " ".join(cli("generate", "--help").out.split())
     assert "at most 64, by the setting max_outputs" in text
-    assert "--hr-scale <float> (later) Scale of the hires pass." in text
+    assert "(later) Detail faces and hands." in text
     assert "--steps <int> Sampling steps." in text
 
 
