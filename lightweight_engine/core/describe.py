@@ -8,12 +8,14 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..extensions.lora import of_urls
 from ..flux.conditioner import resolve_guidance
 from ..flux.prompt import parse_networks
 from ..labels import SAMPLERS
-from ..request import GenerationRequest, GenerationResult, ModelFile
+from ..request import AppliedLora, GenerationRequest, GenerationResult, LoraSpec, ModelFile
 from .infotext import GenerationFacts, ImageFacts, infotext, sampler_parameters
 from .infotext_parse import has_weights
+from .lora_sources import shown_url
 
 if TYPE_CHECKING:
     import torch
@@ -89,9 +91,10 @@ def sidecar(result: GenerationResult, index: int) -> dict[str, Any]:
         "seed": result.seeds[index],
         "subseed": result.subseeds[index],
         "infotext": result.infotexts[index],
-        "request": plain_request(result.request),
+        "request": plain_request(result.request, result.loras),
         "pixels_sha256": pixels_sha256(result.images[index]),
         "models": [file.model_dump() for file in result.models],
+        "loras": [row.model_dump(mode="json") for row in result.loras],
         "device": result.device,
         "versions": result.versions,
         "timings": result.timings,
@@ -100,13 +103,26 @@ def sidecar(result: GenerationResult, index: int) -> dict[str, Any]:
     }
 
 
-def plain_request(request: GenerationRequest) -> dict[str, Any]:
-    """The fields of a request that were set, as JSON data; a start picture by its path, or by its hash."""
-    fields = request.model_dump(exclude_defaults=True)
+def plain_request(request: GenerationRequest, loras: Sequence[AppliedLora] = ()) -> dict[str, Any]:
+    """The fields of a request that were set, as JSON data; a start picture by its path, or by its hash.
+
+    LoRAs are told by name, or by their address without what is secret in it, and by the hash of the file that acted.
+    """
+    fields = request.model_dump(exclude_defaults=True, exclude={"lora_urls", "lora_scales", "loras"})
+    if asked := (*of_urls(request), *request.loras):
+        fields["loras"] = [_pinned(spec, loras).model_dump(exclude_defaults=True) for spec in asked]
     if request.image is not None:
         path = isinstance(request.image, str) or hasattr(request.image, "__fspath__")
         fields["image"] = str(request.image) if path else f"sha256:{pixels_sha256(request.image)}"
     return fields
+
+
+def _pinned(spec: LoraSpec, loras: Sequence[AppliedLora]) -> LoraSpec:
+    """A LoRA as it may be written down, and so that only the same file will do."""
+    given = spec.name if spec.url is None else shown_url(spec.url)
+    hashes = {row.sha256 for row in loras if row.given == given}
+    sha256 = hashes.pop() if len(hashes) == 1 else spec.sha256
+    return spec.model_copy(update={"url": None if spec.url is None else given, "sha256": sha256})
 
 
 def pixels_sha256(image: Any) -> str:

@@ -54,16 +54,20 @@ def specs_of(request: GenerationRequest, prompt: str, warnings: list[str]) -> li
     Raises:
         RequestError: a tag cannot be read, its strength is out of bounds, or there are too many.
     """
-    scales = request.lora_scales or (1.0,)
-    scales = scales * len(request.lora_urls) if len(scales) == 1 else scales
-    urls = [LoraSpec(url=url, scale=scale) for url, scale in zip(request.lora_urls, scales, strict=True)]
-    asked = [*urls, *request.loras, *_tagged(prompt, warnings)]
+    asked = [*of_urls(request), *request.loras, *_tagged(prompt, warnings)]
     once = list(dict.fromkeys(asked))
     if len(once) < len(asked):
         warnings.append("a LoRA that is asked for twice at the same strength counts once, as in Forge")
     if len(once) > MAX_LORAS:
         raise RequestError(f"{len(once)} LoRAs are asked for; at most {MAX_LORAS} can act at once", field="loras")
     return once
+
+
+def of_urls(request: GenerationRequest) -> list[LoraSpec]:
+    """``lora_urls``, each with its scale of ``lora_scales``."""
+    scales = request.lora_scales or (1.0,)
+    scales = scales * len(request.lora_urls) if len(scales) == 1 else scales
+    return [LoraSpec(url=url, scale=scale) for url, scale in zip(request.lora_urls, scales, strict=True)]
 
 
 def _tagged(prompt: str, warnings: list[str]) -> list[LoraSpec]:

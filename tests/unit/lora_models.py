@@ -51,3 +51,21 @@ def lora_file(
 ) -> Checkpoint:
     save_file(tensors, folder / name, metadata=metadata)
     return open_checkpoint(folder / name)
+
+
+def random_lora(
+    shapes: dict[Role, Shapes], *, seed: int, rank: int = 2, text: bool = False, scale: float = 0.2
+) -> dict:
+    """Factors in kohya's names for every linear of the transformer; with ``text``, for CLIP's attention too."""
+    draw = torch.Generator().manual_seed(seed)
+    tensors: dict[str, Tensor] = {}
+    for role, prefix in (("transformer", "lora_unet_"), *([("clip", "lora_te1_")] if text else [])):
+        for name, shape in shapes[role].items():  # type: ignore[index]
+            linear = name.endswith(".weight") and len(shape) == 2 and (role == "transformer" or "self_attn" in name)
+            if linear:
+                alias = prefix + name.removesuffix(".weight").replace(".", "_")
+                tensors[f"{alias}.lora_down.weight"] = torch.randn(rank, shape[1], generator=draw)
+                tensors[f"{alias}.lora_up.weight"] = (
+                    torch.randn(shape[0], rank, generator=draw) * scale / shape[1] ** 0.5
+                )
+    return tensors

@@ -110,7 +110,7 @@ ARROWS = {
     "core.quantized_cache": "folders models precision",
     "core.recovery": "networks plan",
     "core.processing": "networks recovery",
-    "core.describe": "infotext infotext_parse",
+    "core.describe": "infotext infotext_parse lora_sources",
     "core.replay": "describe filenames images infotext_parse",
     "core.jobs": "images limits networks plan processing progress recovery",
     "core.engine": "describe download images jobs lora_sources models networks plan precision processing progress quantized_cache",
