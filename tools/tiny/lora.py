@@ -151,13 +151,15 @@ def attach(transformer: Flux, targets: Targets, rank: int, seed: int) -> dict[st
     return found
 
 
+@torch.no_grad()
 def frozen_copy(transformer: Flux) -> Flux:
     """The network as it is now, its factors merged."""
-    copied = copy.deepcopy(transformer)
-    for module in list(copied.modules()):
-        if parametrize.is_parametrized(module, "weight"):
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-    return copied.requires_grad_(False)
+    weight = transformer.img_in.weight
+    copied = Flux(transformer.params).to(weight.device, weight.dtype).requires_grad_(False)
+    for path, module in copied.named_modules():
+        for name, value in module.named_parameters(recurse=False):
+            value.copy_(getattr(transformer.get_submodule(path), name))
+    return copied
 
 
 # --- files -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,170 @@
+"""Train a detector: ``python -m tools.tiny.train_detector face`` (or ``hand``; two minutes on a GPU).
+
+Drawings of people, with hats and at night too, and of nobody, at many sizes in the frame; some of them softened by the
+autoencoder, as generated pictures are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightweight_engine.extensions.yolov8 import YOLOv8
+from lightweight_engine.flux.autoencoder import Autoencoder
+
+from .data import KINDS, Batches, Drawings
+from .detector import SIDE, SIZES, loss_of, save_detector
+from .draw import Drawing, empty_drawing, training_drawing
+from .extras import HAT, NIGHT
+from .files import TINY, load
+from .training import Course, best_device, save_history
+
+PADDING = 114 / 255  # what detectors fill the rest of their square with
+SMALLEST, LARGEST = 0.35, 1.3  # the longer side of a picture, as a share of the square
+SOFTENED = 0.4
+SEEN = 1 / 3  # of a box, for it to count
+AVERAGE = 0.998
+
+
+def detector_drawing(seed: int, number: int, size: tuple[int, int], *, held_out: bool = False) -> Drawing:
+    """Half as people are without LoRAs, the rest with extras; one in seven shows nobody."""
+    if number % 7 == 0:
+        return empty_drawing(seed, number, size)
+    return training_drawing(seed, number, size, held_out, ((), (), (), (HAT,), (NIGHT,), (HAT, NIGHT))[number % 6])
+
+
+class Source:
+    """Batches of pictures in the detector's square, with their boxes."""
+
+    def __init__(self, drawings: Drawings, kind: str, autoencoder: Autoencoder, seed: int) -> None:
+        self._drawings, self._sizes = drawings, Batches(drawings, seed)
+        self._kind, self._autoencoder = KINDS.index(kind), autoencoder
+        self._rng = np.random.default_rng(seed)
+
+    def __call__(self, batch: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels ``[B, 3, SIDE, SIDE]``, boxes ``[B, G, 4]`` and whether each is there."""
+        bucket = self._drawings.buckets[self._sizes.size()]
+        rows = np.sort(self._rng.integers(bucket.ready, size=batch))
+        pixels = torch.from_numpy(bucket.images[rows]).to(device).permute(0, 3, 1, 2).float() / 255
+        marks = torch.from_numpy(bucket.marks[rows]).to(device)
+        if self._rng.random() < SOFTENED:
+            pixels = softened(pixels, self._autoencoder)
+        pixels, boxes = placed(varied(pixels), marks[..., 1:])
+        boxes, there = cut(boxes)
+        return pixels, boxes, there & (marks[..., 0] == self._kind)
+
+
+@torch.no_grad()
+def softened(pixels: Tensor, autoencoder: Autoencoder) -> Tensor:
+    """Through the autoencoder, with a little noise on the latent."""
+    dtype = autoencoder.decoder.conv_in.weight.dtype
+    shape = (len(pixels), autoencoder.params.z_channels, pixels.shape[2] // 8, pixels.shape[3] // 8)
+    latent = autoencoder.encode(pixels.to(dtype), torch.zeros(shape, device=pixels.device, dtype=dtype))
+    return autoencoder.decode(latent + 0.1 * torch.randn_like(latent)).float().clamp(0, 1)
+
+
+def varied(pixels: Tensor) -> Tensor:
+    """Blurred, lit and noisy by lot."""
+    if torch.rand(()) < 0.4:
+        share, size = 0.4 + 0.6 * float(torch.rand(())), pixels.shape[-2:]
+        pixels = F.interpolate(pixels, scale_factor=share, mode="bilinear", antialias=True)
+        pixels = F.interpolate(pixels, size, mode="bilinear")
+    rows = (len(pixels), 3, 1, 1)
+    light = 1 + 0.08 * torch.randn(rows, device=pixels.device)
+    noise = torch.rand(rows, device=pixels.device) * 0.03 * torch.randn_like(pixels)
+    return (pixels * light + noise).clamp(0, 1)
+
+
+def placed(pixels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Each picture somewhere in the square, larger or smaller, mirrored by lot; and its boxes ``[B, G, 4]`` there."""
+    count, _, height, width = pixels.shape
+    device, longer = pixels.device, max(height, width)
+    scale = SIDE / longer * (SMALLEST + (LARGEST - SMALLEST) * torch.rand(count, 1, device=device))
+    size = torch.tensor([[width, height]], device=device)
+    room = SIDE - size * scale
+    offset = room * torch.rand(count, 2, device=device)
+    mirrored = torch.rand(count, device=device) < 0.5
+    sign = torch.where(mirrored, -1.0, 1.0)
+    # From places in the square, -1..1, to places in the picture: how much larger, and where the middle goes.
+    larger = SIDE / (size * scale)
+    middle = 2 * (SIDE / 2 - offset - size * scale / 2) / (size * scale)
+    theta = torch.zeros(count, 2, 3, device=device)
+    theta[:, 0, 0], theta[:, 1, 1] = sign * larger[:, 0], larger[:, 1]
+    theta[:, 0, 2], theta[:, 1, 2] = sign * middle[:, 0], middle[:, 1]
+    grid = F.affine_grid(theta, [count, 3, SIDE, SIDE], align_corners=False)
+    out = F.grid_sample(pixels - PADDING, grid, mode="bilinear", align_corners=False) + PADDING
+    left, top, right, bottom = boxes.unbind(-1)
+    left, right = (torch.where(mirrored[:, None], width - b, a) for a, b in ((left, right), (right, left)))
+    boxes = torch.stack((left, top, right, bottom), dim=-1) * scale[..., None] + offset.repeat(1, 2)[:, None]
+    return out, boxes
+
+
+def cut(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes cut to the square, and whether enough of each is left."""
+    inside = boxes.clamp(0, SIDE)
+    before, after = ((b[..., 2:] - b[..., :2]).prod(-1) for b in (boxes, inside))
+    return inside, after > SEEN * before
+
+
+def train(
+    kind: str, drawings: Drawings, models: Path, out: Path, *, seconds: float, batch: int, lr: float, seed: int
+) -> YOLOv8:
+    device = best_device()
+    torch.manual_seed(seed)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    autoencoder: Autoencoder = load("autoencoder", models, device).to(dtype).requires_grad_(False)  # type: ignore[assignment]
+    network = YOLOv8(SIZES).to(device)
+    averaged = torch.optim.swa_utils.AveragedModel(
+        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGE), use_buffers=True
+    )
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=lr, weight_decay=0.02)
+    drawings.wait(min(drawings.count, 1024))
+    source, course = Source(drawings, kind, autoencoder, seed), Course(seconds, lr=lr)
+    while course.progress < 1:
+        pixels, boxes, there = source(batch, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            raw = network(pixels)
+        loss, parts = loss_of(network, raw, boxes, there)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)
+        for group in optimizer.param_groups:
+            group["lr"] = course.rate()
+        optimizer.step()
+        averaged.update_parameters(network)
+        course.count(loss=loss, **parts)
+        course.note(kind, 100)
+    course.note(kind)
+    result: YOLOv8 = averaged.module.eval().requires_grad_(False)  # type: ignore[assignment]
+    save_detector(result, kind, out)
+    save_history(out / "history.json", f"{kind} detector", course)
+    return result
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("--models", type=Path, default=TINY, help="where the autoencoder lies")
+    parser.add_argument("--out", type=Path, default=Path("outputs/tiny"))
+    parser.add_argument("--seconds", type=float, default=150)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--drawings", type=int, default=9_000)
+    parser.add_argument("--workers", type=int, help="processes that draw")
+    parser.add_argument("--seed", type=int, default=41)
+    args = parser.parse_args()
+    drawings = Drawings(args.drawings, args.seed, workers=args.workers, draw=detector_drawing, texts=False)
+    train(args.kind, drawings, args.models, args.out, seconds=args.seconds, batch=args.batch, lr=args.lr,
+          seed=args.seed)  # fmt: skip
+    drawings.close()
+
+
+if __name__ == "__main__":
+    main()
