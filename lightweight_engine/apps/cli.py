@@ -18,6 +18,7 @@ COMMANDS = {
     "generate": ("generate", "Draw pictures from a prompt."),
     "demo": ("demo", "Draw several prompts with the model that ships with the engine."),
     "models": ("models", "List, check, describe and convert model files: ls, verify, inspect, convert."),
+    "lora": ("lora", "LoRA files: ls, inspect, check, add, rm."),
     "plan": ("plan", "Print what a request would take of a card; nothing is loaded."),
     "info": ("info", "Print what a picture tells of its making."),
     "replay": ("replay", "Make a saved picture again and compare."),

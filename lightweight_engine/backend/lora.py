@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,9 @@ class Branch:
 
 class Delta(ABC):
     """What one module of a LoRA does to a matrix, or to a vector (biases, scales of norms)."""
+
+    algorithm: ClassVar[str]
+    """What it is called."""
 
     needs_weight = False
     """Whether the branch depends on the weight that it stands beside."""

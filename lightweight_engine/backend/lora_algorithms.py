@@ -8,6 +8,7 @@ Source: the LyCORIS and peft packages (formulas only); Forge and ComfyUI for wha
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ EPSILON = torch.finfo(torch.float32).eps
 class LowRank(Delta):
     """Plain LoRA: up [out, r] times down [r, in]."""
 
+    algorithm: ClassVar[str] = "LoRA"
     down: Tensor
     up: Tensor
     scale: float = 1.0
@@ -48,6 +50,7 @@ class LowRank(Delta):
 class Hadamard(Delta):
     """LoHa: the element-wise product of two products of thin factors."""
 
+    algorithm: ClassVar[str] = "LoHa"
     pairs: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
     scale: float = 1.0
 
@@ -72,6 +75,7 @@ class Hadamard(Delta):
 class Kronecker(Delta):
     """LoKr: the Kronecker product of two matrices, each given whole or as two factors."""
 
+    algorithm: ClassVar[str] = "LoKr"
     first: tuple[Tensor, ...]
     second: tuple[Tensor, ...]
     scale: float = 1.0
@@ -113,6 +117,7 @@ class Kronecker(Delta):
 class Generalised(Delta):
     """GLoRA: W (a1 a2) + b1 b2, where a1 [in, r], a2 [r, in], b1 [out, r], b2 [r, in]."""
 
+    algorithm: ClassVar[str] = "GLoRA"
     a: tuple[Tensor, Tensor]
     b: tuple[Tensor, Tensor]
     scale: float = 1.0
@@ -178,6 +183,10 @@ class Orthogonal(Delta):
             raise ValueError(f"rescale {list(self.rescale.shape)} is not one factor for each of {rows} rows")
 
     @property
+    def algorithm(self) -> str:  # type: ignore[override]
+        return "OFT" if self.blocks.dim() == 3 else "BOFT"
+
+    @property
     def shape(self) -> tuple[int, ...]:
         return self.blocks.shape[-3] * self.blocks.shape[-1], self.width
 
@@ -221,6 +230,7 @@ class Orthogonal(Delta):
 class Full(Delta):
     """A difference as large as the weight itself."""
 
+    algorithm: ClassVar[str] = "difference"
     values: Tensor
 
     @property
@@ -235,6 +245,7 @@ class Full(Delta):
 class Replacement(Delta):
     """Values that take the weight's place, whatever the strength."""
 
+    algorithm: ClassVar[str] = "replacement"
     values: Tensor
     needs_weight = True
 
@@ -268,6 +279,10 @@ class Dora(Delta):
         rows, width = self.inner.shape
         if tuple(self.magnitude.shape) not in ((rows, 1), (1, width)):
             raise ValueError(f"dora_scale {list(self.magnitude.shape)} fits neither {rows} rows nor {width} columns")
+
+    @property
+    def algorithm(self) -> str:  # type: ignore[override]
+        return f"DoRA of {self.inner.algorithm}"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -305,6 +320,10 @@ class Swapped(Delta):
     """A delta whose file has the two halves of the rows in the other order."""
 
     inner: Delta
+
+    @property
+    def algorithm(self) -> str:  # type: ignore[override]
+        return self.inner.algorithm
 
     @property
     def shape(self) -> tuple[int, ...]:

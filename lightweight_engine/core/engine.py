@@ -22,16 +22,15 @@ from ..backend.devices import (
 from ..config import EngineConfig
 from ..errors import ConfigError, MemoryBudgetError, ModelNotFoundError
 from ..extensions.lora import LoRAManager, reports
-from ..extensions.lora_library import LoraLibrary
 from ..flux.conditioner import EmbeddingCache
 from ..flux.keymaps import Role
 from ..flux.tokenizers import CLIPTokenizer, T5Tokenizer, hub_cache
 from ..request import GenerationRequest, GenerationResult
 from .describe import describe, device_name, versions
-from .download import Downloads, tokenizer_folder
+from .download import tokenizer_folder
 from .images import to_images
 from .jobs import plan_job, plan_request
-from .lora_sources import shown_url
+from .loras import lora_manager
 from .models import ROLES, TINY, HashCache, ModelLibrary, ModelSet
 from .networks import Networks
 from .plan import Plan
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 EMBEDDING_CACHE_BYTES = 256 << 20
-LORA_ROLES: tuple[Role, ...] = ("transformer", "clip", "t5")
 
 T = TypeVar("T")
 
@@ -84,10 +82,11 @@ class LightweightEngine:
 
     @property
     def loras(self) -> LoRAManager:
-        """The LoRAs that the model in use can be given."""
+        """What reads LoRAs for the model in use; before ``setup``, for the one that would be: nothing is loaded."""
         with self._lock:
             if self._loras is None:
-                self._loras = self._lora_manager(self.networks)
+                models = self._choose_models([]) if self._networks is None else self._networks.models
+                self._loras = self._lora_manager(models)
             return self._loras
 
     @property
@@ -170,7 +169,7 @@ class LightweightEngine:
             networks = self._assemble(device, card or card_of(device), notes, load=False)
             if self._networks is None:
                 self._notes = notes
-            return plan_request(request, networks, self._lora_manager(networks))
+            return plan_request(request, networks, self._lora_manager(networks.models))
 
     def unload_models(self, keep_loaded: Collection[Role] = ()) -> None:
         """Release all networks but those of the roles to keep (``transformer``, ``t5`` …); a job loads them again.
@@ -299,20 +298,12 @@ class LightweightEngine:
         )
         return CLIPTokenizer.load(clip), T5Tokenizer.load(t5)
 
-    def _lora_manager(self, networks: Networks) -> LoRAManager:
-        models, config = networks.models, self.config
-        return LoRAManager(
-            {role: models.own_parts[role].shapes for role in LORA_ROLES},
-            LoraLibrary([config.models_dir, *([TINY] if models.is_tiny else [])]),
-            Downloads.of(config).lora,
-            sha256_of=self._hashes.sha256,
-            shown=shown_url,
-            exact_dora=config.exact_dora,
-        )
+    def _lora_manager(self, models: ModelSet) -> LoRAManager:
+        return lora_manager(self.config, models, self._hashes.sha256)
 
     def _usual_plan(self, networks: Networks) -> Plan:
         """The plan of a request that says nothing: what is kept through all its stages is loaded at the start."""
-        return plan_request(self.request(prompt=""), networks, self._lora_manager(networks))
+        return plan_request(self.request(prompt=""), networks, self._lora_manager(networks.models))
 
 
 def _draw_all(job: Job, tracker: Tracker) -> Iterator[tuple[Batch, Drawn]]:

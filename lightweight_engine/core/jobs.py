@@ -110,7 +110,7 @@ def plan_batches(request: GenerationRequest, sampler: str, prompts: Sequence[str
     alone = SAMPLERS[sampler].couples_batch and request.compat == "fixed"
     step = 1 if alone else request.batch_size
     groups = [rows[i : i + step] for i in range(0, count, step)]
-    return tuple(Batch(*zip(*group, strict=True)) for group in groups)
+    return tuple(map(Batch.of, groups))
 
 
 def with_loras(
@@ -133,10 +133,9 @@ def with_loras(
     first = next(iter(sets.values()))
     found: list[Batch] = []
     for batch in batches:
-        rows = zip(batch.seeds, batch.subseeds, batch.prompts, strict=True)
-        for _, group in groupby(rows, key=lambda row: sets.get(row[2], first).full_key):
-            seeds, subseeds, texts = (tuple(column) for column in zip(*group, strict=True))
-            found.append(Batch(seeds, subseeds, texts, sets.get(texts[0], first)))
+        for _, group in groupby(batch.rows, key=lambda row: sets.get(row[2], first).full_key):
+            rows = list(group)
+            found.append(Batch.of(rows, sets.get(rows[0][2], first)))
     return tuple(found)
 
 

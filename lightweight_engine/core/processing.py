@@ -77,6 +77,16 @@ class Batch:
     prompts: tuple[str, ...]
     loras: LoraSet = NO_LORAS
 
+    @classmethod
+    def of(cls, rows: Sequence[tuple[int, int, str]], loras: LoraSet = NO_LORAS) -> Batch:
+        """From (seed, subseed, prompt) of each picture."""
+        return cls(tuple(row[0] for row in rows), tuple(row[1] for row in rows), tuple(row[2] for row in rows), loras)
+
+    @property
+    def rows(self) -> list[tuple[int, int, str]]:
+        """(seed, subseed, prompt) of each picture."""
+        return list(zip(self.seeds, self.subseeds, self.prompts, strict=True))
+
 
 @dataclass(frozen=True)
 class Drawn:

@@ -130,6 +130,14 @@ class LoRAManager:
         """
         return LoraSet(tuple(self._use(spec, compat, progress) for spec in specs))
 
+    def read(self, path: Path, name: str, compat: Compat = "fixed") -> LoraUse:
+        """The file at a path at strength 1, wherever it lies: for who checks it before it may be used.
+
+        Raises:
+            AdapterError: as ``use``.
+        """
+        return self._made(LoraSpec(name=name), path, name, name, self._sha256_of(path), compat)
+
     def clear(self) -> None:
         """Close every file."""
         self._open.clear()

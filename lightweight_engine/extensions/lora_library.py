@@ -55,8 +55,8 @@ class LoraLibrary:
         ]
         return sorted(entries, key=lambda entry: entry.name.lower())
 
-    def find(self, name: str) -> LoraEntry:
-        """The file of that name, file name or alias.
+    def find(self, name: str, *, broken: bool = False) -> LoraEntry:
+        """The file of that name, file name or alias; ``broken`` ones only where that is set.
 
         Raises:
             ModelNotFoundError: there is none; close names are told.
@@ -72,7 +72,7 @@ class LoraLibrary:
         if len(matches) > 1:
             names = ", ".join(entry.name for entry in matches)
             raise RequestError(f"several LoRAs are called {name!r:.120}: {names}; give the whole name", field="loras")
-        if matches[0].problem:
+        if matches[0].problem and not broken:
             raise AdapterError(matches[0].problem)
         return matches[0]
 

@@ -95,9 +95,11 @@ ARROWS = {
     "upscalers.library": "networks upscaler",
     # extensions
     "extensions.lora": "lora_library",
+    "extensions.inpainting": "masks",
     # core
     "core.adapters": "",
     "core.images": "image_text",
+    "core.pictures": "images",
     "core.infotext_parse": "infotext",
     "core.file_cache": "locked_files",
     "core.lora_sources": "file_cache",
@@ -106,6 +108,7 @@ ARROWS = {
     "core.models": "folders",
     "core.plan": "",
     "core.precision": "models",
+    "core.loras": "download lora_sources models",
     "core.networks": "adapters models plan precision",
     "core.quantized_cache": "folders models precision",
     "core.recovery": "networks plan",
@@ -113,7 +116,7 @@ ARROWS = {
     "core.describe": "infotext infotext_parse lora_sources",
     "core.replay": "describe filenames images infotext_parse",
     "core.jobs": "images limits networks plan processing progress recovery",
-    "core.engine": "describe download images jobs lora_sources models networks plan precision processing progress quantized_cache",
+    "core.engine": "describe download images jobs loras models networks plan precision processing progress quantized_cache",
     # apps
     "__main__": "cli",
     "apps.cli": "console",
@@ -128,6 +131,7 @@ ARROWS = {
     "apps.models": "console options",
     "apps.settings": "console options",
     "apps.cache": "console options",
+    "apps.lora": "console options",
     "apps.doctor": "console options",
 }
 

@@ -1,0 +1,93 @@
+"""The LoRAs of a configuration: where files are looked for, and putting one there or taking it away. Loads no torch
+until one is read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..backend.checkpoint import file_sha256
+from ..errors import AdapterError, ConfigError, OutputError
+from ..extensions.lora_library import FOLDERS, SUFFIX, LoraEntry, LoraLibrary
+from .download import Downloads
+from .lora_sources import shown_url
+from .models import TINY, ModelLibrary, ModelSet
+
+if TYPE_CHECKING:
+    from ..config import EngineConfig
+    from ..extensions.lora import LoRAManager
+    from ..flux.keymaps import Role
+
+ROLES: tuple[Role, ...] = ("transformer", "clip", "t5")
+"""The networks that LoRAs may change."""
+
+
+def lora_library(config: EngineConfig, *, with_tiny: bool | None = None) -> LoraLibrary:
+    """The files that requests may name.
+
+    Args:
+        with_tiny: those of the demonstration model too; left out, where no other model is there.
+    """
+    if with_tiny is None:
+        with_tiny = not (config.checkpoint or ModelLibrary([config.models_dir]).has_checkpoint)
+    return LoraLibrary([config.models_dir, *([TINY] if with_tiny and config.models_dir != TINY else [])])
+
+
+def lora_manager(config: EngineConfig, models: ModelSet, sha256_of: Callable[[Path], str] = file_sha256) -> LoRAManager:
+    """What reads LoRAs for a model."""
+    from ..extensions.lora import LoRAManager
+
+    return LoRAManager(
+        {role: models.own_parts[role].shapes for role in ROLES},
+        lora_library(config, with_tiny=models.is_tiny),
+        Downloads.of(config).lora,
+        sha256_of=sha256_of,
+        shown=shown_url,
+        exact_dora=config.exact_dora,
+    )
+
+
+def add_lora(config: EngineConfig, source: Path, name: str, *, force: bool = False) -> Path:
+    """Copy a LoRA file into the models folder; it appears there whole or not at all.
+
+    Raises:
+        ConfigError: the name is none of a file.
+        AdapterError: another file has the name, and ``force`` is not set.
+        OutputError: it cannot be written.
+    """
+    stem = name.removesuffix(SUFFIX)
+    if not stem or stem in (".", "..") or set("/\\:<>\0") & set(stem):
+        raise ConfigError(f"{name!r:.80} cannot be the name of a LoRA: give one without / \\ : < >")
+    target = config.models_dir / FOLDERS[0] / f"{stem}{SUFFIX}"
+    if target.exists() and not force:
+        if file_sha256(target) == file_sha256(source):
+            return target
+        raise AdapterError(f"{target} is there already, with other content; give --name or --force")
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, part)
+        os.replace(part, target)
+    except OSError as error:
+        raise OutputError(f"{target} cannot be written ({error.strerror}); free space, or check permissions") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return target
+
+
+def remove_lora(config: EngineConfig, name: str) -> LoraEntry:
+    """Remove a LoRA file of the models folder.
+
+    Raises:
+        ModelNotFoundError: there is none of that name.
+        OutputError: it cannot be removed.
+    """
+    entry = lora_library(config, with_tiny=False).find(name, broken=True)
+    try:
+        entry.path.unlink()
+    except OSError as error:
+        raise OutputError(f"{entry.path} cannot be removed ({error.strerror}); check permissions") from error
+    return entry
