@@ -164,6 +164,9 @@ class EngineConfig(BaseModel):
 
     max_side: int = _setting(4096, "limits", "Longest side of a picture, in pixels.", ge=16, le=16384)
     max_outputs: int = _setting(64, "limits", "Pictures in one request.", ge=1, le=1024)
+    max_picture_megapixels: float = _setting(
+        40.0, "limits", "Megapixels of a picture that a request brings; more are not decoded.", gt=0, le=1000
+    )
     max_prompt_chars: int = _setting(20_000, "limits", "Characters in a prompt.", ge=1)
     max_megapixel_steps: float = _setting(
         4_000.0, "limits", "Cost of one request: megapixels x model calls x pictures.", gt=0

@@ -3,6 +3,7 @@
     EngineError
     ├── ConfigError                 a setting is unknown, of the wrong type or out of range
     ├── RequestError                a request field is wrong (HTTP 422)
+    │   └── PictureTooLargeError    a picture with more pixels than are decoded (HTTP 413)
     ├── ModelError                  a model file cannot be used
     │   ├── ModelNotFoundError      no such file or name (HTTP 404)
     │   ├── UnsupportedCheckpointError   a valid file that is not a Flux part we read
@@ -56,6 +57,12 @@ class RequestError(EngineError):
     def __init__(self, message: str, *, field: str | None = None) -> None:
         super().__init__(message)
         self.field = field
+
+
+class PictureTooLargeError(RequestError):
+    """A picture with more pixels than are decoded."""
+
+    http_status = 413
 
 
 class ModelError(EngineError):

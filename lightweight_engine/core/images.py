@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import OutputError, RequestError
+from ..errors import OutputError, PictureTooLargeError, RequestError
 from .image_text import JPEG_SEGMENT, PNG_KEY, exif_block, find_text, hide, with_comments
 
 if TYPE_CHECKING:
@@ -152,7 +152,13 @@ def _opaque(picture: Image) -> Image:
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
-def open_image(source: Source, *, field: str = "image", max_pixels: int = MAX_INPUT_PIXELS) -> Image:
+def open_image(
+    source: Source,
+    *,
+    field: str = "image",
+    max_pixels: int = MAX_INPUT_PIXELS,
+    formats: tuple[str, ...] = _READABLE,
+) -> Image:
     """The picture of a file or of bytes, wholly read. RequestError, naming ``field``, for anything that is not one."""
     from PIL import Image, UnidentifiedImageError
 
@@ -169,18 +175,30 @@ def open_image(source: Source, *, field: str = "image", max_pixels: int = MAX_IN
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Pillow warns of is refused below, or does no harm
-            picture = Image.open(io.BytesIO(data), formats=_READABLE)
-            if picture.width * picture.height > max_pixels:
-                raise Image.DecompressionBombError
+            picture = Image.open(io.BytesIO(data), formats=formats)
+            check_pixels(picture.size, name, field, max_pixels)
             picture.load()
+    except PictureTooLargeError:
+        raise
     except Image.DecompressionBombError:
-        raise RequestError(f"{name} has more than {max_pixels} pixels; give a smaller picture", field=field) from None
+        raise _too_large(name, field, max_pixels) from None
     except UnidentifiedImageError:
-        what = "is empty" if not data else "is not a picture that can be read (png, jpg, webp, gif, bmp, tiff)"
+        known = ", ".join(kind.lower().replace("jpeg", "jpg") for kind in formats)
+        what = "is empty" if not data else f"is not a picture that can be read ({known})"
         raise RequestError(f"{name} {what}; give another file", field=field) from None
     except Exception as error:  # noqa: BLE001 - foreign bytes make decoders raise nearly anything
         raise RequestError(f"{name} is damaged ({error}); give an intact picture", field=field) from None
     return picture
+
+
+def check_pixels(size: tuple[int, int], name: str, field: str, max_pixels: int) -> None:
+    """Refuse a picture of more than ``max_pixels``. Raises PictureTooLargeError."""
+    if size[0] * size[1] > max_pixels:
+        raise _too_large(name, field, max_pixels)
+
+
+def _too_large(name: str, field: str, max_pixels: int) -> PictureTooLargeError:
+    return PictureTooLargeError(f"{name} has more than {max_pixels} pixels; give a smaller picture", field=field)
 
 
 def read_infotext(source: Source | Image) -> str | None:

@@ -1,0 +1,176 @@
+"""Pictures that requests bring: from a path, a URL, base64, a data URL, bytes, or PIL; upright, in 8 bits.
+
+What a file claims is checked before it is decoded. Text that is no picture is never repeated in a message.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..backend.net import Access, Limits, get
+from ..errors import DownloadError, RequestError
+from .images import check_pixels, open_image
+
+if TYPE_CHECKING:
+    from ..config import EngineConfig
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_BYTES = 64 << 20  # of a picture's file
+WHITE = "#ffffff"
+
+_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*):", re.ASCII)
+_BASE64 = re.compile(r"^[A-Za-z0-9+/\s]+={0,2}\s*$", re.ASCII)
+_LEAST = 64  # characters of base64 that could be a picture
+_HOW = "give a path, an http(s) URL, base64 or a data URL of a png, jpg or webp picture"
+
+Fetch = Callable[[str], bytes]
+
+
+@dataclass(frozen=True)
+class PictureReader:
+    """Reads pictures.
+
+    Args:
+        fetch: gets the bytes of a URL; None refuses URLs.
+        paths: whether a text may be the path of a file here.
+        max_pixels: of one picture.
+    """
+
+    fetch: Fetch | None = None
+    paths: bool = True
+    max_pixels: int = 40_000_000
+
+    @classmethod
+    def of(cls, config: EngineConfig, *, paths: bool = True) -> PictureReader:
+        """As configured."""
+        limits = Limits(MAX_BYTES, config.download_timeout, config.download_seconds, config.download_min_speed)
+        access = Access(config.allow_hosts)
+
+        def fetch(url: str) -> bytes:
+            if config.offline:
+                raise DownloadError("a picture is to be fetched, and offline is on; switch it off or give a file")
+            return fetch_bytes(url, limits, access)
+
+        return cls(fetch, paths, int(config.max_picture_megapixels * 1e6))
+
+    def read(self, given: Any, field: str = "image") -> Image.Image:
+        """A picture as L, RGB or RGBA.
+
+        Raises:
+            RequestError: it is none, it is damaged, animated or too large; names ``field``.
+            DownloadError: its URL may not be asked, or does not give it.
+        """
+        if isinstance(given, Image.Image):
+            picture = given
+            check_pixels(picture.size, "the picture given", field, self.max_pixels)
+        else:
+            picture = open_image(self._source(given, field), field=field, max_pixels=self.max_pixels, formats=FORMATS)
+        # A JPEG of a phone may hold a second picture, for depth; it is the first that people mean.
+        if getattr(picture, "is_animated", False) and picture.format != "MPO":
+            raise RequestError(
+                f"{field}: the picture is animated ({getattr(picture, 'n_frames', 2)} frames); give a still one",
+                field=field,
+            )
+        return plain(upright(picture), field)
+
+    def _source(self, given: Any, field: str) -> bytes | Path:
+        if isinstance(given, (bytes, bytearray, memoryview)):
+            return bytes(given)
+        if isinstance(given, os.PathLike) and self.paths:
+            return _file(Path(given), field)
+        if not isinstance(given, str):
+            raise RequestError(f"{field}: {type(given).__name__} is no picture; {_HOW}", field=field)
+        text = given.strip()
+        scheme = _SCHEME.match(text)
+        if scheme and scheme[1].lower() in ("http", "https"):
+            if self.fetch is None:
+                raise RequestError(f"{field}: URLs are not fetched here; send the picture itself", field=field)
+            return self.fetch(text)
+        if scheme and (scheme[1].lower() == "data" or "://" in text[:16]):
+            return _data_url(text, scheme[1].lower(), field)
+        if self.paths and _exists(text):
+            return _file(Path(text), field)
+        if len(text) >= _LEAST and _BASE64.match(text):
+            return _decoded(text, field)
+        if self.paths and text:
+            return Path(text)  # which is not there: the reader of files says so
+        raise RequestError(f"{field}: the text given is no picture; {_HOW}", field=field)
+
+
+def fetch_bytes(url: str, limits: Limits, access: Access) -> bytes:
+    """The body at a URL, behind the guards of ``backend.net``. Raises DownloadError, by kind of fault."""
+    with get(url, limits, access) as response:
+        return b"".join(response.chunks())
+
+
+def _exists(text: str) -> bool:
+    try:
+        return len(text) < 4096 and os.path.exists(text)
+    except ValueError:  # a NUL
+        return False
+
+
+def _file(path: Path, field: str) -> Path:
+    """The path, if it is of a file that could be a picture's; a device might never end."""
+    if path.exists() and not path.is_dir() and (not path.is_file() or path.stat().st_size > MAX_BYTES):
+        raise RequestError(
+            f"{field}: {path} is no file of at most {MAX_BYTES >> 20} MiB; give a picture's file", field=field
+        )
+    return path
+
+
+def _data_url(text: str, scheme: str, field: str) -> bytes:
+    header, comma, body = text.partition(",")
+    kind, *rest = header[5:].split(";")
+    if scheme != "data":
+        raise RequestError(f"{field}: pictures are not read from {scheme}: addresses; {_HOW}", field=field)
+    if not comma or "base64" not in rest or not (kind.startswith("image/") or kind in ("", "application/octet-stream")):
+        raise RequestError(f"{field}: the data URL is not of a picture in base64; {_HOW}", field=field)
+    return _decoded(body, field)
+
+
+def _decoded(text: str, field: str) -> bytes:
+    compact = "".join(text.split()).rstrip("=")
+    try:
+        return base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise RequestError(f"{field}: the text given is not valid base64; {_HOW}", field=field) from None
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """A picture turned as its EXIF says; one whose EXIF cannot be read stays as it is."""
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # noqa: BLE001 - foreign EXIF makes its reader raise nearly anything, and it is no part of the pixels
+        return picture
+
+
+def plain(picture: Image.Image, field: str = "image") -> Image.Image:
+    """A picture as L, RGB or, with transparency, RGBA; 16 bits are brought to 8."""
+    if picture.mode.startswith("I"):
+        levels = np.asarray(picture).astype(np.int64)
+        return Image.fromarray((levels.clip(0, 65535) / 257).round().astype(np.uint8))
+    if picture.mode == "F":
+        raise RequestError(f"{field}: the picture has floating-point pixels; save it with 8 or 16 bits", field=field)
+    if picture.has_transparency_data:
+        return picture.convert("RGBA")
+    return picture.convert("L" if picture.mode in ("L", "1") else "RGB")
+
+
+def flattened(picture: Image.Image, background: str = WHITE) -> Image.Image:
+    """A picture as RGB, what is transparent on ``background`` (#rrggbb)."""
+    if picture.mode == "RGBA":
+        canvas = Image.new("RGB", picture.size, background)
+        canvas.paste(picture, mask=picture)
+        return canvas
+    return picture.convert("RGB")

@@ -1,0 +1,169 @@
+"""Inpainting: what the autoencoder gets of a picture and its mask, and how the result goes back into the picture.
+
+A mask is an L picture, white where something new is painted. Sizes are (width, height), boxes left, top, right, bottom.
+Every step and its order are the reference's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageChops, ImageFilter, ImageOps
+from torch import Tensor
+
+from ..upscalers.resampling import Filter, Size, resample
+from ..upscalers.resizing import CROP, FILL, LATENT, STRETCH, resize
+from ..upscalers.upscaler import Upscaler
+from .masks import blur, crop_region, expand_region
+
+SURROUNDINGS, ORIGINAL, NOISE, NOTHING = range(4)
+"""What painting starts from (``inpainting_fill``)."""
+
+# (radius, how often) of the blurs that are laid over one another, so that colours run into the masked part.
+_SPREAD = ((256, 1), (64, 1), (16, 2), (4, 4), (2, 2), (0, 1))
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How a mask is used.
+
+    Args:
+        blur: of its edge, along rows and along columns.
+        round: cells of the latent are painted wholly or not at all.
+        only_masked: the masked part alone is drawn, at the full size, with ``padding`` pixels around it.
+    """
+
+    blur: tuple[int, int] = (4, 4)
+    invert: bool = False
+    round: bool = True
+    content: int = ORIGINAL
+    only_masked: bool = False
+    padding: int = 32
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A start picture as it is drawn on.
+
+    Attributes:
+        picture: RGB at the size that is drawn, or at its own where its latent is resized.
+        mask: at the size that is drawn; None where all is painted.
+        overlay: RGBA, what is laid over the result.
+        paste_to: where the result goes in the overlay; None is everywhere.
+    """
+
+    picture: Image.Image
+    mask: Image.Image | None = None
+    overlay_mask: Image.Image | None = None
+    overlay: Image.Image | None = None
+    paste_to: Box | None = None
+
+
+def read_mask(image: Image.Image, *, round: bool = True) -> Image.Image:
+    """A mask of any mode as L: of a picture with transparency its opaque part, of others its brightness."""
+    if image.mode != "RGBA" or image.getchannel("A").getextrema() == (255, 255):
+        return image.convert("L")
+    alpha = image.getchannel("A")
+    return alpha.point([0] * 129 + [255] * 127) if round else alpha
+
+
+def prepare(
+    picture: Image.Image,
+    mask: Image.Image | None,
+    size: Size,
+    mode: int = STRETCH,
+    masking: Masking | None = None,
+    upscaler: Upscaler | None = None,
+) -> Prepared:
+    """A start picture at the size that is drawn, its mask, and what is laid over the result.
+
+    Args:
+        picture: RGB, upright.
+        mask: L, as ``read_mask`` gives it; a blank one counts as none where only the masked part is drawn.
+        mode: of resizing (``upscalers.resizing``).
+        upscaler: enlarges the picture, where a whole one is resized.
+    """
+    masking = masking or Masking()
+    region = None
+    if mask is not None:
+        mask = blur(ImageOps.invert(mask) if masking.invert else mask, *masking.blur)
+        if masking.only_masked:
+            region = _region(mask, size, masking.padding)
+            mask = mask if region else None
+    if mask is None:
+        return Prepared(picture if mode == LATENT else resize(picture, size, mode, upscaler))
+    if region is not None:
+        overlay_mask, mask = mask, resize(mask.crop(region), size, FILL).convert("L")
+        inner = resize(picture.crop(region), size, FILL)
+        overlay = _cut_out(picture, overlay_mask).convert("RGBA")
+    else:
+        mode = FILL if mode == LATENT else mode
+        mask = resize(mask, size, mode).convert("L")
+        overlay_mask = ImageChops.add(mask, mask)
+        inner = resize(picture, size, mode, upscaler)
+        overlay = _cut_out(inner, overlay_mask).convert("RGBA")
+    if masking.content != ORIGINAL:
+        inner = spread(inner, mask)
+    return Prepared(inner, mask, overlay_mask, overlay, region)
+
+
+def _region(mask: Image.Image, size: Size, padding: int) -> Box | None:
+    """The part of a picture that is drawn for its mask, at the aspect of ``size``; None for a blank mask."""
+    region = crop_region(mask, padding)
+    return expand_region(region, size, mask.size) if region else None
+
+
+def _cut_out(picture: Image.Image, mask: Image.Image) -> Image.Image:
+    """A picture without what the mask covers, its colours premultiplied (RGBa)."""
+    kept = Image.new("RGBa", picture.size)
+    kept.paste(picture.convert("RGBA").convert("RGBa"), mask=ImageOps.invert(mask))
+    return kept
+
+
+def spread(picture: Image.Image, mask: Image.Image) -> Image.Image:
+    """A picture whose masked part is filled with the colours around it."""
+    kept = _cut_out(picture, mask)
+    filled = Image.new("RGBA", picture.size)
+    for radius, times in _SPREAD:
+        blurred = kept.filter(ImageFilter.GaussianBlur(radius)).convert("RGBA")
+        for _ in range(times):
+            filled.alpha_composite(blurred)
+    return filled.convert("RGB")
+
+
+def latent_mask(mask: Image.Image, cells: tuple[int, int], *, round: bool = True) -> Tensor:
+    """The mask of a latent ``[h, w]``: 1 where it is painted."""
+    small = resample(mask, (cells[1], cells[0]), Filter.BICUBIC)
+    share = np.asarray(small, dtype=np.float32) / 255
+    return torch.from_numpy(np.around(share) if round else share)
+
+
+def start_content(latent: Tensor, mask: Tensor, noise: Tensor, content: int) -> Tensor:
+    """The latent that painting starts from.
+
+    Args:
+        mask: 1 where it is painted.
+        noise: the first draw of each picture, ``[B, C, h, w]``.
+    """
+    if content in (SURROUNDINGS, ORIGINAL):
+        return latent
+    kept = latent * (1 - mask)
+    return kept + noise * mask if content == NOISE else kept
+
+
+def paste_back(result: Image.Image, prepared: Prepared) -> Image.Image:
+    """The result in its place, under the part of the picture that was kept."""
+    if prepared.overlay is None:
+        return result
+    canvas = result
+    if prepared.paste_to is not None:
+        left, top, right, bottom = prepared.paste_to
+        canvas = Image.new("RGBA", prepared.overlay.size)
+        canvas.paste(resize(result, (right - left, bottom - top), CROP), (left, top))
+    canvas = canvas.convert("RGBA")
+    canvas.alpha_composite(prepared.overlay)
+    return canvas.convert("RGB")
