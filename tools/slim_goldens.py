@@ -3,9 +3,9 @@
     python tools/slim_goldens.py ../shared/golden
 
 Small cases of every core family and of the output families, with the models that they need, two layouts of a
-checkpoint, and all of the storage formats, in the layout of the whole folder. Three things keep it small: a case whose
-tensors are large is left out; models are xz-compressed (``goldens.model_path`` unpacks them); and rows of the token
-embeddings that no case uses are zero. The answers of the real tokenizers are recorded in ``tokens.json``, so that no
+checkpoint, LoRAs of several dialects, and all of the storage formats, in the layout of the whole folder. Three things
+keep it small: a case whose tensors are large is left out; models are xz-compressed (``goldens.unpacked``); and what no
+case depends on is zero: rows of token embeddings, and the weights that LoRAs are added to. The answers of the real tokenizers are recorded in ``tokens.json``, so that no
 tokenizer file is needed.
 """
 
@@ -53,6 +53,14 @@ KINDS = {
 
 # Layouts of a checkpoint that are kept: the small files that are told apart by more than names.
 CHECKPOINTS = ("bnb_nf4_v2", "gguf_q8_0")
+
+# LoRAs whose changes do not depend on the weight: a dialect or an algorithm each.
+LORAS = (
+    "kohya_bfl_alpha", "kohya_loha", "kohya_lokr_decomposed", "peft_transformer_alpha", "peft_partial_blocks",
+    "peft_metadata_alpha", "peft_with_text_encoder", "xlabs_double", "lycoris_lokr_simpletuner", "fal_base_model_bfl",
+    "onetrainer_underscore", "neg_sdxl",
+)  # fmt: skip
+LORA_BASES = ("bfl_bf16", "tiny_text_encoders_f32")
 
 OUTPUT_FAMILIES = ("rng", "infotext", "infotext_parse", "quote", "filenames", "metadata")
 
@@ -135,6 +143,20 @@ def slim_checkpoints(source: Path, target: Path) -> None:
         write_json(target.parent / row["expected"], expected)
 
 
+def slim_loras(source: Path, target: Path) -> None:
+    """The smallest strength of each file, and the networks that they change, their weights zero."""
+    target.mkdir(parents=True)
+    rows = json.loads((source / "manifest.json").read_text(encoding="utf-8"))
+    kept = list({row["name"]: row for row in reversed(rows) if row["name"] in LORAS}.values())
+    write_json(target / "manifest.json", kept)
+    for file in {row[key] for row in kept for key in ("file", "expected") if row.get(key)}:
+        shutil.copyfile(source.parent / file, target.parent / file)
+    for name in LORA_BASES:
+        tensors = load_file(source.parent / "ckpt" / f"{name}.safetensors")
+        data = save({key: torch.zeros_like(tensor) for key, tensor in tensors.items()})
+        (target.parent / "ckpt" / f"{name}.safetensors.xz").write_bytes(lzma.compress(data))
+
+
 def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
 
@@ -155,6 +177,7 @@ def main() -> None:
         slim_models(arguments.golden / "models", made / "models", record)
         slim_pipelines(arguments.golden / "pipelines", made / "pipelines", OUTPUT_FAMILIES)
         slim_checkpoints(arguments.golden / "ckpt", made / "ckpt")
+        slim_loras(arguments.golden / "lora", made / "lora")
         shutil.copytree(arguments.golden / "quant", made / "quant", copy_function=shutil.copyfile)
         shutil.rmtree(arguments.out, ignore_errors=True)
         made.rename(arguments.out)

@@ -137,7 +137,7 @@ def ckpt_cases() -> list[Case]:
 
 
 def lora_cases() -> list[Case]:
-    """The files of ``lora/`` at their strengths; the slim copy has none."""
+    """The files of ``lora/`` at their strengths."""
     manifest = golden_dir() / "lora" / "manifest.json"
     rows = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else []
     return [Case("lora", row["name"], row, manifest.parent) for row in rows]
@@ -151,18 +151,23 @@ def model_config(name: str) -> dict[str, Any]:
 
 @cache
 def model_path(name: str) -> Path:
-    """The file of a golden model; the slim copy keeps them compressed, and they are unpacked for this process."""
-    path = golden_dir() / "models" / f"{name}.safetensors"
-    packed = path.with_name(f"{path.name}.xz")
-    if path.exists() or not packed.exists():
-        return path
-    unpacked = _unpacked() / path.name
-    unpacked.write_bytes(lzma.decompress(packed.read_bytes()))
-    return unpacked
+    """The file of a golden model."""
+    return unpacked(golden_dir() / "models" / f"{name}.safetensors")
 
 
 @cache
-def _unpacked() -> Path:
+def unpacked(path: Path) -> Path:
+    """A golden file, or what its compressed twin of the slim copy holds."""
+    packed = path.with_name(f"{path.name}.xz")
+    if path.exists() or not packed.exists():
+        return path
+    target = _scratch() / path.name
+    target.write_bytes(lzma.decompress(packed.read_bytes()))
+    return target
+
+
+@cache
+def _scratch() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="goldens-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from goldens import Case
+from goldens import Case, unpacked
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -29,7 +29,9 @@ PREFIXES: dict[Role, str] = {"transformer": "", "clip": "TE|clip_l.transformer."
 def base_parts(golden: Path) -> dict[Role, Part]:
     """The networks that the expectations were made on."""
     files = ("bfl_bf16.safetensors", "tiny_text_encoders_f32.safetensors")
-    return {role: part for file in files for role, part in find_parts(open_model(golden / "ckpt" / file)).items()}
+    return {
+        role: part for file in files for role, part in find_parts(open_model(unpacked(golden / "ckpt" / file))).items()
+    }
 
 
 def check(case: Case) -> None:
