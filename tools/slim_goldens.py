@@ -5,8 +5,8 @@
 Small cases of every core family and of the output families, with the models that they need, two layouts of a
 checkpoint, LoRAs of several dialects, and all of the storage formats, in the layout of the whole folder. Three things
 keep it small: a case whose tensors are large is left out; models are xz-compressed (``goldens.unpacked``); and what no
-case depends on is zero: rows of token embeddings, and the weights that LoRAs are added to. The answers of the real tokenizers are recorded in ``tokens.json``, so that no
-tokenizer file is needed.
+case depends on is zero: rows of token embeddings, and the weights that LoRAs are added to. The answers of the real
+tokenizers are recorded in ``tokens.json``, so that no tokenizer file is needed.
 """
 
 from __future__ import annotations
