@@ -57,7 +57,7 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
-class _Global:
+class Global:
     module: str
     name: str
 
@@ -83,7 +83,7 @@ class Tensor:
     strides: tuple[int, ...]
 
 
-class _Opaque:
+class Opaque:
     """A value that holds no weights and is not looked into (numpy's scalars in training states)."""
 
 
@@ -97,8 +97,8 @@ def _tensor_of_dtype(storage: Any, offset: Any, shape: Any, strides: Any, grad: 
     return Tensor(storage, DTYPE_NAMES[dtype.name], offset, shape, strides)
 
 
-def _opaque(*_: Any) -> _Opaque:
-    return _Opaque()
+def opaque(*_: Any) -> Opaque:
+    return Opaque()
 
 
 # None of these copies what it is given, so that a short program cannot ask for much memory.
@@ -110,24 +110,35 @@ BUILDERS: Mapping[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
     "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
     "torch.Size": lambda sizes: sizes,
-    "numpy.dtype": _opaque,
-    "numpy.ndarray": _opaque,
-    "numpy.core.multiarray.scalar": _opaque,
-    "numpy._core.multiarray.scalar": _opaque,
-    "numpy.core.multiarray._reconstruct": _opaque,
-    "numpy._core.multiarray._reconstruct": _opaque,
-    "_codecs.encode": _opaque,
+    "numpy.dtype": opaque,
+    "numpy.ndarray": opaque,
+    "numpy.core.multiarray.scalar": opaque,
+    "numpy._core.multiarray.scalar": opaque,
+    "numpy.core.multiarray._reconstruct": opaque,
+    "numpy._core.multiarray._reconstruct": opaque,
+    "_codecs.encode": opaque,
 }
 
 
-def _is_name(name: _Global) -> bool:
+def _is_name(name: Global) -> bool:
     """Whether a global only names a storage class or a dtype."""
     storage = name.module in ("torch", "torch.storage") and name.name in STORAGES
     return storage or (name.module == "torch" and name.name in DTYPE_NAMES)
 
 
 class Machine:
-    """The stack machine of pickle, for the instructions that torch writes."""
+    """The stack machine of pickle, for the instructions that torch writes.
+
+    ``steps`` and ``builders`` are what it knows and may build; a machine that may build more has tables of its own.
+    """
+
+    @property
+    def steps(self) -> Mapping[bytes, Callable[[Any], Any]]:
+        return STEPS
+
+    @property
+    def builders(self) -> Mapping[str, Callable[..., Any]]:
+        return BUILDERS
 
     def __init__(self, program: bytes, at: int = 0) -> None:
         self.program = program
@@ -138,11 +149,12 @@ class Machine:
         self.storages: dict[str, Storage] = {}
 
     def run(self) -> Any:
+        steps = self.steps
         for _ in range(MAX_STEPS):
             code = self.take(1)
             if code == b".":
                 return self.stack.pop()
-            step = STEPS.get(code)
+            step = steps.get(code)
             if step is None:
                 raise Refused(f"it has the instruction {code!r}, which torch does not write")
             step(self)
@@ -181,8 +193,8 @@ class Machine:
         self.push(values)
 
     def name(self, module: Any, name: Any) -> None:
-        found = _Global(str(module)[:MAX_NAME], str(name)[:MAX_NAME])
-        if str(found) not in BUILDERS and not _is_name(found):
+        found = Global(str(module)[:MAX_NAME], str(name)[:MAX_NAME])
+        if str(found) not in self.builders and not _is_name(found):
             raise Refused(f"it asks for {found}, and could run code with it")
         self.push(found)
 
@@ -192,11 +204,11 @@ class Machine:
 
     def call(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
-        if not isinstance(function, _Global) or str(function) not in BUILDERS:
-            raise Refused(f"it calls {function if isinstance(function, _Global) else 'what is no function'}")
+        if not isinstance(function, Global) or str(function) not in self.builders:
+            raise Refused(f"it calls {function if isinstance(function, Global) else 'what is no function'}")
         if not isinstance(arguments, tuple) or len(arguments) > MAX_ARGUMENTS:
             raise Refused(f"it calls {function} with arguments that torch does not write")
-        self.push(BUILDERS[str(function)](*arguments))
+        self.push(self.builders[str(function)](*arguments))
 
     def persistent(self) -> None:
         """A storage: ('storage', class, key, device, count), and None in the format before torch 1.6."""
@@ -204,7 +216,7 @@ class Machine:
         if (
             view not in ([], [None])
             or kind != "storage"
-            or not isinstance(storage, _Global)
+            or not isinstance(storage, Global)
             or storage.name not in STORAGES
             or type(key) is not str
         ):
@@ -305,8 +317,8 @@ def open_pickle(path: Path) -> Checkpoint:
         CorruptCheckpointError: the archive or its program does not add up.
     """
     with refusals(path):
-        entries = _entries(path)
-        tensors, values = state_dict(Machine(_read(path, entries["data.pkl"])).run())
+        entries = entries_of(path)
+        tensors, values = state_dict(Machine(read_entry(path, entries["data.pkl"])).run())
         infos = {name: tensor_info(name, tensor, entries) for name, tensor in tensors.items()}
     return Checkpoint(path, infos, values, container="pickle")
 
@@ -324,7 +336,7 @@ def refusals(path: Path) -> Iterator[None]:
         raise corrupt(path, f"its pickle is damaged ({type(error).__name__}: {str(error)[:100]})") from None
 
 
-def _entries(path: Path) -> dict[str, Entry]:
+def entries_of(path: Path) -> dict[str, Entry]:
     """The entries by their names below the archive's folder."""
     entries: dict[str, Entry] = {}
     for name, entry in read_entries(path).items():
@@ -342,12 +354,12 @@ def _entries(path: Path) -> dict[str, Entry]:
     if program.end - program.start > MAX_PROGRAM:
         raise corrupt(path, f"its data.pkl has {program.end - program.start:,} bytes, which cannot be")
     order = entries.get("byteorder")
-    if order is not None and (order.end - order.start > 16 or _read(path, order).strip() != b"little"):
+    if order is not None and (order.end - order.start > 16 or read_entry(path, order).strip() != b"little"):
         raise UnsupportedCheckpointError(f"{path.name} is big-endian; use the safetensors file of the model")
     return entries
 
 
-def _read(path: Path, entry: Entry) -> bytes:
+def read_entry(path: Path, entry: Entry) -> bytes:
     with path.open("rb") as file:
         file.seek(entry.start)
         return file.read(entry.end - entry.start)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ STRIDES = (8, 16, 32)
 BINS = 16  # of the distribution of one side of a box
 NORM_EPSILON = 1e-3
 NORM_MOMENTUM = 0.03
+COUNTER = "num_batches_tracked"  # of a batch norm, which only training reads
 PRIOR = 0.01  # probability of each class before training, so that the many empty points do not drown the others
 
 # Layers by their place in the list.
@@ -321,16 +322,12 @@ def anchor_points(sizes: Sequence[tuple[int, ...]], device: torch.device | str =
 
 
 def fold_norms(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with every batch norm folded into the convolution before it, in float32.
-
-    Raises:
-        KeyError: a norm is not complete, or stands alone.
-    """
+    """A state dict with every batch norm folded into the convolution before it, in float32."""
     folded = {name: tensor.float() for name, tensor in state.items()}
     for name in state:
         prefix, norm, _ = name.rpartition("bn.weight")
         if norm:
-            folded.pop(f"{prefix}bn.num_batches_tracked", None)
+            folded.pop(f"{prefix}bn.{COUNTER}", None)
             weight, bias, mean, variance = (
                 folded.pop(f"{prefix}bn.{part}") for part in ("weight", "bias", "running_mean", "running_var")
             )
@@ -340,31 +337,42 @@ def fold_norms(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return folded
 
 
-def build(state: Mapping[str, Tensor]) -> YOLOv8:
-    """The network of a state dict, with its norms folded in, float32, ready to detect.
+def skeleton(shapes: Mapping[str, tuple[int, ...]]) -> YOLOv8:
+    """The network that tensors of these shapes make up, without its numbers (on the meta device).
 
     Raises:
         UnsupportedCheckpointError: a tensor is missing, left over, or of a shape that does not fit the others.
     """
+    empty = next((name for name, shape in shapes.items() if 0 in shape), None)
+    if empty is not None:
+        raise UnsupportedCheckpointError(f"it is no YOLOv8 network: {empty} has no numbers")
     try:
-        folded = fold_norms(state)
-        sizes = YOLOv8Sizes.from_shapes({name: tuple(tensor.shape) for name, tensor in folded.items()})
         with torch.device("meta"):
-            network = YOLOv8(sizes)
-    except KeyError as error:
-        raise UnsupportedCheckpointError(f"it is no YOLOv8 network: it has no tensor {error}") from None
+            network = YOLOv8(YOLOv8Sizes.from_shapes(shapes))
     except (RuntimeError, ValueError, ZeroDivisionError) as error:
         raise UnsupportedCheckpointError(f"it is no YOLOv8 network: {str(error)[:200]}") from None
-    expected = network.state_dict()
-    for name in sorted({*expected, *folded}):
-        ours, theirs = (tuple(tensors[name].shape) if name in tensors else None for tensors in (expected, folded))
-        if ours != theirs:
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    for name in sorted({*expected, *shapes}):
+        ours, theirs = expected.get(name), shapes.get(name)
+        if ours != theirs and not name.endswith(COUNTER):
             raise UnsupportedCheckpointError(
                 f"it is no YOLOv8 network: {name} is {_described(theirs)} where {_described(ours)} is expected"
             )
-    network.load_state_dict(folded, assign=True)
-    return network.eval().requires_grad_(False)
+    return network
 
 
 def _described(shape: tuple[int, ...] | None) -> str:
     return "nothing" if shape is None else f"of the shape {list(shape)}"
+
+
+def build(state: Mapping[str, Tensor]) -> YOLOv8:
+    """The network of a state dict, with its norms folded in, float32, ready to detect.
+
+    Raises:
+        UnsupportedCheckpointError: see ``skeleton``.
+    """
+    sizes = skeleton({name: tuple(tensor.shape) for name, tensor in state.items()}).sizes
+    with torch.device("meta"):
+        network = YOLOv8(replace(sizes, normalised=False))
+    network.load_state_dict(fold_norms(state), assign=True)
+    return network.eval().requires_grad_(False)
