@@ -115,31 +115,33 @@ def _cost_of(changes: Changes, shape: tuple[int, ...], itemsize: int) -> Cost:
 
 @dataclass(frozen=True, eq=False)
 class _Beside:
-    """The ``forward`` of a linear with branches beside it: y = W x + b becomes y * factor + offset + branches of x.
+    """The ``forward`` of a linear with a branch and Kronecker products beside it.
 
     Attributes:
-        up: [R, out], transposed for the product.
+        branch: in the dtype that is computed in; its gain is 1 + gain.
+        bias: in place of the module's own, where that is changed.
     """
 
-    forward: Callable[[Tensor], Tensor]
-    down: Tensor | None
-    up: Tensor | None
-    factor: Tensor | None
-    offset: Tensor | None
+    module: Any
+    branch: Branch | None
     products: tuple[_Product, ...]
+    bias: Tensor | None
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = self.forward(x)  # a tensor of its own, which is changed in place
-        if self.factor is not None:
-            y.mul_(self.factor)
-        if self.offset is not None:
-            y.add_(self.offset)
-        rows, inputs = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
-        if self.down is not None and self.up is not None:
-            rows.addmm_(F.linear(inputs, self.down), self.up)
+        rows = x.reshape(-1, x.shape[-1])
+        weight = numbers(self.module, x.dtype, x.device)
+        bias = self.module.bias if self.bias is None else self.bias
+        bias = None if bias is None else bias.to(x.dtype)
+        branch = self.branch
+        if branch is None:
+            y = F.linear(rows, weight, bias)
+        else:
+            # The large product is added to the small one as it is written, which saves passes over the output.
+            y = F.linear(F.linear(rows, branch.down), branch.up, bias)
+            y = y.addmm_(rows, weight.T) if branch.gain is None else y.addcmul_(rows @ weight.T, branch.gain)
         for product in self.products:
-            product.add(inputs, rows)
-        return y
+            product.add(rows, y)
+        return y.view(*x.shape[:-1], -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,8 +162,9 @@ class _Product:
 def _linear(module: Any, leaves: Mapping[str, Changes], device: torch.device, dtype: torch.dtype) -> Callable:
     """The ``forward`` of a changed linear."""
     changes = leaves.get("weight", ())
-    bias = None if module.bias is None else module.bias.detach().to(device, torch.float32)
-    changed_bias = merged(bias, leaves["bias"]) if bias is not None and "bias" in leaves else bias
+    bias = None
+    if "bias" in leaves:
+        bias = merged(module.bias.detach().to(device, torch.float32), leaves["bias"])
     products = [(change, s) for change, s in changes if isinstance(change.delta, Kronecker)]
     others = [(change, s) for change, s in changes if not isinstance(change.delta, Kronecker)]
     if products and any(change.delta.needs_weight for change, _ in changes):
@@ -169,28 +172,14 @@ def _linear(module: Any, leaves: Mapping[str, Changes], device: torch.device, dt
     shape = (module.out_features, module.in_features)
     branch = side_branch(others, shape, lambda: numbers(module, torch.float32, device))
     if branch is None and others:
-        return _Recomputed(module, tuple(changes), changed_bias)
-    return _Beside(
-        type(module).forward.__get__(module),
-        *_thin(branch, dtype),
-        *_affine(branch, bias, changed_bias, dtype),
-        tuple(_product(change, strength, shape[0], device, dtype) for change, strength in products),
-    )
+        return _Recomputed(module, tuple(changes), bias)
+    parts = tuple(_product(change, strength, shape[0], device, dtype) for change, strength in products)
+    return _Beside(module, None if branch is None else _in_dtype(branch, dtype), parts, bias)
 
 
-def _thin(branch: Branch | None, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-    return (None, None) if branch is None else (branch.down.to(dtype), branch.up.T.to(dtype).contiguous())
-
-
-def _affine(
-    branch: Branch | None, bias: Tensor | None, changed: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor | None, Tensor | None]:
-    """Factor and offset that turn W x + b into (1 + gain) W x + the changed b."""
-    factor = None if branch is None or branch.gain is None else 1 + branch.gain
-    offset = None
-    if bias is not None and changed is not None and (factor is not None or changed is not bias):
-        offset = (changed - (bias if factor is None else bias * factor)).to(dtype)
-    return None if factor is None else factor.to(dtype), offset
+def _in_dtype(branch: Branch, dtype: torch.dtype) -> Branch:
+    gain = None if branch.gain is None else (1 + branch.gain).to(dtype)
+    return Branch(branch.down.to(dtype), branch.up.to(dtype), gain)
 
 
 def _product(change: Change, strength: float, rows: int, device: torch.device, dtype: torch.dtype) -> _Product:
@@ -209,7 +198,8 @@ class _Recomputed:
 
     def __call__(self, x: Tensor) -> Tensor:
         weight = merged(numbers(self.module, torch.float32, x.device), self.changes)
-        return F.linear(x, weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        bias = self.module.bias if self.bias is None else self.bias
+        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
 # --- other parameters ---------------------------------------------------------------------------------------------
