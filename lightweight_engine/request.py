@@ -229,6 +229,9 @@ class GenerationRequest(_Frozen):
         (), "LoRAs to apply, by name or address, with strengths: NAME_OR_URL[:SCALE].", max_length=MAX_LORAS
     )
     adetailer: bool = _second_pass(False, "Detail faces and hands.")
+    save_stages: bool = _file(
+        False, "Keep the picture of every stage, as first pass and enlarged one, beside the last."
+    )
     output_format: ImageFormat = _file("png", "File format of the pictures.", cog="webp")
     compat: Compat = _sampling("fixed", "'forge' reproduces the reference's defects too.")
 
@@ -295,7 +298,7 @@ def profile_defaults(profile: Profile) -> dict[str, Any]:
 class Progress(_Frozen):
     """Where a job is. ``step`` counts finished steps of ``steps`` in ``stage``; ``fraction`` is of the whole job."""
 
-    stage: Literal["load", "encode", "sample", "decode", "done"]
+    stage: Literal["load", "encode", "sample", "decode", "upscale", "done"]
     step: int = 0
     steps: int = 0
     fraction: float = 0.0
@@ -338,9 +341,13 @@ class AppliedLora(_Frozen):
 
 
 class GenerationResult(_Frozen):
-    """What a job made. Seconds in ``timings``, bytes in ``peak_memory``; warnings are sentences for a person."""
+    """What a job made. Seconds in ``timings``, bytes in ``peak_memory``; warnings are sentences for a person.
+
+    ``stages`` are, for each picture, those that came before it, by name in their order; with ``save_stages``.
+    """
 
     images: tuple[Any, ...]
+    stages: tuple[dict[str, Any], ...] = ()
     seeds: tuple[int, ...]
     subseeds: tuple[int, ...]
     infotexts: tuple[str, ...]

@@ -25,13 +25,16 @@ if TYPE_CHECKING:
 
 def check_request(request: GenerationRequest, config: EngineConfig) -> None:
     """Refuse now, before anything is loaded, what the engine would refuse as soon as it is ready."""
-    from ..core.images import open_image
     from ..core.limits import check_fields
+    from ..core.pictures import PictureReader
 
     resolve_sampler(request.sampler, request.scheduler, request.compat)
     check_fields(request, config)
-    if request.image is not None:
-        open_image(request.image)
+    reader = PictureReader.of(config)
+    for field in ("image", "mask"):
+        given = getattr(request, field)
+        if isinstance(given, str) and "://" not in given:  # a URL is asked once, by the engine
+            reader.read(given, field)
 
 
 def start_engine(console: Console, config: EngineConfig) -> LightweightEngine:

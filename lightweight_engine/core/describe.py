@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import platform
 from collections.abc import Sequence
 from importlib import metadata
@@ -13,14 +15,15 @@ from ..flux.conditioner import resolve_guidance
 from ..flux.prompt import parse_networks
 from ..labels import SAMPLERS
 from ..request import AppliedLora, GenerationRequest, GenerationResult, LoraSpec, ModelFile
-from .infotext import GenerationFacts, ImageFacts, infotext, sampler_parameters
+from .infotext import GenerationFacts, HiresFacts, ImageFacts, infotext, sampler_parameters
 from .infotext_parse import has_weights
 from .lora_sources import shown_url
+from .pictures import is_path, is_url
 
 if TYPE_CHECKING:
     import torch
 
-    from .processing import Batch, Job
+    from .processing import Batch, Hires, Job
 
 PACKAGES = ("torch", "tokenizers", "numpy", "pillow")
 
@@ -43,14 +46,11 @@ def device_name(device: torch.device) -> str:
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()})"
 
 
-def describe(job: Job, batch: Batch, size: tuple[int, int], seed: int, subseed: int, files: Sequence[ModelFile]) -> str:
-    """The text of one picture of ``size`` (width, height), as Forge writes it."""
+def describe(job: Job, batch: Batch, seed: int, subseed: int, files: Sequence[ModelFile]) -> str:
+    """The text of one picture, as Forge writes it."""
     request = job.request
     weights = has_weights(request.prompt) or has_weights(request.negative_prompt)
     shown = request.emphasis != "Original" and weights
-    image = None
-    if job.strength is not None:
-        image = ImageFacts(denoising_strength=job.strength, noise_multiplier=request.initial_noise_multiplier)
     # The reference names sampler and scheduler as asked, and the prompt without its tags. Ours names what ran, and
     # keeps the tags, so that the text alone can make the picture again.
     asked = request.compat == "forge"
@@ -66,8 +66,8 @@ def describe(job: Job, batch: Batch, size: tuple[int, int], seed: int, subseed: 
             request.distilled_cfg_scale, job.networks.params.guidance_embed, request.compat
         ),
         seed=seed,
-        width=size[0],
-        height=size[1],
+        width=job.size[1],
+        height=job.size[0],
         model_name=model.name,
         model_hash=(model.sha256 or "")[:10] or None,
         subseed=subseed,
@@ -75,13 +75,51 @@ def describe(job: Job, batch: Batch, size: tuple[int, int], seed: int, subseed: 
         seed_resize_from=(max(request.seed_resize_from_w, 0), max(request.seed_resize_from_h, 0)),
         ensd=request.eta_noise_seed_delta if SAMPLERS[job.sampler].uses_ensd else 0,
         rng=job.noise_source,
-        image=image,
+        hires=_hires_facts(job.hires) if job.hires else None,
+        image=_image_facts(job, batch.seeds.index(seed) + batch.first) if job.begin else None,
         loras={use.name: use.sha256[:10] for use in batch.loras.uses},
         emphasis=request.emphasis if shown else "Original",
         sampler_options=sampler_parameters(request, job.scheduler),
         version=f"lightweight-engine {__version__}",
     )
     return infotext(facts)
+
+
+def _hires_facts(hires: Hires) -> HiresFacts:
+    """How the second pass ran; sampler and scheduler are told where they are not those of the first."""
+    asked, ran = hires.job.request, hires.job
+    forge = asked.compat == "forge"
+    return HiresFacts(
+        denoising_strength=asked.denoising_strength or 0.0,
+        scale=asked.hr_scale,
+        resize=(asked.hr_resize_x, asked.hr_resize_y),
+        steps=asked.hr_steps,
+        upscaler=asked.hr_upscaler,
+        cfg_scale=asked.cfg_scale,
+        distilled_cfg_scale=resolve_guidance(
+            asked.distilled_cfg_scale, ran.networks.params.guidance_embed, asked.compat
+        ),
+        sampler=asked.sampler if forge else ran.sampler,
+        scheduler=asked.scheduler if forge else ran.scheduler,
+        prompt=parse_networks(asked.prompt)[0] if forge else asked.prompt,
+        negative_prompt=asked.negative_prompt,
+    )
+
+
+def _image_facts(job: Job, index: int) -> ImageFacts:
+    """How image-to-image ran for output ``index``."""
+    assert job.begin is not None and job.strength is not None
+    prepared, masking = job.begin.of(index), job.begin.masking
+    return ImageFacts(
+        denoising_strength=job.strength,
+        masked=prepared.mask is not None,
+        mask_inverted=masking.invert,
+        mask_blur=masking.blur[0],
+        only_masked=prepared.paste_to is not None,
+        masked_padding=masking.padding,
+        masked_content=masking.content,
+        noise_multiplier=job.request.initial_noise_multiplier,
+    )
 
 
 def sidecar(result: GenerationResult, index: int) -> dict[str, Any]:
@@ -111,10 +149,24 @@ def plain_request(request: GenerationRequest, loras: Sequence[AppliedLora] = ())
     fields = request.model_dump(exclude_defaults=True, exclude={"lora_urls", "lora_scales", "loras"})
     if asked := (*of_urls(request), *request.loras):
         fields["loras"] = [_pinned(spec, loras).model_dump(exclude_defaults=True) for spec in asked]
-    if request.image is not None:
-        path = isinstance(request.image, str) or hasattr(request.image, "__fspath__")
-        fields["image"] = str(request.image) if path else f"sha256:{pixels_sha256(request.image)}"
+    for name in ("image", "mask"):
+        given = getattr(request, name)
+        if given is not None:
+            several = isinstance(given, (list, tuple))
+            fields[name] = [_plain_picture(each) for each in given] if several else _plain_picture(given)
     return fields
+
+
+def _plain_picture(given: Any) -> str:
+    """A picture of a request as it may be written down: its path, its address without secrets, else its hash."""
+    if isinstance(given, str) and is_url(given):
+        return shown_url(given)
+    if isinstance(given, (str, os.PathLike)) and is_path(given):
+        return os.fspath(given)
+    if isinstance(given, (str, bytes, bytearray)):
+        data = given.encode() if isinstance(given, str) else given
+        return f"sha256:{hashlib.sha256(data).hexdigest()}"
+    return f"sha256:{pixels_sha256(given)}"
 
 
 def _pinned(spec: LoraSpec, loras: Sequence[AppliedLora]) -> LoraSpec:
@@ -127,6 +179,4 @@ def _pinned(spec: LoraSpec, loras: Sequence[AppliedLora]) -> LoraSpec:
 
 def pixels_sha256(image: Any) -> str:
     """SHA-256 of a picture's RGB bytes."""
-    import hashlib
-
     return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()

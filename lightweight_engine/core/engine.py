@@ -26,16 +26,17 @@ from ..flux.conditioner import EmbeddingCache
 from ..flux.keymaps import Role
 from ..flux.tokenizers import CLIPTokenizer, T5Tokenizer, hub_cache
 from ..request import GenerationRequest, GenerationResult
+from ..upscalers.library import UpscalerLibrary
 from .describe import describe, device_name, versions
 from .download import tokenizer_folder
-from .images import to_images
-from .jobs import plan_job, plan_request
+from .jobs import Tools, plan_job, plan_request
 from .loras import lora_manager
 from .models import ROLES, TINY, HashCache, ModelLibrary, ModelSet
 from .networks import Networks
+from .pictures import PictureReader
 from .plan import Plan
 from .precision import choose_precision, memory_manager
-from .processing import Batch, Drawn, Job, draw
+from .processing import Batch, Drawn, Job, draw, finished, stages_of
 from .progress import Cancel, OnProgress, Tracker, Watch
 from .quantized_cache import through_cache
 
@@ -64,6 +65,7 @@ class LightweightEngine:
         self._loras: LoRAManager | None = None
         self._embeddings = EmbeddingCache(EMBEDDING_CACHE_BYTES)
         self._hashes = HashCache(self.config.cache_dir / "hashes.json")
+        self._upscalers = UpscalerLibrary([self.config.models_dir, TINY])
         self._notes: list[str] = []
 
     @property
@@ -88,6 +90,11 @@ class LightweightEngine:
                 models = self._choose_models([]) if self._networks is None else self._networks.models
                 self._loras = self._lora_manager(models)
             return self._loras
+
+    @property
+    def upscalers(self) -> UpscalerLibrary:
+        """The upscalers that can be chosen by name."""
+        return self._upscalers
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -153,7 +160,7 @@ class LightweightEngine:
             try:
                 return within_memory(networks.device, lambda: self._run(request, networks, memory, watch))
             finally:
-                networks.rest()
+                self._rest(networks)
 
     def plan(self, request: GenerationRequest, card: Card | None = None) -> Plan:
         """The memory plan of a request, from the headers of the model's files: nothing is loaded for it.
@@ -163,13 +170,13 @@ class LightweightEngine:
         """
         with self._lock:
             if self._networks is not None and card is None:
-                return plan_request(request, self._networks, self.loras)
+                return plan_request(request, self._tools(self._networks, self.loras))
             device = pick_device(self.config.device) if card is None else torch.device(card.kind)
             notes: list[str] = []
             networks = self._assemble(device, card or card_of(device), notes, load=False)
             if self._networks is None:
                 self._notes = notes
-            return plan_request(request, networks, self._lora_manager(networks.models))
+            return plan_request(request, self._tools(networks, self._lora_manager(networks.models)))
 
     def unload_models(self, keep_loaded: Collection[Role] = ()) -> None:
         """Release all networks but those of the roles to keep (``transformer``, ``t5`` …); a job loads them again.
@@ -191,6 +198,7 @@ class LightweightEngine:
                 self._networks.release_all()
             self._networks = self._loras = None
             self._embeddings.clear()
+            self._upscalers.release()
 
     def draw(self, request: GenerationRequest, prompts: Sequence[str] = ()) -> Drawn:
         """The pictures of a request as tensors on the device, for those who go on working on them.
@@ -208,7 +216,7 @@ class LightweightEngine:
             try:
                 return within_memory(self.networks.device, work)
             finally:
-                self.networks.rest()
+                self._rest(self.networks)
 
     def use(self, networks: Networks) -> None:
         """Work with networks that the caller has put together; ``setup`` then has nothing left to do."""
@@ -216,23 +224,35 @@ class LightweightEngine:
             self._networks, self._loras = networks, None
 
     def _job(self, request: GenerationRequest, watch: Watch, prompts: Sequence[str] = ()) -> tuple[Job, Tracker]:
-        return plan_job(request, self.networks, self.config, self._embeddings, self.loras, watch, prompts)
+        return plan_job(request, self._tools(self.networks, self.loras), watch, prompts)
+
+    def _tools(self, networks: Networks, loras: LoRAManager) -> Tools:
+        self._upscalers.device = networks.device
+        return Tools(networks, self.config, self._embeddings, loras, self._upscalers, PictureReader.of(self.config))
+
+    def _rest(self, networks: Networks) -> None:
+        """A job is over: what the VRAM state does not keep is released."""
+        networks.rest()
+        if not networks.keeps:
+            self._upscalers.release()
 
     def _run(
         self, request: GenerationRequest, networks: Networks, memory: PeakMemory, watch: Watch
     ) -> GenerationResult:
         job, tracker = self._job(request, watch)
         files = networks.models.files(self._hashes)
-        images, seeds, subseeds, infotexts = [], [], [], []
+        images, stages, seeds, subseeds, infotexts = [], [], [], [], []
         for batch, drawn in _draw_all(job, tracker):
-            for image, seed, subseed in zip(to_images(drawn.pixels), batch.seeds, batch.subseeds, strict=True):
-                images.append(image)
-                seeds.append(seed)
-                subseeds.append(subseed)
-                infotexts.append(describe(job, batch, image.size, seed, subseed, files))
+            images += finished(job, batch, drawn.pixels)
+            seeds += batch.seeds
+            subseeds += batch.subseeds
+            stages += stages_of(drawn)
+            rows = zip(batch.seeds, batch.subseeds, strict=True)
+            infotexts += [describe(job, batch, seed, subseed, files) for seed, subseed in rows]
         tracker.finish()
         return GenerationResult(
             images=tuple(images),
+            stages=tuple(stages),
             seeds=tuple(seeds),
             subseeds=tuple(subseeds),
             infotexts=tuple(infotexts),
@@ -303,7 +323,7 @@ class LightweightEngine:
 
     def _usual_plan(self, networks: Networks) -> Plan:
         """The plan of a request that says nothing: what is kept through all its stages is loaded at the start."""
-        return plan_request(self.request(prompt=""), networks, self._lora_manager(networks.models))
+        return plan_request(self.request(prompt=""), self._tools(networks, self._lora_manager(networks.models)))
 
 
 def _draw_all(job: Job, tracker: Tracker) -> Iterator[tuple[Batch, Drawn]]:

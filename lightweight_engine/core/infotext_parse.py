@@ -166,7 +166,16 @@ REQUEST_FIELDS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "ENSD": ("eta_noise_seed_delta", int),
     "RNG": ("noise_source", str),
     "Emphasis": ("emphasis", str),
+    "Noise multiplier": ("initial_noise_multiplier", float),
     "Hires upscale": ("hr_scale", float),
+    "Hires resize-1": ("hr_resize_x", int),
+    "Hires resize-2": ("hr_resize_y", int),
+    "Hires CFG Scale": ("hr_cfg", float),
+    "Hires Distilled CFG Scale": ("hr_distilled_cfg", float),
+    "Hires sampler": ("hr_sampler", str),
+    "Hires schedule type": ("hr_scheduler", str),
+    "Hires prompt": ("hr_prompt", str),
+    "Hires negative prompt": ("hr_negative_prompt", str),
     "Hires steps": ("hr_steps", int),
     "Hires upscaler": ("hr_upscaler", str),
     "Beta schedule alpha": ("beta_alpha", float),
@@ -200,4 +209,6 @@ def request_fields(text: str) -> dict[str, Any]:
             raise RequestError(
                 f"{key} of the picture's text is {value!r:.80}, not a number; give {name} yourself", field=name
             ) from None
+    if "hr_upscaler" in fields:  # a hires pass of scale 1, or of as many steps as the first, does not name either
+        fields = {"enable_hr": True, "hr_steps": 0, **fields}
     return fields

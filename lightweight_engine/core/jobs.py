@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from dataclasses import dataclass, replace
+from itertools import accumulate, groupby
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ..config import EngineConfig
 from ..errors import RequestError
+from ..extensions.hires_fix import LATENT_MODES, LatentMode, Target, second_pass, target_size
 from ..extensions.lora import LoRAManager, Progress, specs_of
 from ..flux.conditioner import Conditioner, EmbeddingCache
 from ..flux.noise import random_seed
@@ -20,27 +20,65 @@ from ..flux.samplers import SAMPLERS
 from ..flux.sampling import Forecast, Schedule, forecast
 from ..labels import resolve_sampler, schedule_steps
 from ..request import MAX_SEED, GenerationRequest
-from .images import open_image, to_images
-from .limits import check_cost, check_fields
+from ..upscalers.library import Entry, UpscalerLibrary
+from ..upscalers.networks import tile_bytes
+from ..upscalers.upscaler import Upscaler
+from .images import to_images
+from .limits import check_cost, check_fields, check_target
 from .networks import Networks
-from .plan import T5_LENGTH, Plan, Shape, make_plan
-from .processing import Batch, Job, plan_schedule, sampler_options
+from .pictures import PictureReader
+from .plan import T5_LENGTH, Plan, Shape, Upscaling, make_plan
+from .processing import Batch, Hires, Job, plan_schedule, sampler_options
 from .progress import Tracker, Watch, fetching
 from .recovery import Recovery
+from .start_pictures import StartPictures, read_start
 
 # (height, width) where a request names none: of the production job, and of the demonstration model.
 NATIVE_SIZE = (1344, 768)
 TINY_SIZE = (256, 256)
 
+HIRES = "hires"
+USUAL_SCALE = 4  # of upscaling networks
+FLOAT, DOUBLE = 4, 8  # bytes of a number
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What an engine has for its jobs.
+
+    Attributes:
+        pictures: reads start pictures.
+    """
+
+    networks: Networks
+    config: EngineConfig
+    embeddings: EmbeddingCache
+    loras: LoRAManager
+    upscalers: UpscalerLibrary
+    pictures: PictureReader
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass of a request, as far as it follows from the request: its walk, its pictures, its memory."""
+
+    request: GenerationRequest
+    size: tuple[int, int]
+    sampler: str
+    scheduler: str
+    schedule: Schedule
+    forecast: Forecast | None
+    calls: int
+    batches: tuple[Batch, ...]
+
+    @property
+    def steps(self) -> int:
+        """Of the walk; a guess for samplers that choose their own."""
+        return self.forecast.reports if self.forecast else self.request.steps
+
 
 def plan_job(
-    request: GenerationRequest,
-    networks: Networks,
-    config: EngineConfig,
-    embeddings: EmbeddingCache,
-    loras: LoRAManager,
-    watch: Watch,
-    prompts: Sequence[str] = (),
+    request: GenerationRequest, tools: Tools, watch: Watch, prompts: Sequence[str] = ()
 ) -> tuple[Job, Tracker]:
     """Everything about a request that can be known beforehand.
 
@@ -49,49 +87,135 @@ def plan_job(
 
     Raises:
         RequestError: a field is wrong or over a limit.
-        EngineError: a LoRA cannot be had or used.
+        EngineError: a LoRA, a picture or an upscaler cannot be had or used.
     """
+    config, networks = tools.config, tools.networks
     check_fields(request, config)
     warnings = without_effect(request)
-    size = picture_size(request, networks, warnings)
-    sampler, scheduler, schedule, foreseen, calls = _walk(request, networks)
-    check_cost(request, size, calls, config)
-    batches = plan_batches(request, sampler, prompts)
-    batches = with_loras(request, batches, loras, warnings, fetching(watch))
-    memory = _plan_memory(request, networks, size, calls, batches)
+    first = _first_pass(request, tools, warnings, fetching(watch), prompts)
+    second, target = _hires_pass(first, tools, warnings, fetching(watch))
+    for each in (first, second) if second else (first,):
+        check_cost(each.request, each.size, each.calls, config)
+    begin = _start_pictures(first, tools, warnings)
+    memory = _plan_passes(first, second, target, tools)
     memory.check()
     networks.follow(memory)
     tracker = Tracker(
-        foreseen.reports if foreseen else request.steps,
-        [len(batch.seeds) for batch in batches],
+        [each.steps for each in (first, second) if each],
+        [len(batch.seeds) for batch in first.batches],
         watch,
         _previewer(networks) if watch.preview_every else None,
     )
+    job = _job(first, tools, memory, tracker, 0, warnings, begin)
+    if second is None or target is None:
+        return job, tracker
+    plan = memory.then[HIRES]
+    hires = _job(second, tools, plan, tracker, 1, warnings)
+    method = _method(request, tools, plan, watch)
+    again = {batch.first: batch for batch in second.batches}
+    return replace(job, hires=Hires(hires, target, method, again)), tracker
+
+
+def _job(
+    each: Pass,
+    tools: Tools,
+    memory: Plan,
+    tracker: Tracker,
+    number: int,
+    warnings: list[str],
+    begin: StartPictures | None = None,
+) -> Job:
+    request, networks = each.request, tools.networks
+    attempt = Recovery(networks, memory, warnings)
 
     def enter(stage: str) -> None:
-        tracker.enter(stage)
-        networks.enter(stage, job.attempt.plan)  # type: ignore[arg-type]
+        tracker.enter(stage, number)
+        networks.follow(attempt.plan)
+        networks.enter(stage, attempt.plan)  # type: ignore[arg-type]
 
-    job = Job(
+    return Job(
         request=request,
         networks=networks,
         conditioner=Conditioner(
-            networks.text_encoders, networks.models.key, embeddings, request.emphasis, request.compat
+            networks.text_encoders, networks.models.key, tools.embeddings, request.emphasis, request.compat
         ),
-        sampler=sampler,
-        scheduler=scheduler,
-        schedule=schedule,
-        forecast=foreseen,
-        size=size,
-        noise_source=request.noise_source or config.noise_source,
-        picture=start_picture(request, size),
-        attempt=Recovery(networks, memory, warnings),
+        sampler=each.sampler,
+        scheduler=each.scheduler,
+        schedule=each.schedule,
+        forecast=each.forecast,
+        size=each.size,
+        noise_source=request.noise_source or tools.config.noise_source,
+        begin=begin,
+        attempt=attempt,
         enter=enter,
         after_step=tracker.after_step,
         warnings=warnings,
-        batches=batches,
+        batches=each.batches,
     )
-    return job, tracker
+
+
+def _first_pass(
+    request: GenerationRequest, tools: Tools, warnings: list[str], progress: Progress, prompts: Sequence[str] = ()
+) -> Pass:
+    size = picture_size(request, tools.networks, warnings)
+    walk = _walk(request, tools.networks, entered=request.image is not None)
+    batches = with_loras(request, plan_batches(request, walk[0], prompts), tools.loras, warnings, progress)
+    return Pass(request, size, *walk, numbered(batches))
+
+
+def _hires_pass(
+    first: Pass, tools: Tools, warnings: list[str], progress: Progress
+) -> tuple[Pass | None, Target | None]:
+    """The second pass of a request, and the size that its picture is enlarged to; None where there is none.
+
+    Raises:
+        RequestError: the picture would be larger than the configuration allows.
+    """
+    request, networks = first.request, tools.networks
+    if not request.hires:
+        return None, None
+    if request.image is not None:
+        warnings.append("the hires pass is left out: it is for pictures that start from noise")
+        return None, None
+    height, width = asked_size(request, networks)
+    target = target_size(
+        width, height, request.hr_scale, request.hr_resize_x, request.hr_resize_y, networks.autoencoder_factor
+    )
+    check_target(target.height, target.width, tools.config)
+    cells = target.cells(networks.autoencoder_factor)
+    size = (cells[0] * networks.autoencoder_factor, cells[1] * networks.autoencoder_factor)
+    again = second_pass(request)
+    batches: Sequence[Batch] = first.batches
+    if request.hr_prompt:
+        batches = [replace(batch, prompts=(again.prompt,) * len(batch.seeds)) for batch in batches]
+        loras = with_loras(again, batches[:1], tools.loras, warnings, progress)[0].loras
+        batches = [replace(batch, loras=loras) for batch in batches]
+    return Pass(again, size, *_walk(again, networks, entered=True), tuple(batches)), target
+
+
+def _start_pictures(first: Pass, tools: Tools, warnings: list[str]) -> StartPictures | None:
+    name = first.request.img2img_upscaler
+    upscaler = None
+    if first.request.image is not None and name.lower() != "none":
+        upscaler = tools.upscalers.find(name, field="img2img_upscaler")
+    return read_start(first.request, first.size, tools.pictures, upscaler, warnings)
+
+
+def _method(request: GenerationRequest, tools: Tools, plan: Plan, watch: Watch) -> LatentMode | Upscaler | None:
+    """What enlarges the picture of a request; its network is read now, so that a bad file is refused now."""
+    name = request.hr_upscaler
+    if name in LATENT_MODES:
+        return LATENT_MODES[name]
+    if name.lower() == "none":
+        return None
+    room = max((stage.tiles for stage in plan.stages if stage.name == "upscale"), default=0)
+    return tools.upscalers.find(name, field="hr_upscaler", room=room, after_tile=lambda done, total: watch.check())
+
+
+def numbered(batches: Sequence[Batch]) -> tuple[Batch, ...]:
+    """The batches with the number of their first picture."""
+    firsts = accumulate((len(batch.seeds) for batch in batches), initial=0)
+    return tuple(replace(batch, first=first) for batch, first in zip(batches, firsts, strict=False))
 
 
 def plan_batches(request: GenerationRequest, sampler: str, prompts: Sequence[str] = ()) -> tuple[Batch, ...]:
@@ -139,25 +263,48 @@ def with_loras(
     return tuple(found)
 
 
-def plan_request(request: GenerationRequest, networks: Networks, loras: LoRAManager) -> Plan:
-    """The memory plan of a request: what it takes of the device, stage by stage."""
-    sampler, *_, calls = _walk(request, networks)
-    batches = with_loras(request, plan_batches(request, sampler), loras, [])
-    return _plan_memory(request, networks, picture_size(request, networks, []), calls, batches)
+def plan_request(request: GenerationRequest, tools: Tools) -> Plan:
+    """The memory plan of a request: what it takes of the device, pass by pass and stage by stage."""
+    first = _first_pass(request, tools, [], lambda *_: None)
+    return _plan_passes(first, *_hires_pass(first, tools, [], lambda *_: None), tools)
 
 
-def _walk(request: GenerationRequest, networks: Networks) -> tuple[str, str, Schedule, Forecast | None, int]:
+def _walk(
+    request: GenerationRequest, networks: Networks, *, entered: bool
+) -> tuple[str, str, Schedule, Forecast | None, int]:
     """Sampler, scheduler, schedule, what is known of it beforehand, and evaluations of the transformer a picture."""
     sampler, scheduler = resolve_sampler(request.sampler, request.scheduler, request.compat)
-    schedule = plan_schedule(request, sampler, scheduler, networks.params.mu)
+    schedule = plan_schedule(request, sampler, scheduler, networks.params.mu, entered=entered)
     foreseen = forecast(schedule, sampler_options(request))
     calls = len(foreseen.sigmas) if foreseen else schedule_steps(sampler, request.steps)
     return sampler, scheduler, schedule, foreseen, calls
 
 
-def _plan_memory(
-    request: GenerationRequest, networks: Networks, size: tuple[int, int], calls: int, batches: Sequence[Batch]
-) -> Plan:
+def _plan_passes(first: Pass, second: Pass | None, target: Target | None, tools: Tools) -> Plan:
+    memory = _plan_memory(first, tools.networks, picture=first.request.image is not None)
+    if second is None or target is None:
+        return memory
+    upscaling = _upscaling(first, target, tools)
+    later = _plan_memory(second, tools.networks, picture=first.request.hr_upscaler not in LATENT_MODES, up=upscaling)
+    return replace(memory, then={HIRES: later})
+
+
+def _upscaling(first: Pass, target: Target, tools: Tools) -> Upscaling | None:
+    """What enlarging takes of the device; of a network that is not read yet, the usual scale."""
+    if first.request.hr_upscaler in LATENT_MODES:
+        return None
+    entry = tools.upscalers.entry(first.request.hr_upscaler, field="hr_upscaler")
+    count = max(len(batch.seeds) for batch in first.batches)
+    before, after = first.size[0] * first.size[1], target.width * target.height
+    if not isinstance(entry, Entry):
+        return Upscaling(0, 0, 3 * FLOAT * count * (before + after))
+    made = before * USUAL_SCALE**2
+    tile = tile_bytes(entry.family.tiling.tile, USUAL_SCALE)
+    return Upscaling(entry.path.stat().st_size, tile, 3 * (count * FLOAT * (before + after) + DOUBLE * made))
+
+
+def _plan_memory(each: Pass, networks: Networks, *, picture: bool, up: Upscaling | None = None) -> Plan:
+    request, calls, batches = each.request, each.calls, each.batches
     prompts = dict.fromkeys(prompt for batch in batches for prompt in batch.prompts)
     plans = [plan_prompt(parse_networks(prompt)[0], calls, compat=request.compat) for prompt in prompts]
     parts = max(len(plan) for plan in plans)
@@ -166,13 +313,14 @@ def _plan_memory(
         parts += 1
         texts |= {text for part in plan_negative(request.negative_prompt, calls) for _, text in part.schedule}
     shape = Shape(
-        size,
+        each.size,
         batch=max(len(batch.seeds) for batch in batches),
         conditionings=parts,
         calls=calls,
         rows=calls * len(texts),
         text=max(_text_tokens(text, networks) for text in texts),
-        picture=request.image is not None,
+        picture=picture,
+        upscaling=up,
     )
     known = networks.with_loras({batch.loras.full_key: batch.loras for batch in batches}.values())
     return make_plan(known, shape, networks.manager, networks.held)
@@ -187,10 +335,15 @@ def _text_tokens(text: str, networks: Networks) -> int:
     return chunks * max(T5_LENGTH, tokens)
 
 
-def picture_size(request: GenerationRequest, networks: Networks, warnings: list[str]) -> tuple[int, int]:
-    """(height, width) of the picture: as asked, or the model's own; cut to whole latent cells."""
+def asked_size(request: GenerationRequest, networks: Networks) -> tuple[int, int]:
+    """(height, width) of the first pass as asked, or the model's own."""
     native = TINY_SIZE if networks.models.is_tiny else NATIVE_SIZE
-    asked = (request.height or native[0], request.width or native[1])
+    return request.height or native[0], request.width or native[1]
+
+
+def picture_size(request: GenerationRequest, networks: Networks, warnings: list[str]) -> tuple[int, int]:
+    """(height, width) of the first pass, cut to whole latent cells."""
+    asked = asked_size(request, networks)
     cell = networks.autoencoder_factor
     height, width = size = (asked[0] // cell * cell, asked[1] // cell * cell)
     if asked != size:
@@ -200,26 +353,9 @@ def picture_size(request: GenerationRequest, networks: Networks, warnings: list[
     return size
 
 
-def start_picture(request: GenerationRequest, size: tuple[int, int]) -> Tensor | None:
-    """The start picture ``[1, 3, H, W]`` in 0..1 at ``size``: upright, transparency on white, resized as a whole."""
-    if request.image is None:
-        return None
-    image = request.image if isinstance(request.image, Image.Image) else open_image(request.image)
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "RGBA":
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
-    if image.size != (size[1], size[0]):
-        image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-
-
 def without_effect(request: GenerationRequest) -> list[str]:
     """What a request asks for that this version does not do yet, a sentence each."""
-    asked = {
-        "the hires pass (enable_hr, hr_scale)": request.hires,
-        "adetailer": request.adetailer,
-    }
+    asked = {"adetailer": request.adetailer}
     return [f"{what} has no effect yet in this version" for what, wanted in asked.items() if wanted]
 
 

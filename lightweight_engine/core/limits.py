@@ -18,7 +18,7 @@ def check_fields(request: GenerationRequest, config: EngineConfig) -> None:
         RequestError: names the field, the limit, and the setting that holds it.
     """
     _check_sides(request.height, request.width, config)
-    for field in ("prompt", "negative_prompt"):
+    for field in ("prompt", "negative_prompt", "hr_prompt", "hr_negative_prompt"):
         length = len(getattr(request, field))
         if length > config.max_prompt_chars:
             raise RequestError(
@@ -31,6 +31,16 @@ def check_fields(request: GenerationRequest, config: EngineConfig) -> None:
             f"num_outputs: {request.num_outputs} is over the limit of {config.max_outputs} (setting max_outputs); "
             "ask for less",
             field="num_outputs",
+        )
+
+
+def check_target(height: int, width: int, config: EngineConfig) -> None:
+    """Refuse a hires pass whose picture would be larger than the configuration allows. Raises RequestError."""
+    if max(height, width) > config.max_side:
+        raise RequestError(
+            f"hr_scale: the hires pass would draw {width}x{height}, over {config.max_side} pixels (setting max_side); "
+            "ask for less",
+            field="hr_scale",
         )
 
 

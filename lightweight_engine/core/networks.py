@@ -169,9 +169,14 @@ class Networks:
             del gone, loaded, tensor  # type: ignore[possibly-undefined]
             release_cached(self.device)
 
+    @property
+    def keeps(self) -> bool:
+        """Whether the VRAM state keeps networks from one job to the next."""
+        return PRESETS[self.manager.state].keep
+
     def rest(self) -> None:
         """A job is over: keep networks for the next one, where the VRAM state says so."""
-        if not PRESETS[self.manager.state].keep:
+        if not self.keeps:
             self.release_all()
 
     def release_all(self, keep: Collection[Role] = ()) -> None:

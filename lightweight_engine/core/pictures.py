@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_BYTES = 64 << 20  # of a picture's file
+MAX_PATH = 4096  # characters
 WHITE = "#ffffff"
 
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*):", re.ASCII)
@@ -92,17 +93,17 @@ class PictureReader:
             raise RequestError(f"{field}: {type(given).__name__} is no picture; {_HOW}", field=field)
         text = given.strip()
         scheme = _SCHEME.match(text)
-        if scheme and scheme[1].lower() in ("http", "https"):
+        if is_url(text):
             if self.fetch is None:
                 raise RequestError(f"{field}: URLs are not fetched here; send the picture itself", field=field)
             return self.fetch(text)
         if scheme and (scheme[1].lower() == "data" or "://" in text[:16]):
             return _data_url(text, scheme[1].lower(), field)
-        if self.paths and _exists(text):
+        if self.paths and is_path(text):
             return _file(Path(text), field)
         if len(text) >= _LEAST and _BASE64.match(text):
             return _decoded(text, field)
-        if self.paths and text:
+        if self.paths and 0 < len(text) < MAX_PATH:
             return Path(text)  # which is not there: the reader of files says so
         raise RequestError(f"{field}: the text given is no picture; {_HOW}", field=field)
 
@@ -113,9 +114,15 @@ def fetch_bytes(url: str, limits: Limits, access: Access) -> bytes:
         return b"".join(response.chunks())
 
 
-def _exists(text: str) -> bool:
+def is_url(text: str) -> bool:
+    """Whether a text is the address of a picture on the web."""
+    return text.strip().lower().startswith(("http://", "https://"))
+
+
+def is_path(given: str | os.PathLike[str]) -> bool:
+    """Whether there is a file of that name."""
     try:
-        return len(text) < 4096 and os.path.exists(text)
+        return len(os.fspath(given)) < MAX_PATH and os.path.exists(given)
     except ValueError:  # a NUL
         return False
 

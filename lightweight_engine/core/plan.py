@@ -28,10 +28,11 @@ from ..flux.keymaps import Role
 from ..flux.load import Storage
 from ..flux.params import AutoencoderParams, CLIPParams, FluxParams, T5Params
 
-StageName = Literal["encode", "sample", "decode"]
+StageName = Literal["encode", "sample", "decode", "upscale"]
 
 TILE = 512  # pixels a side of the tiles that a large picture is decoded in
 T5_LENGTH = 256
+MOST_TILES = 8  # that an upscaler does at once; a GPU is busy with fewer
 TEXT_ROLES: tuple[Role, ...] = ("clip", "t5")
 
 
@@ -52,8 +53,23 @@ class Network:
 
 
 @dataclass(frozen=True)
+class Upscaling:
+    """What enlarges pictures before a pass.
+
+    Attributes:
+        nbytes: of its network.
+        tile: bytes that one tile takes.
+        pictures: bytes of the pictures before and after.
+    """
+
+    nbytes: int
+    tile: int
+    pictures: int
+
+
+@dataclass(frozen=True)
 class Shape:
-    """What a job asks of the networks.
+    """What a pass asks of the networks.
 
     Attributes:
         size: (height, width) in pixels.
@@ -63,6 +79,7 @@ class Shape:
         rows: sigmas times conditionings that modulation is computed for beforehand.
         text: tokens of the longest text.
         picture: whether a start picture is encoded.
+        upscaling: what makes it, by a network.
     """
 
     size: tuple[int, int]
@@ -72,6 +89,7 @@ class Shape:
     rows: int = 1
     text: int = T5_LENGTH
     picture: bool = False
+    upscaling: Upscaling | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +103,7 @@ class Stage:
         flops: of one pass.
         passes: how often the blocks run.
         adapters: of LoRAs, beside networks at work or kept.
+        tiles: of ``room``, what an upscaler's tiles may take.
     """
 
     name: StageName
@@ -96,6 +115,7 @@ class Stage:
     kept: Mapping[Role, Residency] = field(default_factory=dict)
     tiled: bool = False
     adapters: Mapping[Role, int] = field(default_factory=dict)
+    tiles: int = 0
 
     @property
     def weights(self) -> int:
@@ -120,17 +140,22 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages of a job on a card, within a budget."""
+    """The stages of a pass on a card, within a budget.
+
+    Attributes:
+        then: the plans of later passes of the same job, by name.
+    """
 
     card: Card
     budget: Budget
     state: str
     storages: Mapping[Role, str]
     stages: tuple[Stage, ...]
+    then: Mapping[str, Plan] = field(default_factory=dict)
 
     @property
     def peak(self) -> int:
-        return max(stage.peak for stage in self.stages)
+        return max([stage.peak for stage in self.stages] + [later.peak for later in self.then.values()])
 
     @property
     def fits(self) -> bool:
@@ -146,7 +171,8 @@ class Plan:
     def check(self) -> None:
         """Raises MemoryBudgetError, with the plan, where the job does not fit."""
         if not self.fits:
-            worst = max(self.stages, key=lambda stage: stage.peak)
+            every = [*self.stages, *(stage for later in self.then.values() for stage in later.stages)]
+            worst = max(every, key=lambda stage: stage.peak)
             raise MemoryBudgetError(
                 f"the job needs {worst.peak / GIB:.2f} GiB in the stage {worst.name!r}, and "
                 f"{self.budget.total / GIB:.2f} GiB may be taken; {self._advice(worst)}\n{self.table()}"
@@ -159,6 +185,7 @@ class Plan:
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a stage, for tables and JSON; bytes and seconds."""
+        later = [{**row, "stage": f"{name} {row['stage']}"} for name, plan in self.then.items() for row in plan.rows()]
         return [
             {
                 "stage": stage.name,
@@ -178,7 +205,7 @@ class Plan:
                 "floor_seconds_per_pass": stage.floor(self.card),
             }
             for stage in self.stages
-        ]
+        ] + later
 
     def table(self) -> str:
         """The plan as lines of text."""
@@ -241,7 +268,8 @@ def lowered(plan: Plan, networks: Mapping[Role, Network], name: StageName) -> Pl
 
 def _alone(networks: Mapping[Role, Network], shape: Shape, budget: Budget, kind: str) -> list[Stage]:
     """Each stage with nothing kept beside it."""
-    return [make(networks, shape, budget, kind) for make in (_text_stage, _sample_stage, _picture_stage)]
+    stages = [make(networks, shape, budget, kind) for make in (_text_stage, _sample_stage, _picture_stage)]
+    return stages if shape.upscaling is None else [*stages, _upscale_stage(shape.upscaling, budget, kind)]
 
 
 def _text_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budget, kind: str) -> Stage:
@@ -298,6 +326,15 @@ def _picture_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budge
     if tiled:
         whole = room(min(TILE, shape.size[0]), min(TILE, shape.size[1])) + 3 * 4 * 4 * shape.size[0] * shape.size[1]
     return Stage("decode", {"autoencoder": placed}, whole, base, tiled=tiled)
+
+
+def _upscale_stage(upscaling: Upscaling, budget: Budget, kind: str) -> Stage:
+    """Enlarging: as many tiles at once as fit, at least one."""
+    base = LIBRARIES[kind].base
+    fixed = upscaling.nbytes + upscaling.pictures
+    fitting = (budget.total - base - fixed) // max(upscaling.tile, 1)
+    tiles = (max(min(fitting, MOST_TILES), 1) if kind == "cuda" else 1) * upscaling.tile
+    return Stage("upscale", {}, fixed + tiles, base, tiles=tiles)
 
 
 def _place(network: Network, room: int, kind: str, *, drop: bool = False, stream_all: bool = False) -> Residency:

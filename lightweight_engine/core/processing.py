@@ -5,45 +5,60 @@ Image-to-image differs from text-to-image in two things: the start latent, and a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..extensions.hires_fix import LatentMode, Passes, Target
+from ..extensions.hires_fix import start as hires_start
+from ..extensions.inpainting import ORIGINAL, latent_mask, start_content
 from ..flux.autoencoder import Autoencoder
 from ..flux.conditioner import Conditioner, resolve_guidance
 from ..flux.conditioning import Composition, Scheduled
-from ..flux.guidance import Guided, SkipRules
+from ..flux.guidance import Guided, Inpainting, SkipRules
 from ..flux.lora_set import NO_LORAS, LoraSet
 from ..flux.noise import ImageNoise, Source, TorchStream, side_seed
 from ..flux.prompt import parse_networks, plan_negative, plan_prompt
 from ..flux.sampling import Forecast, SamplerOptions, Schedule, plan, run
 from ..flux.schedules import ScheduleOptions
-from ..flux.tiling import decode_tiled
+from ..flux.tiling import decode_tiled, encode_tiled
 from ..flux.velocity import Velocity
 from ..labels import schedule_steps
 from ..request import GenerationRequest
+from ..upscalers.resampling import to_levels
+from ..upscalers.upscaler import Upscaler
+from .images import to_images
 from .networks import Networks
 from .recovery import Recovery
+from .start_pictures import StartPictures
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 DEFAULT_STRENGTH = 0.75
+
+Texts = tuple[list[Composition], list[Scheduled] | None]
+"""The conditioning of each picture's prompt, and of the negative prompt."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is the same for every picture of a request.
+    """One pass, as it is for every picture of a request.
 
     Args:
         forecast: None where the number of steps depends on the latent.
         size: (height, width) in pixels.
-        picture: the start picture ``[1, 3, H, W]`` in 0..1.
+        begin: the pictures that it starts from.
         attempt: does a piece of a stage's work, once more with less on the device where memory runs out.
         enter: called with the name of a stage as it begins.
         after_step: called with (step, latent, denoised); may raise to stop.
         batches: what is drawn at once, in order.
+        hires: the pass that follows.
     """
 
     request: GenerationRequest
@@ -55,27 +70,53 @@ class Job:
     forecast: Forecast | None
     size: tuple[int, int]
     noise_source: Source
-    picture: Tensor | None
+    begin: StartPictures | None
     attempt: Recovery
     enter: Callable[[str], None]
     after_step: Callable[[int, Tensor, Tensor], None]
     warnings: list[str]
     batches: tuple[Batch, ...]
+    hires: Hires | None = None
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """(h, w) of the latent."""
+        factor = self.networks.autoencoder_factor
+        return self.size[0] // factor, self.size[1] // factor
 
     @property
     def strength(self) -> float | None:
         """The denoising strength of an image-to-image pass; None for text-to-image."""
-        return denoising_strength(self.request) if self.picture is not None else None
+        return denoising_strength(self.request) if self.begin is not None else None
+
+
+@dataclass(frozen=True)
+class Hires:
+    """The pass that refines an enlarged picture.
+
+    Args:
+        method: what enlarges it; None is Lanczos.
+        batches: the same pictures with what their second pass asks for, by the number of their first.
+    """
+
+    job: Job
+    target: Target
+    method: LatentMode | Upscaler | None
+    batches: Mapping[int, Batch]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures that are drawn at once: a seed, a subseed and a prompt for each, and the LoRAs that act on all."""
+    """Pictures that are drawn at once: a seed, a subseed and a prompt for each, and the LoRAs that act on all.
+
+    ``first`` is the number of the first of them in the job.
+    """
 
     seeds: tuple[int, ...]
     subseeds: tuple[int, ...]
     prompts: tuple[str, ...]
     loras: LoraSet = NO_LORAS
+    first: int = 0
 
     @classmethod
     def of(cls, rows: Sequence[tuple[int, int, str]], loras: LoraSet = NO_LORAS) -> Batch:
@@ -89,41 +130,93 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Start:
+    """What a pass starts from beside noise: a latent, and where it is painted (1) or kept (0), ``[B, 1, h, w]``."""
+
+    latent: Tensor | None = None
+    mask: Tensor | None = None
+    content: int = ORIGINAL
+
+
+@dataclass(frozen=True)
 class Drawn:
-    """Finished latents ``[B, 16, h, w]`` and pixels ``[B, 3, H, W]`` in 0..1."""
+    """Finished latents ``[B, 16, h, w]`` and pixels ``[B, 3, H, W]`` in 0..1.
+
+    ``stages`` are the pixels of the stages before, by name in their order, where a request keeps them.
+    """
 
     latent: Tensor
     pixels: Tensor
+    stages: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @torch.inference_mode()
 def draw(job: Job, batch: Batch) -> Drawn:
     """Draw one batch of pictures."""
-    request, networks = job.request, job.networks
-    networks.adapt(batch.loras)
-
     job.enter("encode")
-    positives, negatives = job.attempt("encode", lambda: encode_prompts(job, batch))
-    start = job.attempt("decode", lambda: encode_picture(job, batch.seeds))
-    noise = image_noise(job, batch)
+    texts = job.attempt("encode", lambda: encode_prompts(job, batch))
+    if job.hires is None:
+        latent = walk(job, batch, texts, start_of(job, batch))
+        job.enter("decode")
+        return Drawn(latent, job.attempt("decode", lambda: decode_latent(job, latent)))
+    second, again = job.hires.job, job.hires.batches[batch.first]
+    later = job.attempt("encode", lambda: encode_prompts(second, again))
+    return refine(job, walk(job, batch, texts, start_of(job, batch)), again, later)
 
+
+def walk(job: Job, batch: Batch, texts: Texts, start: Start) -> Tensor:
+    """One pass through a schedule: the finished latent ``[B, 16, h, w]``."""
+    request, networks = job.request, job.networks
+    positives, negatives = texts
+    noise = image_noise(job, batch)
+    first = noise.first()
     job.enter("sample")
+    networks.adapt(batch.loras)
     velocity = Velocity(job.attempt("sample", networks.load, "transformer"))
     foreseen = job.forecast.sigmas if job.forecast else ()
     job.attempt("sample", velocity.precompute, foreseen, conditionings(positives, negatives))
     evaluate = partial(job.attempt, "sample", velocity)
-    denoise = Guided(evaluate, positives, negatives, request.cfg_scale, rules=skip_rules(job), compat=request.compat)
+    guided = Guided(evaluate, positives, negatives, request.cfg_scale, rules=skip_rules(job), compat=request.compat)
+    init, painted = start.latent, None
+    if init is not None and start.mask is not None:
+        init = start_content(init, start.mask, first, start.content)
+        painted = Inpainting(guided, init, 1 - start.mask, noise.side())
     latent = job.schedule.start(
-        noise.first(),
-        start,
-        noise_multiplier=request.initial_noise_multiplier,
-        extra_noise=request.img2img_extra_noise,
+        first, init, noise_multiplier=request.initial_noise_multiplier, extra_noise=request.img2img_extra_noise
     )
-    latent = run(job.schedule, denoise, latent, noise, job.after_step, sampler_options(request))
-    del velocity, denoise, evaluate  # with all that they computed beforehand
+    latent = run(job.schedule, painted or guided, latent, noise, job.after_step, sampler_options(request))
+    return painted.blend(latent) if painted else latent
 
-    job.enter("decode")
-    return Drawn(latent, job.attempt("decode", lambda: decode_latent(job, latent)))
+
+def refine(job: Job, latent: Tensor, batch: Batch, texts: Texts) -> Drawn:
+    """The hires pass of a batch, from the finished latent of its first pass."""
+    assert job.hires is not None
+    hires, second = job.hires, job.hires.job
+    kept: dict[str, Tensor] = {}
+
+    def decode(finished: Tensor) -> Tensor:
+        job.enter("decode")
+        kept["base"] = job.attempt("decode", lambda: decode_latent(job, finished))
+        return kept["base"]
+
+    def enlarge(work: Callable[[], Tensor]) -> Tensor:
+        second.enter("upscale")
+        kept["upscaled"] = second.attempt("upscale", work)
+        return kept["upscaled"]
+
+    def encode(pixels: Tensor) -> Tensor:
+        second.networks.enter("decode", second.attempt.plan)
+        return second.attempt("decode", lambda: encode_pixels(second, pixels, batch.seeds))
+
+    start = hires_start(latent, hires.target, hires.method, Passes(decode, encode, enlarge))
+    if job.request.save_stages and "base" not in kept:
+        decode(latent)
+    stages = kept if job.request.save_stages else {}
+    if not second.schedule.levels and "upscaled" in kept:
+        return Drawn(start, hires.target.cut_pixels(kept["upscaled"], second.networks.autoencoder_factor), stages)
+    latent = walk(second, batch, texts, Start(start)) if second.schedule.levels else start
+    second.enter("decode")
+    return Drawn(latent, second.attempt("decode", lambda: decode_latent(second, latent)), stages)
 
 
 def decode_latent(job: Job, latent: Tensor) -> Tensor:
@@ -133,9 +226,10 @@ def decode_latent(job: Job, latent: Tensor) -> Tensor:
     return torch.cat([decode(autoencoder, picture) for picture in latent.split(1)])
 
 
-def encode_prompts(job: Job, batch: Batch) -> tuple[list[Composition], list[Scheduled] | None]:
+def encode_prompts(job: Job, batch: Batch) -> Texts:
     """The conditioning of each picture's prompt, and of the negative prompt where guidance needs one."""
     request, prompts = job.request, batch.prompts
+    job.networks.adapt(batch.loras)
     calls = schedule_steps(job.sampler, request.steps)
     negative = request.negative_prompt if request.compat == "forge" else parse_networks(request.negative_prompt)[0]
     plans = [plan_prompt(parse_networks(prompt)[0], calls, compat=request.compat) for prompt in prompts]
@@ -153,30 +247,72 @@ def conditionings(positives: Sequence[Composition], negatives: Sequence[Schedule
     return [cond for each in scheduled for _, cond in each.entries]
 
 
-def encode_picture(job: Job, seeds: Sequence[int]) -> Tensor | None:
-    """The latents of the start picture, one draw from its posterior for each seed; None without a picture."""
-    if job.picture is None:
-        return None
-    factor = job.networks.autoencoder_factor
-    shape = (1, 16, job.size[0] // factor, job.size[1] // factor)
+def start_of(job: Job, batch: Batch) -> Start:
+    """What a pass starts from: the latents of its pictures, one draw from the posterior for each seed."""
+    if job.begin is None:
+        return Start()
     job.networks.enter("decode", job.attempt.plan)
+    begin, rows = job.begin, range(batch.first, batch.first + len(batch.seeds))
+    pictures = [begin.of(row) for row in rows]
+    pixels = [to_levels(each.picture)[None].float() / 255 for each in pictures]
+    latents = [
+        job.attempt("decode", lambda one=one, seed=seed: encode_pixels(job, one, [seed]))
+        for one, seed in zip(pixels, batch.seeds, strict=True)
+    ]
+    latent = torch.cat([fitted(each, job.cells) for each in latents])
+    masks = [latent_mask(each.mask, job.cells, round=begin.masking.round) for each in pictures if each.mask is not None]
+    if not masks:
+        return Start(latent)
+    return Start(latent, torch.stack(masks)[:, None].to(latent), begin.masking.content)
+
+
+def fitted(latent: Tensor, cells: tuple[int, int]) -> Tensor:
+    """A latent at the size of the pass: bilinear, where its picture came at another (resize mode 3)."""
+    return latent if tuple(latent.shape[2:]) == cells else F.interpolate(latent, size=cells, mode="bilinear")
+
+
+def encode_pixels(job: Job, pixels: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Latents of pictures ``[B, 3, H, W]`` in 0..1, one after another, each drawn from its posterior by its seed."""
     autoencoder = job.networks.load("autoencoder")
     weight = autoencoder.encoder.conv_in.weight
     latents = []
-    for seed in seeds:
+    for picture, seed in zip(pixels.split(1), seeds, strict=True):
+        stream = TorchStream(side_seed(seed), "cpu")
         # The reference draws on the global generator; a stream of the seed makes the picture repeatable.
-        eps = torch.randn(shape) if job.request.compat == "forge" else TorchStream(side_seed(seed), "cpu").randn(shape)
-        latents.append(autoencoder.encode(job.picture.to(weight), eps.to(weight)).float())
+        draw = torch.randn if job.request.compat == "forge" else stream.randn
+        if job.attempt.plan.stage("decode").tiled:
+            latents.append(encode_tiled(autoencoder, picture.to(weight), draw).float())
+        else:
+            cells = [side // job.networks.autoencoder_factor for side in picture.shape[2:]]
+            noise = draw((1, autoencoder.params.z_channels, *cells))
+            latents.append(autoencoder.encode(picture.to(weight), noise.to(weight)).float())
     return torch.cat(latents)
+
+
+def finished(job: Job, batch: Batch, pixels: Tensor) -> list[Image.Image]:
+    """The pictures of a batch as they are given back: in the colours and in the place that its start pictures ask for.
+
+    Args:
+        pixels: ``[B, 3, H, W]`` in 0..1.
+    """
+    images = to_images(pixels)
+    if job.begin is None:
+        return images
+    return [job.begin.finish(image, batch.first + i) for i, image in enumerate(images)]
+
+
+def stages_of(drawn: Drawn) -> list[dict[str, Image.Image]]:
+    """For each picture, those of the stages before it, by name in their order."""
+    pictures = {name: to_images(pixels) for name, pixels in drawn.stages.items()}
+    return [{name: each[i] for name, each in pictures.items()} for i in range(len(drawn.pixels))]
 
 
 def image_noise(job: Job, batch: Batch) -> ImageNoise:
     """The noise of a batch, as the request and the reference's rules have it."""
     request, factor = job.request, job.networks.autoencoder_factor
-    height, width = job.size
     resized = request.seed_resize_from_h > 0 and request.seed_resize_from_w > 0
     return ImageNoise(
-        (16, height // factor, width // factor),
+        (16, *job.cells),
         batch.seeds,
         source=job.noise_source,
         device=job.networks.device,
@@ -193,8 +329,12 @@ def denoising_strength(request: GenerationRequest) -> float:
     return DEFAULT_STRENGTH if request.denoising_strength is None else request.denoising_strength
 
 
-def plan_schedule(request: GenerationRequest, sampler: str, scheduler: str, mu: float) -> Schedule:
-    """Which sigmas a request's pass walks, for a model of the time shift ``mu``."""
+def plan_schedule(request: GenerationRequest, sampler: str, scheduler: str, mu: float, *, entered: bool) -> Schedule:
+    """Which sigmas a request's pass walks, for a model of the time shift ``mu``.
+
+    Args:
+        entered: it starts from a picture.
+    """
     options = ScheduleOptions(
         sigma_min=request.sigma_min,
         sigma_max=request.sigma_max,
@@ -204,7 +344,7 @@ def plan_schedule(request: GenerationRequest, sampler: str, scheduler: str, mu: 
         use_old_karras=request.use_old_karras,
         always_discard_next_to_last=request.discard_next_to_last,
     )
-    strength = None if request.image is None else denoising_strength(request)
+    strength = denoising_strength(request) if entered else None
     exact = strength is not None and request.img2img_fix_steps
     return plan(
         sampler,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -51,7 +51,7 @@ class Tracker:
     """Reports the progress of one job and times its stages.
 
     Args:
-        steps: of each batch; a guess for samplers that choose their own.
+        steps: of each pass of a batch; a guess for samplers that choose their own.
         batch_sizes: pictures of each batch.
         watch: who is told.
         preview: makes a picture of a latent.
@@ -59,13 +59,13 @@ class Tracker:
 
     def __init__(
         self,
-        steps: int,
+        steps: Sequence[int],
         batch_sizes: list[int],
         watch: Watch,
         preview: Callable[[Any], Any] | None = None,
     ) -> None:
         self.timings: dict[str, float] = {}
-        self.steps = steps
+        self._passes, self._pass = list(steps), 0
         self._batch_sizes = batch_sizes
         self._watch, self._preview = watch, preview
         self._batch = -1
@@ -75,14 +75,20 @@ class Tracker:
     def start_batch(self) -> None:
         self._batch += 1
 
-    def enter(self, stage: str) -> None:
-        """Begin a stage: ends the timing of the last one."""
+    @property
+    def steps(self) -> int:
+        """Of the pass that runs."""
+        return self._passes[self._pass]
+
+    def enter(self, stage: str, number: int = 0) -> None:
+        """Begin a stage of the pass ``number``: ends the timing of the last one."""
+        self._pass = number
         now = time.perf_counter()
         self.timings[self._stage] = self.timings.get(self._stage, 0.0) + now - self._stage_start
         self._stage, self._stage_start = stage, now
         if stage == "sample":
             self._sample_start = now
-        self._report({"encode": 0.0, "sample": _ENCODE, "decode": 1 - _DECODE}.get(stage, 0.0))
+        self._report({"sample": _ENCODE, "decode": 1 - _DECODE}.get(stage, 0.0))
 
     def after_step(self, step: int, latent: Any, denoised: Any) -> None:
         """A step is finished. Raises GenerationCancelled where the caller asked to stop."""
@@ -104,10 +110,12 @@ class Tracker:
             return
         batch, batches = max(self._batch, 0), max(len(self._batch_sizes), 1)
         finished = self._stage == "done"
-        fraction = 1.0 if finished else min((batch + part) / batches, 1.0)
+        all_steps = max(sum(self._passes), 1)
+        before = sum(self._passes[: self._pass])
+        fraction = 1.0 if finished else min((batch + (before + part * self.steps) / all_steps) / batches, 1.0)
         seconds = time.perf_counter() - self._sample_start if step else 0.0
         speed = step / seconds if seconds > 0 else None
-        eta = (batches - batch) * self.steps / speed - step / speed if speed else None
+        eta = ((batches - batch) * all_steps - before - step) / speed if speed else None
         self._watch.on_progress(
             Progress(
                 stage=self._stage,  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def save_result(result: GenerationResult, folder: Path, *, quality: int = DEFAULT_QUALITY) -> list[Saved]:
-    """Write every picture as ``NNNNN-SEED.FORMAT`` with a sidecar beside it.
+    """Write every picture as ``NNNNN-SEED.FORMAT`` with a sidecar beside it, those of its stages as ``NAME-STAGE``.
 
     Raises:
         OutputError: one could not be written; those before it stay, of it nothing is left.
@@ -27,6 +27,8 @@ def save_result(result: GenerationResult, folder: Path, *, quality: int = DEFAUL
     saved = []
     for index, image in enumerate(result.images):
         name = f"{next_number(folder):05}-{result.seeds[index]}"
+        for stage, picture in (result.stages[index] if result.stages else {}).items():
+            save(picture, folder, f"{name}-{stage}", format=result.request.output_format, quality=quality)
         saved.append(
             save(
                 image,

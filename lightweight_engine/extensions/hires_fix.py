@@ -57,6 +57,12 @@ class Target:
         bottom, right = self.cut_height - top, self.cut_width - left
         return latent[:, :, top : latent.shape[2] - bottom, left : latent.shape[3] - right]
 
+    def cut_pixels(self, pixels: Tensor, factor: int = 8) -> Tensor:
+        """What the cut latent covers of an enlarged picture."""
+        top, left = self.cut_height // 2 * factor, self.cut_width // 2 * factor
+        height, width = (side * factor for side in self.cells(factor))
+        return pixels[:, :, top : top + height, left : left + width]
+
 
 def target_size(width: int, height: int, scale: float, resize_x: int = 0, resize_y: int = 0, cell: int = 8) -> Target:
     """The size of the second pass: ``scale`` times the first, or, where a side is given, at the first one's aspect.
@@ -102,11 +108,13 @@ class Passes:
 
     Attributes:
         decode: latents to pixels ``[B, 3, H, W]`` in 0..1.
+        enlarge: does the work of enlarging, whose picture it may keep.
         encode: pixels to latents, drawn from the posterior of each picture.
     """
 
     decode: Callable[[Tensor], Tensor]
     encode: Callable[[Tensor], Tensor]
+    enlarge: Callable[[Callable[[], Tensor]], Tensor] = lambda work: work()
 
 
 def enlarge_latent(latent: Tensor, target: Target, mode: LatentMode, cell: int = 8) -> Tensor:
@@ -130,5 +138,6 @@ def start(latent: Tensor, target: Target, method: LatentMode | Upscaler | None, 
     if isinstance(method, LatentMode):
         larger = enlarge_latent(latent, target, method)
     else:
-        larger = passes.encode(enlarge_pixels(passes.decode(latent), target, method))
+        pixels = passes.decode(latent)
+        larger = passes.encode(passes.enlarge(lambda: enlarge_pixels(pixels, target, method)))
     return target.cut(larger)

@@ -16,7 +16,7 @@ import torch
 
 from ..errors import ModelNotFoundError, RequestError, closest
 from .networks import AfterTile, NetworkUpscaler, Tiling, open_network
-from .upscaler import PLAIN, Upscaler
+from .upscaler import PLAIN, Resampling, Upscaler
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
 ROOM = 4 << 30  # bytes for tiles at once on a GPU; beyond about ten of them it gets no faster
@@ -103,27 +103,43 @@ class UpscalerLibrary:
         """All names to choose from: those without a network first."""
         return [*(plain.name for plain in PLAIN), *(entry.name for entry in self.entries())]
 
-    def find(self, name: str, *, field: str = "upscaler", after_tile: AfterTile | None = None) -> Upscaler:
-        """The upscaler of that name, its network loaded.
+    def entry(self, name: str, *, field: str = "upscaler") -> Entry | Resampling:
+        """What an upscaler is, its file not yet read.
 
         Args:
             field: of the request, for the message.
-            after_tile: told of every batch of tiles, as long as the network is not asked for again.
 
         Raises:
             RequestError: there is none of that name.
             ModelNotFoundError: its file is not there.
-            ModelError, MissingDependencyError: as of ``open_network``.
         """
         plain = next((each for each in PLAIN if each.name.lower() == name.lower()), None)
         if plain is not None:
             return plain
         entries = self.entries()
         exact = [entry for entry in entries if entry.name == name]
-        entry = next(iter(exact or [entry for entry in entries if entry.name.lower() == name.lower()]), None)
-        if entry is None:
+        found = next(iter(exact or [entry for entry in entries if entry.name.lower() == name.lower()]), None)
+        if found is None:
             raise self._unknown(name, field)
+        return found
+
+    def find(
+        self, name: str, *, field: str = "upscaler", room: int = ROOM, after_tile: AfterTile | None = None
+    ) -> Upscaler:
+        """The upscaler of that name, its network read.
+
+        Args:
+            room: bytes for tiles at once, on a GPU.
+            after_tile: told of every batch of tiles, until the network is asked for again.
+
+        Raises:
+            EngineError: as of ``entry`` and ``open_network``.
+        """
+        entry = self.entry(name, field=field)
+        if isinstance(entry, Resampling):
+            return entry
         network = self._load(entry)
+        network.room = room
         network.after_tile = after_tile or (lambda done, total: None)
         return network
 
@@ -142,7 +158,7 @@ class UpscalerLibrary:
         kept = self._loaded.pop(entry.path, None)
         if kept is None or kept[0] != version:
             network = open_network(entry.path)
-            kept = version, NetworkUpscaler(entry.name, network, entry.family.tiling, self.device, room=ROOM)
+            kept = version, NetworkUpscaler(entry.name, network, entry.family.tiling, self.device)
         self._loaded[entry.path] = kept
         while len(self._loaded) > self.keep:
             self._loaded.popitem(last=False)

@@ -74,7 +74,7 @@ class NetworkUpscaler:
         self.room = room
         self.after_tile = after_tile
         half = self.tiling.half and self.device.type == "cuda" and descriptor.supports_half
-        self._network = descriptor.to(self.device, torch.float16 if half else torch.float32).eval()
+        self._network = descriptor.to(torch.float16 if half else torch.float32).eval()
 
     @property
     def nbytes(self) -> int:
@@ -88,6 +88,7 @@ class NetworkUpscaler:
     @torch.inference_mode()
     def once(self, levels: Tensor) -> Tensor:
         """One pass of the network: levels ``[3, H, W]`` to ``[3, scale H, scale W]``."""
+        self._network.to(self.device)
         given = levels.to(self.device)
         made = self._blended(given) if self.tiling.blended else self._averaged(given)
         return made.to(levels.device)
@@ -106,11 +107,10 @@ class NetworkUpscaler:
             self.after_tile(min(first + step, len(cut)), len(cut))
 
     def _together(self, tile: Tensor) -> int:
-        """How many tiles fit the room: a wide network keeps about four feature maps of the enlarged picture."""
+        """How many tiles fit the room."""
         if self.device.type != "cuda":
             return 1
-        features = 4 * 64 * tile.shape[1] * tile.shape[2] * self.scale**2 * self._network.dtype.itemsize
-        return max(self.room // features, 1)
+        return max(self.room // tile_bytes(tile.shape[1], self.scale), 1)
 
     def _averaged(self, levels: Tensor) -> Tensor:
         """The mean of tiles, each as large as the others, none reaching over the border."""
@@ -136,6 +136,11 @@ class NetworkUpscaler:
     def _bytes(pictures: Tensor) -> Tensor:
         """Pictures in 0..1 as bytes, rounded to the nearest."""
         return pictures.float().nan_to_num(nan=0.0).clamp(0, 1).mul(255).round().byte()
+
+
+def tile_bytes(tile: int, scale: int) -> int:
+    """What a tile takes at most: four feature maps of a wide network at the enlarged size, in float32."""
+    return 4 * 64 * (tile * scale) ** 2 * 4
 
 
 def unit(levels: Tensor, dtype: torch.dtype) -> Tensor:

@@ -199,9 +199,9 @@ def test_odd_sizes_are_told(engine: LightweightEngine, asked: int, made: int, wo
 
 def test_what_has_no_effect_yet_is_told(engine: LightweightEngine) -> None:
     plain = engine.run(request())
-    result = engine.run(request(prompt="a smiling woman with red hair<hypernet:night:0.8>", hr_scale=1.5, adetailer=True))
+    result = engine.run(request(prompt="a smiling woman with red hair<hypernet:night:0.8>", adetailer=True))
     said = " ".join(result.warnings)
-    assert all(word in said for word in ("hires", "adetailer", "<hypernet:night:0.8>"))
+    assert all(word in said for word in ("adetailer", "<hypernet:night:0.8>"))
     assert hashes(result.images) == hashes(plain.images)
     assert "<hypernet:night:0.8>" in result.infotexts[0]
 
@@ -275,6 +275,6 @@ def test_files_that_cannot_be_used_are_told_where_tiny_steps_in(tmp_path: Path) 
 
 def test_fields_without_effect_are_told_and_marked_as_later() -> None:
     marked = {name for name, info in GenerationRequest.model_fields.items() if info.json_schema_extra["later"]}
-    told = " ".join(without_effect(GenerationRequest(hr_scale=2, adetailer=True)))
+    told = " ".join(without_effect(GenerationRequest(adetailer=True)))
     assert set(re.findall(r"\w+", told)) & set(GenerationRequest.model_fields) <= marked
-    assert marked == {"enable_hr", "hr_scale", "hr_steps", "hr_upscaler", "adetailer"}
+    assert marked == {"adetailer"}

@@ -1,0 +1,121 @@
+"""The pictures that image-to-image starts from, as a request gives them, and what is done to its results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from PIL import Image
+
+from ..errors import RequestError
+from ..extensions.inpainting import Masking, Prepared, paste_back, prepare, read_mask
+from ..request import GenerationRequest
+from ..upscalers.resampling import resample
+from ..upscalers.resizing import LATENT
+from ..upscalers.upscaler import Upscaler
+from .colours import match_colours
+from .pictures import PictureReader, flattened
+
+
+@dataclass(frozen=True)
+class StartPictures:
+    """One picture for all outputs, or one for each.
+
+    Args:
+        recolour: results get the colours of their start picture.
+    """
+
+    pictures: tuple[Prepared, ...]
+    masking: Masking
+    recolour: bool = False
+
+    def of(self, index: int) -> Prepared:
+        """The start of output ``index``."""
+        return self.pictures[index if len(self.pictures) > 1 else 0]
+
+    def finish(self, image: Image.Image, index: int) -> Image.Image:
+        """The result of output ``index`` in its colours and its place."""
+        begin = self.of(index)
+        if self.recolour:
+            image = match_colours(image, begin.picture)
+        return paste_back(image, begin)
+
+
+def read_start(
+    request: GenerationRequest,
+    size: tuple[int, int],
+    reader: PictureReader,
+    upscaler: Upscaler | None,
+    warnings: list[str],
+) -> StartPictures | None:
+    """The start pictures of a request for a pass of ``size`` (height, width); None for text-to-image.
+
+    Raises:
+        RequestError: a picture cannot be read, or their number is not that of the outputs.
+        DownloadError: one cannot be fetched.
+    """
+    if request.image is None:
+        if request.mask is not None:
+            raise RequestError("mask: there is no picture that it belongs to; give image too", field="mask")
+        return None
+    given = _as_list(request.image)
+    if len(given) not in (1, request.num_outputs):
+        raise RequestError(
+            f"image: {len(given)} pictures for {request.num_outputs} outputs; give one, or one for each output",
+            field="image",
+        )
+    pictures = [flattened(reader.read(each), request.background_color) for each in given]
+    masking = masking_of(request)
+    mask = None
+    if request.mask is not None:
+        if request.resize_mode == LATENT and not masking.only_masked:
+            raise RequestError("resize_mode: 3 cannot be had with a mask; choose 0, 1 or 2", field="resize_mode")
+        mask = read_mask(reader.read(request.mask, "mask"), round=masking.round)
+        masking = _for_blank(mask, masking, request, warnings)
+    made = [
+        prepare(picture, _fitting(mask, picture, warnings), (size[1], size[0]), request.resize_mode, masking, upscaler)
+        for picture in pictures
+    ]
+    return StartPictures(tuple(made), masking, request.color_correction)
+
+
+def masking_of(request: GenerationRequest) -> Masking:
+    """How a request uses its mask."""
+    x, y = request.mask_blur_x, request.mask_blur_y
+    return Masking(
+        blur=(request.mask_blur if x is None else x, request.mask_blur if y is None else y),
+        invert=request.inpainting_mask_invert,
+        round=request.mask_round,
+        content=request.inpainting_fill,
+        only_masked=request.inpaint_full_res,
+        padding=request.inpaint_full_res_padding,
+    )
+
+
+def _as_list(given: Any) -> Sequence[Any]:
+    if isinstance(given, (list, tuple)):
+        if not given:
+            raise RequestError("image: the list is empty; give a picture, or leave it out", field="image")
+        return given
+    return [given]
+
+
+def _for_blank(mask: Image.Image, masking: Masking, request: GenerationRequest, warnings: list[str]) -> Masking:
+    """A mask that paints nothing has no masked part to draw: the reference then paints all, ours nothing."""
+    if mask.getextrema() != ((255, 255) if masking.invert else (0, 0)):
+        return masking
+    if request.compat == "forge":
+        warnings.append("the mask is blank: the whole picture is painted")
+        return masking
+    warnings.append("the mask is blank: nothing is painted anew")
+    return replace(masking, only_masked=False)
+
+
+def _fitting(mask: Image.Image | None, picture: Image.Image, warnings: list[str]) -> Image.Image | None:
+    if mask is None or mask.size == picture.size:
+        return mask
+    warnings.append(
+        f"the mask of {mask.width}x{mask.height} was resized to the picture's {picture.width}x{picture.height}"
+    )
+    return resample(mask, picture.size)
