@@ -1,0 +1,218 @@
+"""Start pictures and masks: their arithmetic, and through the engine on the embedded model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from lightweight_engine import Config, GenerationRequest, LightweightEngine
+from lightweight_engine.core.replay import replay, save_result
+from lightweight_engine.errors import RequestError
+from lightweight_engine.extensions.inpainting import (
+    NOISE,
+    NOTHING,
+    Masking,
+    latent_mask,
+    prepare,
+    read_mask,
+    start_content,
+)
+from lightweight_engine.extensions.masks import blur
+
+WIDTH, HEIGHT = 96, 128
+SMALL = {"prompt": "a smiling woman with red hair", "width": WIDTH, "height": HEIGHT, "steps": 4, "seed": 7}
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LightweightEngine]:
+    folder = tmp_path_factory.mktemp("engine")
+    made = LightweightEngine(Config(models_dir=folder, cache_dir=folder / "cache", device="cpu", offline=True))
+    made.setup()
+    yield made
+    made.close()
+
+
+def picture(width: int = WIDTH, height: int = HEIGHT, seed: int = 1) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def mask(box: tuple[int, int, int, int] = (32, 40, 64, 80), size: tuple[int, int] = (WIDTH, HEIGHT)) -> Image.Image:
+    made = Image.new("L", size)
+    made.paste(255, box)
+    return made
+
+
+def request(**fields: object) -> GenerationRequest:
+    return GenerationRequest(**{**SMALL, "image": picture(), **fields})
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.array(image).astype(int)
+
+
+# --- arithmetic ---------------------------------------------------------------------------------------------------
+
+
+def test_masks_of_every_mode() -> None:
+    alpha = Image.merge("RGBA", [mask()] * 3 + [Image.new("L", (WIDTH, HEIGHT), 128)])
+    assert read_mask(alpha).getextrema() == (0, 0)  # the transparency counts, and 128 is not over the half
+    assert read_mask(alpha, round=False).getextrema() == (128, 128)
+    opaque = mask().convert("RGBA")
+    assert np.array_equal(pixels(read_mask(opaque)), pixels(mask()))
+
+
+def test_the_latent_mask_is_rounded_where_asked() -> None:
+    soft = latent_mask(blur(mask(), 8, 8), (16, 12), round=False)
+    hard = latent_mask(blur(mask(), 8, 8), (16, 12))
+    assert set(hard.unique().tolist()) == {0.0, 1.0} and len(soft.unique()) > 10
+    assert hard.shape == (16, 12)
+
+
+def test_what_painting_starts_from() -> None:
+    latent, noise = torch.full((2, 16, 4, 4), 5.0), torch.full((2, 16, 4, 4), 7.0)
+    painted = torch.zeros(1, 1, 4, 4)
+    painted[..., :2] = 1
+    assert start_content(latent, painted, noise, NOISE)[0, 0, 0].tolist() == [7, 7, 5, 5]
+    assert start_content(latent, painted, noise, NOTHING)[0, 0, 0].tolist() == [0, 0, 5, 5]
+    assert start_content(latent, painted, noise, 1) is latent
+
+
+@pytest.mark.parametrize("box", [(0, 0, 8, 8), (88, 120, 96, 128), (0, 60, 96, 64), (47, 63, 48, 64)])
+def test_any_masked_part_is_drawn_at_the_full_size(box: tuple[int, int, int, int]) -> None:
+    made = prepare(picture(), mask(box), (64, 64), masking=Masking(only_masked=True, padding=8))
+    assert made.picture.size == (64, 64) and made.mask is not None and made.mask.size == (64, 64)
+    assert made.overlay is not None and made.overlay.size == (WIDTH, HEIGHT)
+
+
+# --- image-to-image through the engine ----------------------------------------------------------------------------
+
+
+def test_strength_decides_how_far_the_picture_goes(engine: LightweightEngine) -> None:
+    base = pixels(picture())
+    far = [np.abs(pixels(engine.run(request(denoising_strength=d)).images[0]) - base).mean() for d in (0.1, 0.5, 1)]
+    assert far[0] < far[1] < far[2]
+
+
+@pytest.mark.parametrize("mode", [0, 1, 2, 3])
+@pytest.mark.parametrize("size", [(200, 60), (61, 203)])
+def test_every_resize_mode_gives_the_size(engine: LightweightEngine, mode: int, size: tuple[int, int]) -> None:
+    result = engine.run(request(image=picture(*size), resize_mode=mode, denoising_strength=0.3))
+    assert result.images[0].size == (WIDTH, HEIGHT)
+
+
+def test_one_picture_for_each_output(engine: LightweightEngine) -> None:
+    several = [picture(seed=1), picture(seed=2)]
+    together = engine.run(request(image=several, num_outputs=2, batch_size=2, denoising_strength=0.3))
+    alone = engine.run(request(image=several[1], seed=8, denoising_strength=0.3))
+    assert np.abs(pixels(together.images[1]) - pixels(alone.images[0])).max() <= 1
+    with pytest.raises(RequestError, match="image: 2 pictures for 3 outputs"):
+        engine.run(request(image=several, num_outputs=3))
+    with pytest.raises(RequestError, match="the list is empty"):
+        engine.run(request(image=[]))
+
+
+def test_transparent_parts_show_the_background(engine: LightweightEngine) -> None:
+    clear = Image.new("RGBA", (WIDTH, HEIGHT))
+    on_red = engine.run(request(image=clear, background_color="#ff0000", denoising_strength=0.1)).images[0]
+    red = engine.run(request(image=Image.new("RGB", (WIDTH, HEIGHT), "red"), denoising_strength=0.1)).images[0]
+    assert np.array_equal(pixels(on_red), pixels(red))
+
+
+def test_colours_of_the_start_picture(engine: LightweightEngine) -> None:
+    green = Image.merge("RGB", [Image.new("L", (WIDTH, HEIGHT), 30), mask(), Image.new("L", (WIDTH, HEIGHT), 30)])
+    plain, corrected = (
+        pixels(engine.run(request(image=green, denoising_strength=0.9, color_correction=on)).images[0])
+        for on in (False, True)
+    )
+    greenish = [each[..., 1].mean() - each[..., 0].mean() for each in (plain, corrected)]
+    assert greenish[1] > greenish[0]
+
+
+def test_a_sidecar_makes_the_picture_again(engine: LightweightEngine, tmp_path: Path) -> None:
+    picture(120, 90).save(tmp_path / "start.png")
+    mask(size=(120, 90)).save(tmp_path / "mask.png")
+    asked = request(
+        image=str(tmp_path / "start.png"), mask=str(tmp_path / "mask.png"), inpaint_full_res=True, mask_blur=2
+    )
+    saved = save_result(engine.run(asked), tmp_path / "out")
+    assert replay(engine, saved[0].path).identical
+
+
+# --- inpainting through the engine --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("only_masked", [False, True])
+@pytest.mark.parametrize("fill", [0, 1, 2, 3])
+def test_what_is_not_masked_stays_to_the_byte(engine: LightweightEngine, only_masked: bool, fill: int) -> None:
+    result = engine.run(
+        request(mask=mask(), mask_blur=2, inpainting_fill=fill, inpaint_full_res=only_masked, denoising_strength=1)
+    )
+    before, after = pixels(picture()), pixels(result.images[0])
+    reach = pixels(blur(mask(), 2, 2)) > 0
+    assert np.array_equal(before[~reach], after[~reach])
+    assert np.abs(before - after)[44:76, 36:60].mean() > 5
+
+
+def test_only_the_masked_part_keeps_the_size_of_the_picture(engine: LightweightEngine) -> None:
+    large = picture(300, 200)
+    result = engine.run(request(image=large, mask=mask((200, 100, 240, 150), (300, 200)), inpaint_full_res=True))
+    assert result.images[0].size == (300, 200)
+    assert np.array_equal(pixels(result.images[0])[:60], pixels(large)[:60])
+    assert "Inpaint area: Only masked, Masked area padding: 32" in result.infotexts[0]
+    assert f"Size: {WIDTH}x{HEIGHT}" in result.infotexts[0]
+
+
+def test_an_inverted_mask_is_the_mask_of_the_rest(engine: LightweightEngine) -> None:
+    inverted = engine.run(request(mask=mask(), inpainting_mask_invert=True, mask_blur=0)).images[0]
+    rest = engine.run(request(mask=ImageOps.invert(mask()), mask_blur=0)).images[0]
+    assert np.array_equal(pixels(inverted), pixels(rest))
+
+
+@pytest.mark.parametrize("only_masked", [False, True])
+def test_a_black_mask_changes_nothing_and_says_so(engine: LightweightEngine, only_masked: bool) -> None:
+    result = engine.run(request(mask=Image.new("L", (WIDTH, HEIGHT)), inpaint_full_res=only_masked))
+    assert np.array_equal(pixels(result.images[0]), pixels(picture()))
+    assert any("blank" in warning for warning in result.warnings)
+
+
+def test_a_white_mask_paints_all(engine: LightweightEngine) -> None:
+    masked = engine.run(request(mask=Image.new("L", (WIDTH, HEIGHT), 255))).images[0]
+    assert np.abs(pixels(masked) - pixels(engine.run(request()).images[0])).max() <= 1
+
+
+def test_a_mask_of_another_size_is_resized_and_said(engine: LightweightEngine) -> None:
+    result = engine.run(request(mask=mask().resize((48, 64)), mask_blur=0, denoising_strength=1))
+    assert any("the mask of 48x64 was resized to the picture's 96x128" in warning for warning in result.warnings)
+    assert np.array_equal(pixels(result.images[0])[:30], pixels(picture())[:30])
+
+
+def test_masked_pictures_repeat_and_touch_no_global_state(engine: LightweightEngine) -> None:
+    asked = request(mask=mask(), inpainting_fill=2, sampler="Euler a")
+    torch.manual_seed(1)
+    first = engine.run(asked).images[0]
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    assert np.array_equal(pixels(first), pixels(engine.run(asked).images[0]))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"image": None, "mask": mask()}, "mask: there is no picture"),
+        ({"mask": mask(), "resize_mode": 3}, "resize_mode: 3 cannot be had with a mask"),
+        ({"mask": "nowhere.png"}, "there is no such file"),
+        ({"image": "nowhere.png"}, "there is no such file"),
+        ({"img2img_upscaler": "Foo"}, "img2img_upscaler: there is no upscaler 'Foo'"),
+    ],
+)
+def test_what_cannot_be_is_refused(engine: LightweightEngine, fields: dict[str, object], said: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        engine.run(request(**fields))
+    assert said in str(caught.value)
