@@ -22,7 +22,7 @@ HAT_COLORS: tuple[tuple[Color, Color], ...] = (
     ((120, 60, 200), (250, 170, 50)),
 )
 MOON = ((0.3, -0.95), (-0.6, -0.8), (-1, 0), (-0.6, 0.8), (0.3, 0.95), (-0.25, 0.5), (-0.4, 0), (-0.25, -0.5))
-MOONLIGHT = (0.74, 0.77, 0.92)
+MOONLIGHT = (0.84, 0.86, 0.97)
 """What is left of red, green and blue at night."""
 
 
@@ -62,7 +62,7 @@ def night_sky(pen: Pen, rng: np.random.Generator) -> None:
 
 
 def night_backdrop(rng: np.random.Generator) -> Image.Image:
-    top, bottom = shade((22, 30, 74), rng, 4), shade((46, 52, 108), rng, 5)
+    top, bottom = shade((34, 44, 104), rng, 4), shade((56, 64, 132), rng, 5)
     return gradient(top, bottom, rng.uniform(-0.4, 0.4))
 
 

@@ -31,7 +31,7 @@ from .training import best_device
 
 log = logging.getLogger("tiny")
 
-STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 DARK = 90
 """Mean of 0..255 below which an upper corner is night; the darkest backdrop by day has 160."""
 
@@ -46,8 +46,8 @@ def backdrop_light(image: Image.Image) -> float:
     return float(np.median(np.concatenate((grey[:height, :width], grey[:height, -width:]))))
 
 
-def mixes() -> list[Mix]:
-    alone = [{name: strength} for name in (NIGHT, HAT) for strength in STRENGTHS if strength]
+def mixes(strengths: Sequence[float]) -> list[Mix]:
+    alone = [{name: strength} for name in (NIGHT, HAT) for strength in strengths]
     return [{}, *alone, {NIGHT: 0.5, HAT: 0.5}, {NIGHT: 1.0, HAT: 1.0}]
 
 
@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--classifier", type=Path, default=EXTRAS_WEIGHTS)
     parser.add_argument("--out", type=Path, default=Path("docs/tiny"))
     parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--strengths", type=float, nargs="+", default=STRENGTHS, help="of each alone")
     parser.add_argument("--shown", type=int, default=8, help="prompts on the contact sheet")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.5)
@@ -88,7 +89,7 @@ def main() -> None:
     family, classifier = Family.load(args.models), load_classifier(args.classifier, device)
     family.to(device)
     prompts, rows, shown = unseen_prompts(args.count, args.seed), {}, []
-    for mix in mixes():
+    for mix in mixes(args.strengths):
         files = {args.loras / f"{name}.safetensors": strength for name, strength in mix.items()}
         changed = replace(family, transformer=with_loras(family.transformer, files)).to(dtype)
         sample = loop_sampler(changed, guidance=args.guidance, steps=args.steps, batch=args.batch)

@@ -29,6 +29,15 @@ log = logging.getLogger("tiny")
 
 
 @torch.no_grad()
+def softened(pixels: Tensor, autoencoder: Autoencoder) -> Tensor:
+    """Through the autoencoder, with a little noise on the latent."""
+    dtype = autoencoder.decoder.conv_in.weight.dtype
+    shape = (len(pixels), autoencoder.params.z_channels, pixels.shape[2] // 8, pixels.shape[3] // 8)
+    latent = autoencoder.encode(pixels.to(dtype), torch.zeros(shape, device=pixels.device, dtype=dtype))
+    return autoencoder.decode(latent + 0.1 * torch.randn_like(latent)).float().clamp(0, 1)
+
+
+@torch.no_grad()
 def varied(pixels: Tensor) -> Tensor:
     """To the classifier's size by way of a smaller one, as crispness must tell nothing; mirrored, moved, lit by lot."""
     side = int(torch.randint(SIDE * 3 // 4, SIDE + 1, ()))
@@ -46,7 +55,8 @@ def varied(pixels: Tensor) -> Tensor:
 
 
 def train(drawings: Drawings, out: Path, path: Path, *, seconds: float, batch: int, seed: int,
-          told: Heads = PEOPLE) -> Classifier:  # fmt: skip
+          told: Heads = PEOPLE, autoencoder: Autoencoder | None = None) -> Classifier:  # fmt: skip
+    """Train on drawings, a part of them through the autoencoder if there is one."""
     device = best_device()
     torch.manual_seed(seed)
     network = Classifier(told).to(device, memory_format=torch.channels_last)
@@ -55,6 +65,8 @@ def train(drawings: Drawings, out: Path, path: Path, *, seconds: float, batch: i
     course = Course(seconds, lr=2e-3)
     while course.progress < 1:
         pixels, labels = batches.block(batch, device)
+        if autoencoder is not None and course.steps % 2:
+            pixels = softened(pixels, autoencoder)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             scores = network(varied(pixels).contiguous(memory_format=torch.channels_last))
         loss = sum(F.cross_entropy(scores[name].float(), labels[:, i], ignore_index=-1) for i, name in enumerate(told))
@@ -85,7 +97,7 @@ def accuracy(network: Classifier, drawings: Drawings, autoencoder: Autoencoder |
                 noise = torch.zeros(
                     len(pixels), 16, pixels.shape[2] // 8, pixels.shape[3] // 8, device=device, dtype=dtype
                 )
-                pixels = autoencoder.decode(autoencoder.encode(pixels.to(dtype), noise))
+                pixels = autoencoder.decode(autoencoder.encode(pixels.to(dtype), noise)).float()
             labels = torch.from_numpy(bucket.labels[first : first + 64]).to(device).long()
             scores = network(resized(pixels))
             for i, name in enumerate(network.told):
@@ -119,10 +131,10 @@ def main() -> None:
     unseen = Drawings(args.held_out, args.seed + 1000, held_out=True, workers=args.workers, texts=False,
                       draw=draw and partial(draw, held_out=True))  # fmt: skip
     drawings = Drawings(args.drawings, args.seed, workers=args.workers, texts=False, draw=draw)
-    drawings.wait()
-    autoencoder = load("autoencoder", args.models, best_device())
+    drawings.wait(min(drawings.count, 4096))
+    autoencoder: Autoencoder = load("autoencoder", args.models, best_device()).to(torch.bfloat16)  # type: ignore[assignment]
     network = train(drawings, args.out, args.weights or weights, seconds=args.seconds, batch=args.batch, seed=args.seed,
-                    told=told)  # fmt: skip
+                    told=told, autoencoder=autoencoder if args.extras else None)  # fmt: skip
     unseen.wait()
     report(network, unseen, autoencoder, (args.weights or weights).with_suffix(".json"))  # type: ignore[arg-type]
     drawings.close()

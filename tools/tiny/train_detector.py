@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightweight_engine.extensions.yolov8 import YOLOv8
+from lightweight_engine.extensions.yolov8 import NORM_MOMENTUM, YOLOv8
 from lightweight_engine.flux.autoencoder import Autoencoder
 
 from .data import KINDS, Batches, Drawings
@@ -23,6 +23,7 @@ from .detector import SIDE, SIZES, loss_of, save_detector
 from .draw import Drawing, empty_drawing, training_drawing
 from .extras import HAT, NIGHT
 from .files import TINY, load
+from .train_classifier import softened
 from .training import Course, best_device, save_history
 
 PADDING = 114 / 255  # what detectors fill the rest of their square with
@@ -58,15 +59,6 @@ class Source:
         pixels, boxes = placed(varied(pixels), marks[..., 1:])
         boxes, there = cut(boxes)
         return pixels, boxes, there & (marks[..., 0] == self._kind)
-
-
-@torch.no_grad()
-def softened(pixels: Tensor, autoencoder: Autoencoder) -> Tensor:
-    """Through the autoencoder, with a little noise on the latent."""
-    dtype = autoencoder.decoder.conv_in.weight.dtype
-    shape = (len(pixels), autoencoder.params.z_channels, pixels.shape[2] // 8, pixels.shape[3] // 8)
-    latent = autoencoder.encode(pixels.to(dtype), torch.zeros(shape, device=pixels.device, dtype=dtype))
-    return autoencoder.decode(latent + 0.1 * torch.randn_like(latent)).float().clamp(0, 1)
 
 
 def varied(pixels: Tensor) -> Tensor:
@@ -112,6 +104,21 @@ def cut(boxes: Tensor) -> tuple[Tensor, Tensor]:
     return inside, after > SEEN * before
 
 
+@torch.no_grad()
+def measure_norms(network: YOLOv8, source: Source, batch: int, device: torch.device, rounds: int = 60) -> None:
+    """Take the statistics of the norms anew: those of training belong to other weights than their average."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over all batches
+    network.train()
+    for _ in range(rounds):
+        network(source(batch, device)[0])
+    for norm in norms:
+        norm.momentum = NORM_MOMENTUM
+    network.eval()
+
+
 def train(
     kind: str, drawings: Drawings, models: Path, out: Path, *, seconds: float, batch: int, lr: float, seed: int
 ) -> YOLOv8:
@@ -121,7 +128,7 @@ def train(
     autoencoder: Autoencoder = load("autoencoder", models, device).to(dtype).requires_grad_(False)  # type: ignore[assignment]
     network = YOLOv8(SIZES).to(device)
     averaged = torch.optim.swa_utils.AveragedModel(
-        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGE), use_buffers=True
+        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGE)
     )
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=lr, weight_decay=0.02)
     drawings.wait(min(drawings.count, 1024))
@@ -141,7 +148,8 @@ def train(
         course.count(loss=loss, **parts)
         course.note(kind, 100)
     course.note(kind)
-    result: YOLOv8 = averaged.module.eval().requires_grad_(False)  # type: ignore[assignment]
+    result: YOLOv8 = averaged.module.requires_grad_(False)  # type: ignore[assignment]
+    measure_norms(result, source, batch, device)
     save_detector(result, kind, out)
     save_history(out / "history.json", f"{kind} detector", course)
     return result
