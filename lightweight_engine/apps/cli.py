@@ -17,6 +17,7 @@ from .console import EXIT_CODES
 COMMANDS = {
     "generate": ("generate", "Draw pictures from a prompt."),
     "demo": ("demo", "Draw several prompts with the model that ships with the engine."),
+    "upscale": ("upscale", "Make a picture larger; no Flux model is needed."),
     "models": ("models", "List, check, describe and convert model files: ls, verify, inspect, convert."),
     "lora": ("lora", "LoRA files: ls, inspect, check, add, rm."),
     "plan": ("plan", "Print what a request would take of a card; nothing is loaded."),

@@ -14,7 +14,14 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_LINES = 5.0
 
-STAGES = {"load": "loading", "encode": "reading the prompt", "sample": "drawing", "decode": "decoding", "done": "done"}
+STAGES = {
+    "load": "loading",
+    "encode": "reading the prompt",
+    "sample": "drawing",
+    "decode": "decoding",
+    "upscale": "enlarging",
+    "done": "done",
+}
 
 
 class Reporter(AbstractContextManager["Reporter"], Protocol):

@@ -39,6 +39,7 @@ from .precision import choose_precision, memory_manager
 from .processing import Batch, Drawn, Job, draw, finished, stages_of
 from .progress import Cancel, OnProgress, Tracker, Watch
 from .quantized_cache import through_cache
+from .upscaling import upscale_picture
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -161,6 +162,36 @@ class LightweightEngine:
                 return within_memory(networks.device, lambda: self._run(request, networks, memory, watch))
             finally:
                 self._rest(networks)
+
+    def upscale(
+        self,
+        picture: Image.Image,
+        by: float = 2.0,
+        upscaler: str | None = None,
+        *,
+        on_progress: OnProgress | None = None,
+        cancel: Cancel | None = None,
+    ) -> Image.Image:
+        """A picture made larger; no Flux model is needed for it.
+
+        Args:
+            upscaler: its name; left out, that of the hires pass (setting ``hr_upscaler``).
+            on_progress: called after every tile, in this thread.
+            cancel: an event; once set, the work ends within one tile.
+
+        Raises:
+            RequestError: the upscaler is not known, or the picture would be larger than the configuration allows.
+            GenerationCancelled: ``cancel`` was set.
+            MemoryBudgetError: the device ran out of memory.
+        """
+        watch = Watch(on_progress, cancel)
+        with self._lock:
+            device = self._networks.device if self._networks else pick_device(self.config.device)
+            self._upscalers.device = device
+            name = upscaler or self.config.hr_upscaler
+            return within_memory(
+                device, lambda: upscale_picture(picture, by, name, self._upscalers, self.config, watch)
+            )
 
     def plan(self, request: GenerationRequest, card: Card | None = None) -> Plan:
         """The memory plan of a request, from the headers of the model's files: nothing is loaded for it.

@@ -22,7 +22,7 @@ from ..labels import resolve_sampler, schedule_steps
 from ..request import MAX_SEED, GenerationRequest
 from ..upscalers.library import Entry, UpscalerLibrary
 from ..upscalers.networks import tile_bytes
-from ..upscalers.upscaler import Upscaler
+from ..upscalers.upscaler import NONE, Upscaler
 from .images import to_images
 from .limits import check_cost, check_fields, check_target
 from .networks import Networks
@@ -197,7 +197,8 @@ def _start_pictures(first: Pass, tools: Tools, warnings: list[str]) -> StartPict
     name = first.request.img2img_upscaler
     upscaler = None
     if first.request.image is not None and name.lower() != "none":
-        upscaler = tools.upscalers.find(name, field="img2img_upscaler")
+        unknown = first.request.compat == "forge" and name not in tools.upscalers.names()
+        upscaler = NONE if unknown else tools.upscalers.find(name, field="img2img_upscaler")
     return read_start(first.request, first.size, tools.pictures, upscaler, warnings)
 
 

@@ -97,6 +97,9 @@ ARROWS = {
     # extensions
     "extensions.lora": "lora_library",
     "extensions.detection": "boxes",
+    "extensions.detailer_infotext": "detailer_args",
+    "extensions.detailer_targets": "detailer_args detailer_masks detection",
+    "extensions.adetailer": "detailer_args detailer_masks detailer_prompts detailer_targets detection",
     "extensions.ultralytics_detector": "detection detector_files",
     "extensions.detectors": "detection detector_files ultralytics_detector yolov8",
     "extensions.inpainting": "masks",
@@ -121,8 +124,9 @@ ARROWS = {
     "core.describe": "infotext infotext_parse lora_sources pictures",
     "core.replay": "describe filenames images infotext_parse",
     "core.jobs": "images limits networks pictures plan processing progress recovery start_pictures",
+    "core.upscaling": "progress",
     "core.engine": "describe download jobs loras models networks pictures plan precision processing progress "
-    "quantized_cache",
+    "quantized_cache upscaling",
     # apps
     "__main__": "cli",
     "apps.cli": "console",
@@ -137,6 +141,7 @@ ARROWS = {
     "apps.models": "console options",
     "apps.settings": "console options",
     "apps.cache": "console options",
+    "apps.upscale": "console options session",
     "apps.lora": "console options",
     "apps.doctor": "console options",
 }
@@ -169,7 +174,18 @@ LAZY = ("scipy", "ftfy", "regex", "tokenizers", "rich", "triton", "spandrel", "u
 LAZY_MODULES = ("backend.kernels.four_bit", "backend.kernels.float8", "backend.kernels.gguf")
 
 # Modules that a program may import without paying for torch.
-LIGHT = ("", "errors", "request", "labels", "config", "core.models", "core.images", "core.infotext_parse", "apps.cli")
+LIGHT = (
+    "",
+    "errors",
+    "request",
+    "labels",
+    "config",
+    "core.models",
+    "core.images",
+    "core.infotext_parse",
+    "extensions.detailer_args",
+    "apps.cli",
+)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,91 @@
+"""``upscale``: a picture made larger by a network."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import RequestError
+from .console import Console
+from .options import Debug, Grouped, Json, Quiet, check_models_dir, load_config, takes_settings
+from .session import watched
+
+if TYPE_CHECKING:
+    from ..config import EngineConfig
+
+Source = Annotated[str | None, typer.Argument(metavar="IMAGE", help="The picture: a path or a URL.")]
+By = Annotated[float, typer.Option("--by", help="How many times larger; 1 runs the network at the same size.")]
+Name = Annotated[str | None, typer.Option("--upscaler", metavar="NAME", help="Its name; left out, hr_upscaler.")]
+Format = Annotated[str, typer.Option("--format", metavar="png|jpg|webp", help="File format of the result.")]
+Quality = Annotated[int, typer.Option("--quality", min=1, max=100, help="Quality of jpg and webp.")]
+Listing = Annotated[bool, typer.Option("--list", help="Print the names of the upscalers and stop.")]
+
+
+@takes_settings
+def upscale(
+    source: Source = None,
+    by: By = 2.0,
+    upscaler: Name = None,
+    format: Format = "png",
+    quality: Quality = 95,
+    listing: Listing = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+    **settings: Any,
+) -> None:
+    """Make a picture larger and print where it was saved. No Flux model is needed."""
+    with Console(json=json, quiet=quiet, debug=debug) as console:
+        config = load_config(settings)
+        check_models_dir(config)
+        if listing:
+            _print_names(console, config)
+            return
+        if source is None:
+            raise RequestError("there is no picture to enlarge; name one", field="image")
+        from ..core.engine import LightweightEngine
+        from ..core.images import check_folder, save
+        from ..core.pictures import PictureReader
+
+        check_folder(config.output_dir)
+        picture = PictureReader.of(config).read(source)
+        begin = time.perf_counter()
+        with watched(console) as options:
+            made = LightweightEngine(config).upscale(picture, by, upscaler, **options)
+        saved = save(made, config.output_dir, _free_name(config.output_dir, source, by), format=format, quality=quality)
+        if json:
+            console.result({"path": str(saved.path), "width": made.width, "height": made.height})
+        else:
+            console.data(str(saved.path))
+        console.say(f"{picture.width}x{picture.height} to {made.width}x{made.height} in {_seconds(begin)}")
+
+
+def _print_names(console: Console, config: EngineConfig) -> None:
+    from ..core.models import TINY
+    from ..upscalers.library import UpscalerLibrary
+
+    names = UpscalerLibrary([config.models_dir, TINY]).names()
+    if console.json:
+        console.result({"upscalers": names})
+        return
+    for name in names:
+        console.data(name)
+
+
+def _free_name(folder: Path, source: str, by: float) -> str:
+    """``NAME-2x``, with a number after it where that is taken."""
+    stem = Path(source.partition("?")[0]).stem[:100] or "picture"
+    taken = {path.stem for path in folder.glob("*")} if folder.is_dir() else set()
+    names = (f"{stem}-{by:g}x{ending}" for ending in ("", *(f"-{number}" for number in range(2, 100_000))))
+    return next(name for name in names if name not in taken)
+
+
+def _seconds(begin: float) -> str:
+    return f"{time.perf_counter() - begin:.1f} s"
+
+
+def register(app: typer.Typer) -> None:
+    app.command("upscale", cls=Grouped)(upscale)

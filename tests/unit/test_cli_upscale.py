@@ -1,0 +1,79 @@
+"""The command ``upscale``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import Cli, command_line
+from PIL import Image
+from safetensors.torch import save_file
+from test_hires_fix import compact_state
+
+from lightweight_engine import Config, LightweightEngine
+from lightweight_engine.errors import RequestError
+from lightweight_engine.upscalers.resampling import to_image, to_levels
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    Image.effect_noise((41, 30), 60).convert("RGB").save(tmp_path / "small.png")
+    (tmp_path / "models" / "ESRGAN").mkdir(parents=True)
+    save_file(compact_state(), tmp_path / "models" / "ESRGAN" / "4x-Small.safetensors")
+    return command_line(capsys, tmp_path, monkeypatch)
+
+
+def test_a_picture_is_made_larger(cli: Cli, tmp_path: Path) -> None:
+    pytest.importorskip("spandrel")
+    first, second = (cli("upscale", "small.png", "--upscaler", "4x-Small", "--device", "cpu") for _ in range(2))
+    assert first.code == 0, first.err
+    assert [Path(each.out.strip()).name for each in (first, second)] == ["small-2x.png", "small-2x-2.png"]
+    assert Image.open(tmp_path / first.out.strip()).size == (82, 60)
+
+
+def test_the_engine_gives_what_the_upscaler_gives(cli: Cli, tmp_path: Path) -> None:
+    pytest.importorskip("spandrel")
+    picture = Image.effect_noise((40, 32), 60).convert("RGB")
+    engine = LightweightEngine(Config(models_dir=tmp_path / "models", device="cpu"))
+    direct = engine.upscalers.find("4x-Small").upscale(to_levels(picture), 3)
+    assert np.array_equal(np.array(engine.upscale(picture, 3, "4x-Small")), np.array(to_image(direct)))
+
+
+def test_names_are_listed(cli: Cli) -> None:
+    assert {"Lanczos", "4x-Small"} <= set(cli("upscale", "--list").out.split("\n"))
+    assert "4x-Small" in json.loads(cli("upscale", "--list", "--json").out)["upscalers"]
+
+
+def test_as_data_and_in_another_format(cli: Cli) -> None:
+    done = cli("upscale", "small.png", "--by", 1.5, "--upscaler", "Lanczos", "--format", "jpg", "--json", "-q")
+    found = json.loads(done.out)
+    assert (found["width"], found["height"]) == (61, 45) and found["path"].endswith("small-1.5x.jpg")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ((), 2, "no picture to enlarge"),
+        (("none.png",), 2, "there is no such file"),
+        (("small.png", "--upscaler", "4x-Smal"), 2, "did you mean '4x-Small'"),
+        (("small.png", "--upscaler", "ESRGAN_4x"), 3, "ESRGAN_4x.pth"),
+        (("small.png", "--by", "0"), 2, "not above 0"),
+        (("small.png", "--by", "1e9"), 2, "at most 16"),
+        (("small.png", "--by", "16", "--set", "max_side=100"), 2, "656x480"),
+    ],
+)
+def test_what_cannot_be(cli: Cli, arguments: tuple[str, ...], code: int, said: str) -> None:
+    done = cli("upscale", *arguments)
+    assert done.code == code and said in done.err
+
+
+def test_transparency_is_kept(tmp_path: Path) -> None:
+    picture = Image.new("RGBA", (16, 16), (255, 0, 0, 0))
+    picture.paste((0, 255, 0, 255), (0, 0, 8, 16))
+    engine = LightweightEngine(Config(models_dir=tmp_path, device="cpu"))
+    made = engine.upscale(picture, 2, "Nearest")
+    assert made.mode == "RGBA" and made.getpixel((2, 2)) == (0, 255, 0, 255) and made.getpixel((30, 2))[3] == 0
+    with pytest.raises(RequestError, match="LDSR"):
+        engine.upscale(picture, 2, "LDSR")
