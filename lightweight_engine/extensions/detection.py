@@ -46,7 +46,14 @@ class Detector(Protocol):
         """What is seen with more than ``confidence``, surest first; only ``classes``, if any are named.
 
         Raises:
-            RequestError: it does not know such a class.
+            RequestError: see ``check_classes``.
+        """
+        ...
+
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """
+        Raises:
+            RequestError: it does not know one of them; names those that it knows.
         """
         ...
 
@@ -94,6 +101,13 @@ class YOLODetector:
         boxes = letterbox.restore(found.boxes)
         rows = zip(boxes.tolist(), found.scores.tolist(), found.classes.tolist(), masks, strict=True)
         return [Detection(tuple(box), score, self.classes[kind], mask) for box, score, kind, mask in rows]
+
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """
+        Raises:
+            RequestError: it does not know one of them; names those that it knows.
+        """
+        self._numbers(classes)
 
     def _numbers(self, classes: Sequence[str]) -> list[int]:
         known = {name.lower(): number for number, name in enumerate(self.classes)}

@@ -1,0 +1,246 @@
+"""The arguments of a detailing pass, as ADetailer names them: defaults, bounds, and the forms that they come in.
+
+Several passes come as the reference's API has them, ``[enable, skip_img2img, {…}, {…}]``, or as the two JSON objects
+of ``predict()`` for faces and hands. Loads no torch. Source: pipelines.md §d, predict.md.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from ..errors import RequestError, closest
+from ..labels import Compat
+
+log = logging.getLogger(__name__)
+
+NONE = "None"
+SAME_SAMPLER = "Use same sampler"
+SAME_SCHEDULER = "Use same scheduler"
+MAX_PASSES = 16
+MAX_TEXT = 100_000
+DISABLE = "ad_disable"  # of predict(): leaves a pass out
+
+
+def _whole(value: Any) -> Any:
+    """Numbers and texts as whole numbers: fractions are cut off, as the reference's pydantic did."""
+    if isinstance(value, str | float):
+        try:
+            return int(value)
+        except OverflowError:
+            raise ValueError("it is no number") from None
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
+
+
+def _field(default: Any, help: str = "", **bounds: Any) -> Any:
+    return Field(default, description=help or None, **bounds)
+
+
+_ratio = partial(_field, ge=0, le=1)
+
+
+class ADetailerArgs(BaseModel):
+    """One pass. Bounds and names are the reference's; the texts say what they do."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
+
+    ad_model: Text = _field(NONE, "Detector: the name of its file; None leaves the pass out.")
+    ad_model_classes: Text = _field("", "Names of classes, divided by commas; blank is all.")
+    ad_tab_enable: bool = _field(True, "Whether the pass runs.")
+    ad_prompt: Text = _field("", "Prompt; blank is the main one. [SEP] [PROMPT] [SKIP] have a meaning.")
+    ad_negative_prompt: Text = _field("", "Negative prompt, likewise.")
+    ad_confidence: float = _field(0.3, "What is less sure is not seen.", ge=0, le=1)
+    ad_mask_filter_method: Literal["Area", "Confidence"] = _field("Area", "By what the top k are chosen.")
+    ad_mask_k: Whole = _field(0, "How many are kept, the largest or surest; 0 is all.", ge=0)
+    ad_mask_min_ratio: float = _field(0.0, "Smaller shares of the picture are left.", ge=0, le=1)
+    ad_mask_max_ratio: float = _field(1.0, "Larger shares of the picture are left.", ge=0, le=1)
+    ad_dilate_erode: Whole = _field(4, "Pixels that a mask grows, or shrinks below 0.", ge=-4096, le=4096)
+    ad_x_offset: Whole = _field(0, "Pixels that a mask moves right.", ge=-65536, le=65536)
+    ad_y_offset: Whole = _field(0, "Pixels that a mask moves up.", ge=-65536, le=65536)
+    ad_mask_merge_invert: Literal["None", "Merge", "Merge and Invert"] = _field("None", "One mask of all.")
+    ad_mask_blur: Whole = _field(4, "Blur of a mask's edge, in pixels.", ge=0, le=4096)
+    ad_denoising_strength: float = _field(0.4, "Share of the schedule that runs.", ge=0, le=1)
+    ad_inpaint_only_masked: bool = _field(True, "Draw the masked part alone, at the full size.")
+    ad_inpaint_only_masked_padding: Whole = _field(32, "Pixels around it drawn with it.", ge=0, le=65536)
+    ad_use_inpaint_width_height: bool = _field(False, "Draw at the size that follows.")
+    ad_inpaint_width: Whole = _field(512, gt=0, le=65536)
+    ad_inpaint_height: Whole = _field(512, gt=0, le=65536)
+    ad_use_steps: bool = _field(False, "Take the number of steps that follows.")
+    ad_steps: Whole = _field(28, gt=0, le=1000)
+    ad_use_cfg_scale: bool = _field(False, "Take the CFG scale that follows.")
+    ad_cfg_scale: float = _field(7.0, ge=0)
+    ad_use_checkpoint: bool = False
+    ad_checkpoint: Text | None = None
+    ad_use_vae: bool = False
+    ad_vae: Text | None = None
+    ad_use_sampler: bool = _field(False, "Take the sampler and the scheduler that follow.")
+    ad_sampler: Text = "DPM++ 2M Karras"
+    ad_scheduler: Text = SAME_SCHEDULER
+    ad_use_noise_multiplier: bool = False
+    ad_noise_multiplier: float = _field(1.0, ge=0.5, le=1.5)
+    ad_use_clip_skip: bool = False
+    ad_clip_skip: Whole = _field(1, ge=1, le=12)
+    ad_restore_face: bool = False
+    ad_controlnet_model: Text = NONE
+    ad_controlnet_module: Text = NONE
+    ad_controlnet_weight: float = _ratio(1.0)
+    ad_controlnet_guidance_start: float = _ratio(0.0)
+    ad_controlnet_guidance_end: float = _ratio(1.0)
+    is_api: Annotated[bool, BeforeValidator(lambda value: not isinstance(value, tuple))] = True
+
+    @property
+    def is_skipped(self) -> bool:
+        return not self.ad_tab_enable or self.ad_model == NONE
+
+    @property
+    def is_mediapipe(self) -> bool:
+        return self.ad_model.lower().startswith("mediapipe")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(name.strip() for name in self.ad_model_classes.split(",") if name.strip())
+
+
+# Where the values that the service of predict() starts from are not those above.
+_SERVICE = {
+    "ad_inpaint_width": 1024,
+    "ad_inpaint_height": 1024,
+    "ad_use_steps": True,
+    "ad_use_cfg_scale": True,
+}
+FACES: Mapping[str, Any] = {
+    **_SERVICE,
+    "ad_model": "face_yolov8n.pt",
+    "ad_denoising_strength": 0.04,
+    "ad_inpaint_only_masked_padding": 20,
+    "ad_steps": 40,
+    "ad_cfg_scale": 3.4,
+}
+HANDS: Mapping[str, Any] = {
+    **_SERVICE,
+    "ad_model": "hand_yolov8n.pt",
+    "ad_confidence": 0.28,
+    "ad_mask_filter_method": "Confidence",
+    "ad_dilate_erode": 16,
+    "ad_mask_blur": 8,
+    "ad_denoising_strength": 0.35,
+    "ad_inpaint_only_masked_padding": 72,
+    "ad_steps": 35,
+    "ad_cfg_scale": 3.5,
+}
+
+
+def read_args(values: Mapping[str, Any], field: str) -> ADetailerArgs:
+    """Arguments from names and values.
+
+    Args:
+        field: of the request that holds them, for the message.
+
+    Raises:
+        RequestError: a name that does not exist, or a value that does not fit; says all of them.
+    """
+    try:
+        return ADetailerArgs(**{str(name): value for name, value in values.items()})
+    except ValidationError as error:
+        faults = "; ".join(_fault(item) for item in error.errors(include_url=False))
+        raise RequestError(f"{field}: {faults}", field=field) from None
+
+
+def _fault(item: Any) -> str:
+    name = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        meant = closest(name, ADetailerArgs.model_fields)
+        return f"there is no argument {name!r:.80}" + (f" (did you mean {meant!r}?)" if meant else "")
+    return f"{name}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r:.80})"
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The passes of a job.
+
+    Attributes:
+        passes: in order, with those that are skipped, which count in the infotext all the same.
+        skip_img2img: an image-to-image job is not drawn itself: detailing starts from its start picture.
+    """
+
+    passes: tuple[ADetailerArgs, ...]
+    skip_img2img: bool = False
+
+    @property
+    def active(self) -> tuple[ADetailerArgs, ...]:
+        return tuple(args for args in self.passes if not args.is_skipped)
+
+
+def read_passes(args: Sequence[Any], compat: Compat = "fixed", field: str = "alwayson_scripts.ADetailer") -> Passes:
+    """Passes in the form of the reference's API: ``[enable, skip_img2img, {…}, {…}]``, with or without the booleans.
+
+    What is wrong is an error; with "forge" it is left out, with a warning where it is a pass, and the others run.
+
+    Raises:
+        RequestError: an object is wrong, or something else than booleans and objects is there.
+    """
+    enabled, skip_img2img = (
+        args[place] if len(args) > place and isinstance(args[place], bool) else default
+        for place, default in enumerate((True, False))
+    )
+    objects = [(place, value) for place, value in enumerate(args) if isinstance(value, Mapping)]
+    others = [value for place, value in enumerate(args) if not isinstance(value, Mapping | bool)]
+    if (others and compat != "forge") or len(objects) > MAX_PASSES:
+        raise RequestError(f"{field}: give two booleans at most, then up to {MAX_PASSES} objects", field=field)
+    passes = []
+    for place, values in objects if enabled else ():
+        try:
+            passes.append(read_args(values, f"{field}.args[{place}]"))
+        except RequestError as error:
+            if compat != "forge":
+                raise
+            log.warning("%s; the pass is left out", error)
+    return Passes(tuple(passes), skip_img2img)
+
+
+def service_passes(
+    faces: str | Mapping[str, Any] = "{}",
+    hands: str | Mapping[str, Any] = "{}",
+    *,
+    faces_prompt: str = "",
+    hands_prompt: str = "",
+) -> Passes:
+    """The two passes of ``predict()``: JSON objects over the defaults of its service.
+
+    Args:
+        faces_prompt: counts where the object has no ``ad_prompt``.
+
+    Raises:
+        RequestError: no JSON object, or arguments that are wrong.
+    """
+    rows = (
+        ("adetailer_args", faces, FACES, faces_prompt),
+        ("adetailer_args_hands", hands, HANDS, hands_prompt),
+    )
+    passes = []
+    for field, given, defaults, prompt in rows:
+        values = dict(_object(given, field))
+        if values.pop(DISABLE, False) is not True:
+            passes.append(read_args({**defaults, "ad_prompt": prompt, **values}, field))
+    return Passes(tuple(passes))
+
+
+def _object(given: str | Mapping[str, Any], field: str) -> Mapping[str, Any]:
+    if isinstance(given, str):
+        try:
+            given = json.loads(given or "{}")
+        except (ValueError, RecursionError) as error:
+            raise RequestError(f"{field}: it is no JSON ({str(error)[:80]}); give an object", field=field) from None
+    if not isinstance(given, Mapping):
+        raise RequestError(f"{field}: it is no JSON object; give names and values, such as {{}}", field=field)
+    return given
