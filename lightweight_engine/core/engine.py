@@ -289,7 +289,7 @@ class LightweightEngine:
             infotexts=tuple(infotexts),
             request=request,
             models=files,
-            loras=reports(batch.loras for batch in job.batches),
+            loras=reports(batch.loras for batch in job.all_batches),
             timings=tracker.timings,
             peak_memory=memory.bytes(),
             device=device_name(networks.device),
@@ -354,7 +354,9 @@ class LightweightEngine:
 
     def _usual_plan(self, networks: Networks) -> Plan:
         """The plan of a request that says nothing: what is kept through all its stages is loaded at the start."""
-        return plan_request(self.request(prompt=""), self._tools(networks, self._lora_manager(networks.models)))
+        return plan_request(
+            self.request(prompt="", enable_hr=False), self._tools(networks, self._lora_manager(networks.models))
+        )
 
 
 def _draw_all(job: Job, tracker: Tracker) -> Iterator[tuple[Batch, Drawn]]:

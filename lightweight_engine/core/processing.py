@@ -32,6 +32,7 @@ from ..labels import schedule_steps
 from ..request import GenerationRequest
 from ..upscalers.resampling import to_levels
 from ..upscalers.upscaler import Upscaler
+from .finite import check_finite
 from .images import to_images
 from .networks import Networks
 from .recovery import Recovery
@@ -83,6 +84,11 @@ class Job:
         """(h, w) of the latent."""
         factor = self.networks.autoencoder_factor
         return self.size[0] // factor, self.size[1] // factor
+
+    @property
+    def all_batches(self) -> list[Batch]:
+        """Of this pass and the one that follows."""
+        return [*self.batches, *(self.hires.batches.values() if self.hires else ())]
 
     @property
     def strength(self) -> float | None:
@@ -185,7 +191,9 @@ def walk(job: Job, batch: Batch, texts: Texts, start: Start) -> Tensor:
         first, init, noise_multiplier=request.initial_noise_multiplier, extra_noise=request.img2img_extra_noise
     )
     latent = run(job.schedule, painted or guided, latent, noise, job.after_step, sampler_options(request))
-    return painted.blend(latent) if painted else latent
+    latent = painted.blend(latent) if painted else latent
+    check_finite(networks, "transformer", [latent])
+    return latent
 
 
 def refine(job: Job, latent: Tensor, batch: Batch, texts: Texts) -> Drawn:
@@ -223,7 +231,9 @@ def decode_latent(job: Job, latent: Tensor) -> Tensor:
     """Pixels of latents, one picture after another: in tiles where the plan says so."""
     decode = decode_tiled if job.attempt.plan.stage("decode").tiled else Autoencoder.decode
     autoencoder = job.networks.load("autoencoder")
-    return torch.cat([decode(autoencoder, picture) for picture in latent.split(1)])
+    pixels = torch.cat([decode(autoencoder, picture) for picture in latent.split(1)])
+    check_finite(job.networks, "autoencoder", [pixels])
+    return pixels
 
 
 def encode_prompts(job: Job, batch: Batch) -> Texts:
@@ -237,6 +247,9 @@ def encode_prompts(job: Job, batch: Batch) -> Texts:
         plans.append(plan_negative(negative, calls))
     guidance = resolve_guidance(request.distilled_cfg_scale, job.networks.params.guidance_embed, request.compat)
     made = job.conditioner.adapted(batch.loras.text_key)(plans, guidance, job.warnings)
+    conditions = conditionings(made, None)
+    check_finite(job.networks, "t5", [each.context for each in conditions])
+    check_finite(job.networks, "clip", [each.pooled for each in conditions])
     count = len(prompts)
     return made[:count], [made[count].parts[0][1]] * count if len(made) > count else None
 

@@ -82,8 +82,14 @@ class NetworkUpscaler:
         return sum(p.nbytes for p in self._network.model.parameters())
 
     def upscale(self, levels: Tensor, by: float) -> Tensor:
-        """Levels ``[3, H, W]`` at ``by`` times their size, cut to multiples of 8 pixels."""
-        return repeated(self.once, levels, by)
+        """Levels ``[3, H, W]`` at ``by`` times their size, cut to multiples of 8 pixels.
+
+        The network waits on the host: what other stages of a job may take of the device is planned without it.
+        """
+        try:
+            return repeated(self.once, levels, by)
+        finally:
+            self._network.to("cpu")
 
     @torch.inference_mode()
     def once(self, levels: Tensor) -> Tensor:
