@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import string
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from lightweight_engine.backend.model_files import open_model
 from lightweight_engine.core.models import ModelLibrary
+from lightweight_engine.extensions.yolov8 import YOLOv8
+from lightweight_engine.flux.lora_files import read_lora
 from lightweight_engine.flux.params import FluxParams
 from lightweight_engine.flux.schedules import make_sigmas
 from lightweight_engine.flux.transformer import QKNorm
-from tools.tiny import train_autoencoder, train_flow, train_texts
+from tools.tiny import detector, train_autoencoder, train_detector, train_flow, train_texts, upscaler
 from tools.tiny.captions import FRAMES, UNSEEN_FRAMES, VISIBLE, caption
-from tools.tiny.classifier import Classifier, attributes_in, resized
-from tools.tiny.data import T5_KEPT
-from tools.tiny.draw import SIZES, draw, training_drawing
+from tools.tiny.classifier import EXTRAS_WEIGHTS, WITH_EXTRAS, Classifier, attributes_in, load_classifier, resized
+from tools.tiny.data import KINDS, T5_KEPT, labels_of
+from tools.tiny.detector_accuracy import average_precision
+from tools.tiny.draw import SIZES, draw, empty_drawing, training_drawing
 from tools.tiny.evaluate import score, shuffled, unseen_prompts
 from tools.tiny.figure import BACKGROUND, SHIRT
-from tools.tiny.files import CLIP, PLACES, T5, TINY, load, save
+from tools.tiny.files import CLIP, FLUX, PLACES, T5, TINY, load, save
 from tools.tiny.fused import qk_norm_rotate
+from tools.tiny.lora import DIALECTS, attach, frozen_copy, save_lora, shapes_of, with_loras
+from tools.tiny.lora_effect import DARK, backdrop_light
+from tools.tiny.pen import Pen
 from tools.tiny.people import ATTRIBUTES, Person, random_person, values
 from tools.tiny.sampling import Family, euler, simple_sigmas
 from tools.tiny.tokens import CLIP_LENGTH, Tokens
+from tools.tiny.train_upscaler import made_small
 from tools.tiny.training import Course, Trainer
+from tools.tiny.upscaler_gain import decibels, upscaled
 
 PERSON = Person("long", "red", "light", "green", "smiling", "round", "one", "blue")
 
@@ -55,6 +67,38 @@ def test_training_never_draws_a_combination_that_is_held_out() -> None:
     rng = np.random.default_rng(0)
     assert not any(random_person(rng, held_out=False).held_out for _ in range(200))
     assert all(random_person(rng, held_out=True).held_out for _ in range(50))
+
+
+def test_marks_are_where_faces_and_hands_are() -> None:
+    for number in range(30):
+        drawing = training_drawing(2, number, (256, 192))
+        found = {what: [mark for mark in drawing.marks if mark.what == what] for what in KINDS}
+        assert len(found["face"]) == (drawing.view != "hand")
+        if drawing.view == "bust":
+            assert drawing.person and len(found["hand"]) == ("none", "one", "two").index(drawing.person.hands)
+        for _, left, top, right, bottom in drawing.marks:
+            assert 0 <= left < right <= 256 and 0 <= top < bottom <= 192
+
+
+def test_a_mark_follows_turns_and_mirrors() -> None:
+    pen = Pen(100, 100).frame(50, 40, 10, angle=90, mirror=True)
+    pen.mark("thing", [(1, 0), (3, 1)], margin=0.5)
+    assert pen.marks[0] == pytest.approx(("thing", 35, 5, 55, 35))
+
+
+def test_extras_change_the_picture_and_not_the_person() -> None:
+    plain, hat, night = (training_drawing(4, 9, (192, 192), extras=e) for e in ((), ("hat",), ("night",)))
+    assert plain.person == hat.person == night.person and plain.marks == hat.marks == night.marks
+    pixels = [np.asarray(drawing.image).astype(int) for drawing in (plain, hat, night)]
+    assert np.abs(pixels[0] - pixels[1])[100:].max() == 0 < np.abs(pixels[0] - pixels[1])[:60].max()
+    assert backdrop_light(night.image) < DARK < backdrop_light(plain.image)
+    assert labels_of(plain)[-2:] == [0, 0] and labels_of(hat)[-2:] == [1, 0] and labels_of(night)[-2:] == [0, 1]
+
+
+def test_pictures_of_nobody_have_no_marks_and_no_labels() -> None:
+    drawing = empty_drawing(0, 3, (128, 128))
+    assert drawing.person is None and not drawing.marks and set(labels_of(drawing)) == {-1}
+    assert drawing.image.tobytes() == empty_drawing(0, 3, (128, 128)).image.tobytes()
 
 
 def test_a_caption_names_only_what_is_there_and_what_can_be_seen() -> None:
@@ -165,6 +209,159 @@ def test_the_compiled_twin_of_norm_and_rotation_is_equal() -> None:
         torch.testing.assert_close(a, b)
 
 
+# --- LoRAs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dialect", "modules"), [("kohya", 38), ("diffusers", 54)])
+def test_factors_survive_saving_in_a_dialect_and_act_by_their_strength(
+    dialect: str, modules: int, tmp_path: Path
+) -> None:
+    base, trained = load("transformer", TINY), load("transformer", TINY)
+    kind, path = DIALECTS[dialect], tmp_path / "lora.safetensors"
+    factors = attach(trained, kind.targets(FLUX), 2, seed=1)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    for value in (value for low_rank in factors.values() for value in low_rank.parameters()):
+        value.data = (0.05 * torch.randn_like(value)).bfloat16().float()
+    save_lora(path, kind, kind.targets(FLUX), factors, description="a test")
+    report = read_lora(open_model(path), {"transformer": shapes_of(base)}).report  # type: ignore[arg-type]
+    assert (report.found, report.applied, report.ignored) == (modules, modules, ())
+    full, half = (with_loras(base, {path: strength}).state_dict() for strength in (1.0, 0.5))  # type: ignore[arg-type]
+    for name, wanted in frozen_copy(trained).state_dict().items():  # type: ignore[arg-type]
+        torch.testing.assert_close(full[name], wanted)
+        torch.testing.assert_close(half[name], (wanted + base.state_dict()[name]) / 2)
+
+
+def test_new_factors_change_nothing() -> None:
+    base, trained = load("transformer", TINY), load("transformer", TINY)
+    attach(trained, DIALECTS["diffusers"].targets(FLUX), 4, seed=1)  # type: ignore[arg-type]
+    same = zip(base.parameters(), frozen_copy(trained).parameters(), strict=True)  # type: ignore[arg-type]
+    assert all(torch.equal(a, b) for a, b in same)
+
+
+# --- upscaler and detectors --------------------------------------------------------------------------------------
+
+
+def test_the_upscaler_beats_lanczos_on_drawings_it_never_saw() -> None:
+    network = upscaler.load_upscaler()
+    for number in range(3):
+        wanted = training_drawing(900, number, (256, 256), held_out=True).image
+        small = wanted.resize((64, 64), Image.Resampling.LANCZOS)
+        plain = small.resize((256, 256), Image.Resampling.LANCZOS)
+        assert decibels(upscaled(network, small), wanted) > decibels(plain, wanted) + 1
+
+
+def test_readers_take_the_upscaler_for_an_esrgan() -> None:
+    spandrel = pytest.importorskip("spandrel")
+    read = spandrel.ModelLoader().load_from_file(str(upscaler.WEIGHTS))
+    pixels = torch.rand(1, 3, 12, 20)
+    assert read.architecture.id == "ESRGAN" and read.scale == upscaler.SCALE
+    with torch.no_grad():
+        torch.testing.assert_close(read.model.float()(pixels), upscaler.load_upscaler()(pixels))
+
+
+def test_pictures_are_made_four_times_smaller_whatever_the_way() -> None:
+    torch.manual_seed(0)
+    for _ in range(6):
+        small = made_small(torch.rand(2, 3, 64, 64))
+        assert small.shape == (2, 3, 16, 16) and float(small.min()) >= 0 and float(small.max()) <= 1
+
+
+def test_overlaps_and_their_complete_form() -> None:
+    box = torch.tensor([0.0, 0, 10, 10])
+    others = torch.tensor([[0.0, 0, 10, 10], [0, 0, 5, 10], [20, 20, 30, 30]])
+    assert detector.overlaps(box, others).tolist() == pytest.approx([1, 0.5, 0], abs=1e-5)
+    whole = detector.complete_overlaps(others, box.expand(3, 4))
+    assert float(whole[0]) == pytest.approx(1, abs=1e-5) and whole[1] < 0.5 and whole[2] < 0
+
+
+def test_points_are_assigned_to_the_boxes_that_they_agree_with() -> None:
+    points = torch.tensor([[x + 0.5, 5.0] for x in range(40)])
+    truth = torch.tensor([[[0.0, 0, 20, 10], [20, 0, 40, 10], [0, 0, 0, 0]]])
+    boxes = truth[0, (points[:, 0] > 20).long()][None]
+    scores = torch.rand(1, 40, generator=torch.Generator().manual_seed(0))
+    wanted = detector.assign(scores, boxes, points, truth, torch.tensor([[True, False, False]]))
+    hits = (wanted.scores[0] > 0).nonzero().flatten()
+    assert len(hits) == detector.TOP and int(hits.max()) < 20  # the second box is not there
+    assert set(hits.tolist()) == set(scores[0, :20].topk(detector.TOP).indices.tolist())
+    assert float(wanted.scores.max()) == pytest.approx(1, abs=1e-4) and (wanted.boxes[0, hits] == truth[0, 0]).all()
+
+
+def test_the_loss_of_bins_is_least_where_the_expectation_is_right() -> None:
+    wanted = torch.tensor([[2.25, 3.0, 7.5, 0.0]])
+    logits = torch.full((1, 4, 16), -20.0)
+    for side, (low, share) in enumerate(((2, 0.25), (3, 0.0), (7, 0.5), (0, 0.0))):
+        logits[0, side, low], logits[0, side, low + 1] = np.log(1 - share), np.log(max(share, 1e-9))
+    right = detector.bins_loss(logits.flatten(1), wanted)
+    assert (
+        right < detector.bins_loss(logits.flatten(1), wanted + 0.2) < detector.bins_loss(logits.flatten(1), wanted + 2)
+    )
+
+
+def test_boxes_go_where_their_pictures_go() -> None:
+    torch.manual_seed(3)
+    pixels, boxes = torch.zeros(6, 3, 128, 192), torch.tensor([[[60.0, 30, 110, 80]]]).repeat(6, 1, 1)
+    pixels[..., 30:80, 60:110] = 1
+    out, moved = train_detector.placed(pixels, boxes)
+    inside, there = train_detector.cut(moved)
+    for picture, box, seen in zip(out, inside[:, 0], there[:, 0], strict=True):
+        rows, columns = (picture[0] > 0.7).nonzero().T if seen else (torch.zeros(1), torch.zeros(1))
+        found = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+        assert not seen or (found - box).abs().max() < 1.6
+
+
+def test_a_detector_learns_one_picture() -> None:
+    torch.manual_seed(0)
+    network = YOLOv8(detector.SIZES)
+    pixels, truth = torch.zeros(2, 3, 64, 64), torch.tensor([[[8.0, 16, 40, 56]], [[0, 0, 0, 0]]])
+    pixels[0, :, 16:56, 8:40] = 1
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=5e-3)
+    for _ in range(40):
+        loss, _ = detector.loss_of(network, network(pixels), truth, torch.tensor([[True], [False]]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    best = network.decode(network(pixels))[0].detach().T
+    x, y, width, height = best[best[:, 4].argmax(), :4].tolist()
+    found = torch.tensor([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
+    assert float(detector.overlaps(found, truth[0, 0])) > 0.8
+
+
+def test_a_picture_without_boxes_has_a_loss_too() -> None:
+    network = YOLOv8(detector.SIZES)
+    loss, parts = detector.loss_of(
+        network, network(torch.rand(1, 3, 64, 64)), torch.zeros(1, 3, 4), torch.zeros(1, 3) > 0
+    )
+    loss.backward()
+    assert torch.isfinite(loss) and float(parts["box"].detach()) == 0
+
+
+def test_average_precision_falls_with_misses_and_false_alarms() -> None:
+    truth = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10]])
+    wrong = torch.tensor([[50.0, 0, 60, 10]])
+    sure = torch.tensor([0.9, 0.8, 0.7])
+    assert average_precision([(truth, sure[:2], truth)]) == 1
+    assert average_precision([(truth[:1], sure[:1], truth)]) == 0.5
+    assert average_precision([(torch.cat((wrong, truth)), sure, truth)]) == pytest.approx(2 / 3)
+    assert average_precision([(truth[[0, 0]], sure[:2], truth)]) == 0.5  # a box found twice counts once
+    assert average_precision([(truth[:0], sure[:0], truth)]) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_detectors_find_what_was_drawn(kind: str) -> None:
+    network = detector.load_detector(kind)
+    hits, boxes, true = 0, 0, 0
+    for number in range(12):
+        drawing = training_drawing(901, number, (256, 256), held_out=True)
+        wanted = torch.tensor([mark[1:] for mark in drawing.marks if mark.what == kind]).view(-1, 4)
+        found = detector.detect(network, drawing.image, 0.3).boxes
+        hits += int((detector.overlaps(wanted[:, None], found[None]) > 0.5).any(1).sum())
+        boxes, true = boxes + len(found), true + len(wanted)
+    assert hits >= 0.8 * true and hits >= 0.8 * boxes
+    assert (
+        sum(len(detector.detect(network, empty_drawing(901, n, (256, 256)).image, 0.3).boxes) for n in range(12)) <= 1
+    )
+
+
 # --- evaluation --------------------------------------------------------------------------------------------------
 
 
@@ -189,6 +386,14 @@ def test_the_classifier_judges_pictures_of_any_size() -> None:
     assert len(found) == 2 and all(row[name] in values(name) for row in found for name in ATTRIBUTES)
 
 
+def test_the_second_classifier_sees_hats_and_nights() -> None:
+    network = load_classifier(EXTRAS_WEIGHTS)
+    assert list(network.told) == list(WITH_EXTRAS)
+    choices = [(), ("hat",), ("night",), ("hat", "night")]
+    found = attributes_in(network, [draw(PERSON, 192, 192, np.random.default_rng(7), extras=e) for e in choices])
+    assert [(row["hat"], row["night"]) for row in found] == [("no", "no"), ("yes", "no"), ("no", "yes"), ("yes", "yes")]
+
+
 @pytest.mark.parametrize("steps", [1, 7, 20])
 def test_the_training_loop_samples_on_the_engines_simple_schedule(steps: int) -> None:
     assert simple_sigmas(steps) == pytest.approx(make_sigmas("Simple", steps, mu=1.15), abs=1e-6)
@@ -206,12 +411,32 @@ def test_a_network_survives_saving_and_reading(tmp_path: pytest.TempPathFactory)
 
 def test_the_family_is_complete_small_and_found_by_the_engine() -> None:
     files = [path for path in TINY.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 24_000_000
+    assert sum(path.stat().st_size for path in files) <= 32_000_000
     assert all((TINY / place).is_file() for place in PLACES.values())
     models = ModelLibrary([TINY]).choose()
     assert models.is_tiny and set(models.parts) == {"transformer", "t5", "clip", "autoencoder"}
     params = FluxParams.from_shapes(models.parts["transformer"].shapes, models.parts["transformer"].hints)
     assert params.guidance_embed and params.head_dim == 32 and params.hidden_size % 256 == 0
+
+
+@pytest.mark.parametrize(("name", "modules"), [("night", 38), ("hat", 54)])
+def test_the_loras_fit_the_transformer_to_the_last_tensor(name: str, modules: int) -> None:
+    shapes = shapes_of(load("transformer", TINY))  # type: ignore[arg-type]
+    path = TINY / "Lora" / f"{name}.safetensors"
+    report = read_lora(open_model(path), {"transformer": shapes}).report
+    assert (report.found, report.applied, report.ignored, report.notes) == (modules, modules, (), ())
+    assert path.stat().st_size <= 600_000
+
+
+def test_each_lora_does_its_part_on_one_prompt() -> None:
+    family, classifier = Family.load(), load_classifier(EXTRAS_WEIGHTS)
+    prompts, seen = ["a smiling woman with long red hair, green shirt, yellow background"], {}
+    for name in ("", "night", "hat"):
+        loras = {TINY / "Lora" / f"{name}.safetensors": 1.0} if name else {}
+        changed = replace(family, transformer=with_loras(family.transformer, loras))
+        image = euler(changed, prompts, steps=8, guidance=3.5, seed=4)[0]
+        seen[name] = (attributes_in(classifier, [image])[0]["hat"], backdrop_light(image) < DARK)
+    assert seen == {"": ("no", False), "night": ("no", True), "hat": ("yes", False)}
 
 
 def test_guidance_and_prompt_change_the_picture() -> None:

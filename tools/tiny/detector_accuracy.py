@@ -111,6 +111,14 @@ def marked(image: Image.Image, networks: dict[str, YOLOv8]) -> Image.Image:
     return image
 
 
+def generated(args: argparse.Namespace, device: torch.device) -> list[Image.Image]:
+    """Pictures of unseen prompts, or those of a folder."""
+    if args.pictures:
+        return [Image.open(path).convert("RGB") for path in sorted(args.pictures.glob("*.png"))[: args.generated]]
+    family = Family.load(args.models, device).to(torch.bfloat16 if device.type == "cuda" else torch.float32)
+    return loop_sampler(family)([prompt.text for prompt in unseen_prompts(args.generated, args.seed)], args.seed)
+
+
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -119,6 +127,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/tiny"))
     parser.add_argument("--count", type=int, default=500, help="held-out drawings, and drawings of nobody")
     parser.add_argument("--generated", type=int, default=100)
+    parser.add_argument("--pictures", type=Path, help="a folder of generated pictures that are there already")
     parser.add_argument("--seed", type=int, default=141)
     args = parser.parse_args()
     device = best_device()
@@ -128,9 +137,7 @@ def main() -> None:
         figures = on_drawings(network, kind, args.count, args.seed)
         report[kind] = figures | {"fires_on_nobody": round(fires(network, args.count, args.seed), 4)}
         log.info("%s: %s", kind, report[kind])
-    family = Family.load(args.models, device).to(torch.bfloat16 if device.type == "cuda" else torch.float32)
-    prompts = [prompt.text for prompt in unseen_prompts(args.generated, args.seed)]
-    images = loop_sampler(family)(prompts, args.seed)
+    images = generated(args, device)
     report["generated_faces_found"] = round(faces_found(networks["face"], images), 4)
     log.info("faces found in generated pictures: %s", report["generated_faces_found"])
     args.out.mkdir(parents=True, exist_ok=True)

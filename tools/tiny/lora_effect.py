@@ -31,7 +31,7 @@ from .training import best_device
 
 log = logging.getLogger("tiny")
 
-STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+STRENGTHS = (0.5, 1.0)
 DARK = 90
 """Mean of 0..255 below which an upper corner is night; the darkest backdrop by day has 160."""
 
@@ -48,7 +48,7 @@ def backdrop_light(image: Image.Image) -> float:
 
 def mixes(strengths: Sequence[float]) -> list[Mix]:
     alone = [{name: strength} for name in (NIGHT, HAT) for strength in strengths]
-    return [{}, *alone, {NIGHT: 0.5, HAT: 0.5}, {NIGHT: 1.0, HAT: 1.0}]
+    return [{}, *alone, {NIGHT: 1.0, HAT: 1.0}]
 
 
 def label(mix: Mix) -> str:
@@ -69,6 +69,24 @@ def measured(images: Sequence[Image.Image], prompts: Sequence[Caption], classifi
     }
 
 
+def drawn(family: Family, mix: Mix, prompts: Sequence[Caption], args: argparse.Namespace) -> list[Image.Image]:
+    """One picture for each prompt; those that ``args.pictures`` has are not drawn again."""
+    folder = args.pictures and args.pictures / label(mix).replace(" ", "_")
+    if folder and len(kept := sorted(folder.glob("*.png"))) >= len(prompts):
+        return [Image.open(path).convert("RGB") for path in kept[: len(prompts)]]
+    files = {args.loras / f"{name}.safetensors": strength for name, strength in mix.items()}
+    transformer = with_loras(family.transformer, files).to(family.clip.token_embedding.weight.dtype)
+    sample = loop_sampler(
+        replace(family, transformer=transformer), guidance=args.guidance, steps=args.steps, batch=args.batch
+    )
+    images = sample([p.text for p in prompts], args.seed)
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        for i, image in enumerate(images):
+            image.save(folder / f"{i:04}.png")
+    return images
+
+
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -76,6 +94,7 @@ def main() -> None:
     parser.add_argument("--loras", type=Path, default=TINY / "Lora")
     parser.add_argument("--classifier", type=Path, default=EXTRAS_WEIGHTS)
     parser.add_argument("--out", type=Path, default=Path("docs/tiny"))
+    parser.add_argument("--pictures", type=Path, help="a folder that keeps every picture, and is drawn from")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--strengths", type=float, nargs="+", default=STRENGTHS, help="of each alone")
     parser.add_argument("--shown", type=int, default=8, help="prompts on the contact sheet")
@@ -85,15 +104,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=6)
     args = parser.parse_args()
     device = best_device()
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    family, classifier = Family.load(args.models), load_classifier(args.classifier, device)
-    family.to(device)
+    family, classifier = Family.load(args.models, device), load_classifier(args.classifier, device)
+    if device.type == "cuda":
+        for network in (family.clip, family.t5, family.autoencoder):  # the transformer once it is merged
+            network.to(torch.bfloat16)
     prompts, rows, shown = unseen_prompts(args.count, args.seed), {}, []
     for mix in mixes(args.strengths):
-        files = {args.loras / f"{name}.safetensors": strength for name, strength in mix.items()}
-        changed = replace(family, transformer=with_loras(family.transformer, files)).to(dtype)
-        sample = loop_sampler(changed, guidance=args.guidance, steps=args.steps, batch=args.batch)
-        images = sample([p.text for p in prompts], args.seed)
+        images = drawn(family, mix, prompts, args)
         rows[label(mix)] = measured(images, prompts, classifier)
         log.info("%s: %s", label(mix), rows[label(mix)])
         if mix in SHOWN:
