@@ -120,7 +120,7 @@ ARROWS = {
     "core.quantized_cache": "folders models precision",
     "core.recovery": "networks plan",
     "core.start_pictures": "colours pictures",
-    "core.processing": "images networks recovery start_pictures",
+    "core.processing": "finite images networks recovery start_pictures",
     "core.describe": "infotext infotext_parse lora_sources pictures",
     "core.replay": "describe filenames images infotext_parse",
     "core.jobs": "images limits networks pictures plan processing progress recovery start_pictures",

@@ -1,0 +1,35 @@
+"""Numbers that are not finite would become black pictures: the job ends instead, and names the file that they came from.
+
+Looked at once after each network, never inside the loop of sampling, which the device would then have to wait for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..errors import ModelError
+from ..flux.keymaps import Role
+
+if TYPE_CHECKING:
+    from .networks import Networks
+
+
+def check_finite(networks: Networks, role: Role, results: Iterable[Tensor]) -> None:
+    """Refuse what a network computed where a number of it is NaN or infinite.
+
+    Raises:
+        ModelError: names the network, its file, and what else can be the cause.
+    """
+    if all(bool(torch.isfinite(result).all()) for result in results):
+        return
+    path = networks.models.own_parts[role].checkpoint.path
+    half = networks.storage(role).compute == torch.float16
+    others = "compute in bf16 or fp32 (float16 overflows), and " if half else ""
+    raise ModelError(
+        f"{path.name}: the {role} computed numbers that are not finite, which would be a black picture; check the file "
+        f"with `models verify {path}`; if it is whole, {others}leave out LoRAs and unusual sampler settings"
+    )
