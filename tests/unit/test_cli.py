@@ -18,7 +18,7 @@ from factories import AE, CLIP, T5, network, save, save_flux
 
 from lightweight_engine import Config, __version__
 from lightweight_engine.apps.cli import COMMANDS
-from lightweight_engine.apps.console import EXIT_CODES, Console
+from lightweight_engine.apps.console import EXIT_CODES, Console, option
 from lightweight_engine.apps.options import comes_later
 from lightweight_engine.apps.progress import Bar, Silent, clock, describe, reporter, speed
 from lightweight_engine.errors import EngineError
@@ -79,7 +79,7 @@ def test_every_error_has_a_documented_exit_code() -> None:
 def test_every_request_field_is_an_option(cli: Cli) -> None:
     text = cli("generate", "--help").out
     names = [name for name in GenerationRequest.model_fields if name != "prompt"]
-    assert [name for name in names if f"--{name.replace('_', '-')}" not in text] == []
+    assert [name for name in names if option(name) not in text] == []
 
 
 def test_help_is_in_groups(cli: Cli) -> None:
