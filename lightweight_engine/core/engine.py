@@ -29,10 +29,11 @@ from ..request import GenerationRequest, GenerationResult
 from ..upscalers.library import UpscalerLibrary
 from .describe import describe, device_name, versions
 from .download import tokenizer_folder
-from .jobs import Tools, plan_job, plan_request
+from .jobs import plan_job
 from .loras import lora_manager
 from .models import ROLES, TINY, HashCache, ModelLibrary, ModelSet
 from .networks import Networks
+from .passes import Tools, plan_request
 from .pictures import PictureReader
 from .plan import Plan
 from .precision import choose_precision, memory_manager

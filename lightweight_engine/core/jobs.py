@@ -3,78 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, groupby
+from dataclasses import replace
 
 from PIL import Image
 from torch import Tensor
 
-from ..config import EngineConfig
-from ..errors import RequestError
-from ..extensions.hires_fix import LATENT_MODES, LatentMode, Target, second_pass, target_size
-from ..extensions.lora import LoRAManager, Progress, specs_of
-from ..flux.conditioner import Conditioner, EmbeddingCache
-from ..flux.noise import random_seed
-from ..flux.prompt import parse_networks, plan_negative, plan_prompt
-from ..flux.samplers import SAMPLERS
-from ..flux.sampling import Forecast, Schedule, forecast
-from ..labels import resolve_sampler, schedule_steps
-from ..request import MAX_SEED, GenerationRequest
-from ..upscalers.library import Entry, UpscalerLibrary
-from ..upscalers.networks import tile_bytes
+from ..extensions.hires_fix import LATENT_MODES, LatentMode
+from ..flux.conditioner import Conditioner
+from ..request import GenerationRequest
 from ..upscalers.upscaler import NONE, Upscaler
 from .images import to_images
-from .limits import check_cost, check_fields, check_target
+from .limits import check_cost, check_fields
 from .networks import Networks
-from .pictures import PictureReader
-from .plan import T5_LENGTH, Plan, Shape, Upscaling, make_plan
-from .processing import Batch, Hires, Job, plan_schedule, sampler_options
+from .passes import HIRES, Pass, Tools, first_pass, hires_pass, plan_passes
+from .plan import Plan
+from .processing import Hires, Job
 from .progress import Tracker, Watch, fetching
 from .recovery import Recovery
 from .start_pictures import StartPictures, read_start
-
-# (height, width) where a request names none: of the production job, and of the demonstration model.
-NATIVE_SIZE = (1344, 768)
-TINY_SIZE = (256, 256)
-
-HIRES = "hires"
-USUAL_SCALE = 4  # of upscaling networks
-FLOAT, DOUBLE = 4, 8  # bytes of a number
-
-
-@dataclass(frozen=True)
-class Tools:
-    """What an engine has for its jobs.
-
-    Attributes:
-        pictures: reads start pictures.
-    """
-
-    networks: Networks
-    config: EngineConfig
-    embeddings: EmbeddingCache
-    loras: LoRAManager
-    upscalers: UpscalerLibrary
-    pictures: PictureReader
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One pass of a request, as far as it follows from the request: its walk, its pictures, its memory."""
-
-    request: GenerationRequest
-    size: tuple[int, int]
-    sampler: str
-    scheduler: str
-    schedule: Schedule
-    forecast: Forecast | None
-    calls: int
-    batches: tuple[Batch, ...]
-
-    @property
-    def steps(self) -> int:
-        """Of the walk; a guess for samplers that choose their own."""
-        return self.forecast.reports if self.forecast else self.request.steps
 
 
 def plan_job(
@@ -92,12 +38,12 @@ def plan_job(
     config, networks = tools.config, tools.networks
     check_fields(request, config)
     warnings = without_effect(request)
-    first = _first_pass(request, tools, warnings, fetching(watch), prompts)
-    second, target = _hires_pass(first, tools, warnings, fetching(watch))
+    first = first_pass(request, tools, warnings, fetching(watch), prompts)
+    second, target = hires_pass(first, tools, warnings, fetching(watch))
     for each in (first, second) if second else (first,):
         check_cost(each.request, each.size, each.calls, config)
     begin = _start_pictures(first, tools, warnings)
-    memory = _plan_passes(first, second, target, tools)
+    memory = plan_passes(first, second, target, tools)
     memory.check()
     networks.follow(memory)
     tracker = Tracker(
@@ -154,45 +100,6 @@ def _job(
     )
 
 
-def _first_pass(
-    request: GenerationRequest, tools: Tools, warnings: list[str], progress: Progress, prompts: Sequence[str] = ()
-) -> Pass:
-    size = picture_size(request, tools.networks, warnings)
-    walk = _walk(request, tools.networks, entered=request.image is not None)
-    batches = with_loras(request, plan_batches(request, walk[0], prompts), tools.loras, warnings, progress)
-    return Pass(request, size, *walk, numbered(batches))
-
-
-def _hires_pass(
-    first: Pass, tools: Tools, warnings: list[str], progress: Progress
-) -> tuple[Pass | None, Target | None]:
-    """The second pass of a request, and the size that its picture is enlarged to; None where there is none.
-
-    Raises:
-        RequestError: the picture would be larger than the configuration allows.
-    """
-    request, networks = first.request, tools.networks
-    if not request.hires:
-        return None, None
-    if request.image is not None:
-        warnings.append("the hires pass is left out: it is for pictures that start from noise")
-        return None, None
-    height, width = asked_size(request, networks)
-    target = target_size(
-        width, height, request.hr_scale, request.hr_resize_x, request.hr_resize_y, networks.autoencoder_factor
-    )
-    check_target(target.height, target.width, tools.config)
-    cells = target.cells(networks.autoencoder_factor)
-    size = (cells[0] * networks.autoencoder_factor, cells[1] * networks.autoencoder_factor)
-    again = second_pass(request)
-    batches: Sequence[Batch] = first.batches
-    if request.hr_prompt:
-        batches = [replace(batch, prompts=(again.prompt,) * len(batch.seeds)) for batch in batches]
-        loras = with_loras(again, batches[:1], tools.loras, warnings, progress)[0].loras
-        batches = [replace(batch, loras=loras) for batch in batches]
-    return Pass(again, size, *_walk(again, networks, entered=True), tuple(batches)), target
-
-
 def _start_pictures(first: Pass, tools: Tools, warnings: list[str]) -> StartPictures | None:
     name = first.request.img2img_upscaler
     upscaler = None
@@ -211,147 +118,6 @@ def _method(request: GenerationRequest, tools: Tools, plan: Plan, watch: Watch) 
         return None
     room = max((stage.tiles for stage in plan.stages if stage.name == "upscale"), default=0)
     return tools.upscalers.find(name, field="hr_upscaler", room=room, after_tile=lambda done, total: watch.check())
-
-
-def numbered(batches: Sequence[Batch]) -> tuple[Batch, ...]:
-    """The batches with the number of their first picture."""
-    firsts = accumulate((len(batch.seeds) for batch in batches), initial=0)
-    return tuple(replace(batch, first=first) for batch, first in zip(batches, firsts, strict=False))
-
-
-def plan_batches(request: GenerationRequest, sampler: str, prompts: Sequence[str] = ()) -> tuple[Batch, ...]:
-    """Seeds count up from the request's, which is drawn where it is -1; a variation keeps the seed and counts its own.
-
-    A sampler whose pictures influence one another draws them one at a time, but for ``compat="forge"``.
-    """
-    count = request.num_outputs
-    seed = random_seed() if request.seed == -1 else request.seed
-    subseed = random_seed() if request.subseed == -1 else request.subseed
-    varied = request.subseed_strength > 0
-    if max(seed if varied else seed + count - 1, subseed + count - 1) > MAX_SEED:
-        raise RequestError(f"seed: the seeds that follow it are over {MAX_SEED}; give a smaller one", field="seed")
-    prompts = prompts or [request.prompt] * count
-    rows = [(seed if varied else seed + i, subseed + i, prompts[i]) for i in range(count)]
-    alone = SAMPLERS[sampler].couples_batch and request.compat == "fixed"
-    step = 1 if alone else request.batch_size
-    groups = [rows[i : i + step] for i in range(0, count, step)]
-    return tuple(map(Batch.of, groups))
-
-
-def with_loras(
-    request: GenerationRequest,
-    batches: Sequence[Batch],
-    loras: LoRAManager,
-    warnings: list[str],
-    progress: Progress = lambda *_: None,
-) -> tuple[Batch, ...]:
-    """The batches with the LoRAs of their prompts; one whose prompts ask for different LoRAs is drawn in parts.
-
-    In ``forge``, all pictures have those of the first prompt, as there.
-    """
-    prompts = dict.fromkeys(prompt for batch in batches for prompt in batch.prompts)
-    if request.compat == "forge":
-        prompts = dict.fromkeys([next(iter(prompts))])
-    if parse_networks(request.negative_prompt)[1] and request.compat == "fixed":
-        warnings.append("tags in the negative prompt have no effect; put them into the prompt")
-    sets = {prompt: loras.use(specs_of(request, prompt, warnings), request.compat, progress) for prompt in prompts}
-    first = next(iter(sets.values()))
-    found: list[Batch] = []
-    for batch in batches:
-        for _, group in groupby(batch.rows, key=lambda row: sets.get(row[2], first).full_key):
-            rows = list(group)
-            found.append(Batch.of(rows, sets.get(rows[0][2], first)))
-    return tuple(found)
-
-
-def plan_request(request: GenerationRequest, tools: Tools) -> Plan:
-    """The memory plan of a request: what it takes of the device, pass by pass and stage by stage."""
-    first = _first_pass(request, tools, [], lambda *_: None)
-    return _plan_passes(first, *_hires_pass(first, tools, [], lambda *_: None), tools)
-
-
-def _walk(
-    request: GenerationRequest, networks: Networks, *, entered: bool
-) -> tuple[str, str, Schedule, Forecast | None, int]:
-    """Sampler, scheduler, schedule, what is known of it beforehand, and evaluations of the transformer a picture."""
-    sampler, scheduler = resolve_sampler(request.sampler, request.scheduler, request.compat)
-    schedule = plan_schedule(request, sampler, scheduler, networks.params.mu, entered=entered)
-    foreseen = forecast(schedule, sampler_options(request))
-    calls = len(foreseen.sigmas) if foreseen else schedule_steps(sampler, request.steps)
-    return sampler, scheduler, schedule, foreseen, calls
-
-
-def _plan_passes(first: Pass, second: Pass | None, target: Target | None, tools: Tools) -> Plan:
-    memory = _plan_memory(first, tools.networks, picture=first.request.image is not None)
-    if second is None or target is None:
-        return memory
-    upscaling = _upscaling(first, target, tools)
-    later = _plan_memory(second, tools.networks, picture=first.request.hr_upscaler not in LATENT_MODES, up=upscaling)
-    return replace(memory, then={HIRES: later})
-
-
-def _upscaling(first: Pass, target: Target, tools: Tools) -> Upscaling | None:
-    """What enlarging takes of the device; of a network that is not read yet, the usual scale."""
-    if first.request.hr_upscaler in LATENT_MODES:
-        return None
-    entry = tools.upscalers.entry(first.request.hr_upscaler, field="hr_upscaler")
-    count = max(len(batch.seeds) for batch in first.batches)
-    before, after = first.size[0] * first.size[1], target.width * target.height
-    if not isinstance(entry, Entry):
-        return Upscaling(0, 0, 3 * FLOAT * count * (before + after))
-    made = before * USUAL_SCALE**2
-    tile = tile_bytes(entry.family.tiling.tile, USUAL_SCALE)
-    return Upscaling(entry.path.stat().st_size, tile, 3 * (count * FLOAT * (before + after) + DOUBLE * made))
-
-
-def _plan_memory(each: Pass, networks: Networks, *, picture: bool, up: Upscaling | None = None) -> Plan:
-    request, calls, batches = each.request, each.calls, each.batches
-    prompts = dict.fromkeys(prompt for batch in batches for prompt in batch.prompts)
-    plans = [plan_prompt(parse_networks(prompt)[0], calls, compat=request.compat) for prompt in prompts]
-    parts = max(len(plan) for plan in plans)
-    texts = {text for plan in plans for part in plan for _, text in part.schedule}
-    if request.cfg_scale != 1:
-        parts += 1
-        texts |= {text for part in plan_negative(request.negative_prompt, calls) for _, text in part.schedule}
-    shape = Shape(
-        each.size,
-        batch=max(len(batch.seeds) for batch in batches),
-        conditionings=parts,
-        calls=calls,
-        rows=calls * len(texts),
-        text=max(_text_tokens(text, networks) for text in texts),
-        picture=picture,
-        upscaling=up,
-    )
-    known = networks.with_loras({batch.loras.full_key: batch.loras for batch in batches}.values())
-    return make_plan(known, shape, networks.manager, networks.held)
-
-
-def _text_tokens(text: str, networks: Networks) -> int:
-    """T5 tokens that a text takes at most; a short one is padded, and needs no counting."""
-    chunks = text.count("BREAK") + 1
-    tokens = len(text) + 1
-    if tokens > T5_LENGTH:
-        tokens = len(networks.tokenizers[1].encode(text)) + 1
-    return chunks * max(T5_LENGTH, tokens)
-
-
-def asked_size(request: GenerationRequest, networks: Networks) -> tuple[int, int]:
-    """(height, width) of the first pass as asked, or the model's own."""
-    native = TINY_SIZE if networks.models.is_tiny else NATIVE_SIZE
-    return request.height or native[0], request.width or native[1]
-
-
-def picture_size(request: GenerationRequest, networks: Networks, warnings: list[str]) -> tuple[int, int]:
-    """(height, width) of the first pass, cut to whole latent cells."""
-    asked = asked_size(request, networks)
-    cell = networks.autoencoder_factor
-    height, width = size = (asked[0] // cell * cell, asked[1] // cell * cell)
-    if asked != size:
-        warnings.append(f"the picture is {width}x{height}: sides are multiples of {cell} pixels")
-    elif any(side % (2 * cell) for side in size):
-        warnings.append(f"sides that are no multiple of {2 * cell} pixels are padded while drawing, as in Forge")
-    return size
 
 
 def without_effect(request: GenerationRequest) -> list[str]:

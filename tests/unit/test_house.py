@@ -120,12 +120,14 @@ ARROWS = {
     "core.quantized_cache": "folders models precision",
     "core.recovery": "networks plan",
     "core.start_pictures": "colours pictures",
-    "core.processing": "finite images networks recovery start_pictures",
+    "core.coding": "finite",
+    "core.processing": "coding finite images networks recovery start_pictures",
+    "core.passes": "limits networks pictures plan processing",
     "core.describe": "infotext infotext_parse lora_sources pictures",
     "core.replay": "describe filenames images infotext_parse",
-    "core.jobs": "images limits networks pictures plan processing progress recovery start_pictures",
+    "core.jobs": "images limits networks passes plan processing progress recovery start_pictures",
     "core.upscaling": "progress",
-    "core.engine": "describe download jobs loras models networks pictures plan precision processing progress "
+    "core.engine": "describe download jobs loras models networks passes pictures plan precision processing progress "
     "quantized_cache upscaling",
     # apps
     "__main__": "cli",
