@@ -115,7 +115,7 @@ def _number(value: Any) -> int | float:
 
 def _network_class(name: str, layers: Mapping[str, Any]) -> Any:
     try:
-        with _quietly():
+        with quietly():
             from ultralytics.nn import tasks  # type: ignore[import-not-found]
     except ImportError:
         raise MissingDependencyError(
@@ -126,7 +126,7 @@ def _network_class(name: str, layers: Mapping[str, Any]) -> Any:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Import without a trace: what the library sets for a whole process is set back, and its settings go nowhere."""
     environment, save, printing = dict(os.environ), torch.save, np.get_printoptions()
     width = torch._tensor_str.PRINT_OPTS.linewidth  # type: ignore[attr-defined]

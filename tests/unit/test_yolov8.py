@@ -6,29 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from saved_detectors import TINY, TINY_SEGMENTATION, random_network
 from torch import Tensor, nn
 
 from lightweight_engine.errors import UnsupportedCheckpointError
 from lightweight_engine.extensions.yolov8 import SCALES, YOLOv8, YOLOv8Sizes, anchor_points, build, fold_norms
 
-TINY = YOLOv8Sizes.scaled(2, depth=1 / 3, width=0.125, widest=256)
-TINY_SEGMENTATION = YOLOv8Sizes.scaled(1, depth=1 / 3, width=0.0625, widest=256, segmentation=True)
-
 # Of the published files with 80 classes: parameters that are trained, in all.
 PUBLISHED = {"n": 3_157_200, "s": 11_166_560, "m": 25_902_640, "l": 43_691_520, "x": 68_229_648}
 PUBLISHED_SEGMENTATION = {"n": 3_409_968, "s": 11_821_056, "m": 27_285_968}
-
-
-def random_network(sizes: YOLOv8Sizes, seed: int = 0) -> YOLOv8:
-    """A network whose norms have seen something."""
-    torch.manual_seed(seed)
-    network = YOLOv8(sizes)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr, operator]
-            module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr, operator]
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-    return network.eval()
 
 
 def shapes_of(network: nn.Module) -> dict[str, tuple[int, ...]]:
