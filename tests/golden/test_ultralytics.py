@@ -29,7 +29,8 @@ MASKS = 1  # level
 @pytest.fixture(scope="module")
 def library() -> Any:
     with quietly():
-        return pytest.importorskip("ultralytics", reason="the extra `adetailer` is not installed")
+        # Before 8.4 both sides of a picture were scaled alike, which puts boxes up to 0.02 pixels elsewhere.
+        return pytest.importorskip("ultralytics", "8.4", reason="the extra `adetailer` is not installed")
 
 
 def networks() -> list[Path]:
