@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 MAX_TENSORS = 10_000  # the largest published ones have 3,000
 _SPARE = 64 << 20  # elements that building a network may take beside its parameters
 _OUTER = ("module.", "netG.")
+_PURPOSES = ("SR", "Restoration")
+_OTHERS = {"FaceSR": "faces alone", "Inpainting": "inpainting"}
 
 AfterTile = Callable[[int, int], None]
 """Told of (finished tiles, all tiles); may raise to stop."""
@@ -192,8 +194,8 @@ def open_network(path: Path) -> Any:
 
 def _fault(found: Any) -> str | None:
     """Why a network is no upscaler of pictures in colour."""
-    if not hasattr(found, "supports_half") or found.__class__.__name__ != "ImageModelDescriptor":
-        return f"it is for inpainting ({found.architecture.name})"
+    if found.purpose not in _PURPOSES:
+        return f"it is a network for {_OTHERS.get(found.purpose, found.purpose)} ({found.architecture.name})"
     if (found.input_channels, found.output_channels) != (3, 3):
         return f"it maps {found.input_channels} channels to {found.output_channels}"
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import zipfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from lightweight_engine.errors import (
 )
 from lightweight_engine.upscalers import tiles
 from lightweight_engine.upscalers.library import UpscalerLibrary
-from lightweight_engine.upscalers.networks import NetworkUpscaler, Tiling, open_network
+from lightweight_engine.upscalers.networks import NetworkUpscaler, Tiling, _fault, open_network
 from lightweight_engine.upscalers.resampling import Filter, lanczos, resample, to_image, to_levels
 from lightweight_engine.upscalers.resizing import CROP, FILL, resize
 from lightweight_engine.upscalers.upscaler import NONE, PLAIN, enlarged
@@ -127,6 +128,32 @@ def test_equal_to_spandrel_called_directly(models: Path) -> None:
     golden = (colours.clamp(0, 1) * 255).round().byte()
     ours = NetworkUpscaler("x", open_network(path), Tiling(tile=0)).once(levels)
     assert torch.equal(ours, golden)
+
+
+@pytest.mark.parametrize("name", ["Compact", "OmniSR", "RealCUGAN", "SeemoRe", "SwiftSRGAN"])
+def test_other_architectures_equal_spandrel_too(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(1)
+    module = import_module(f"spandrel.architectures.{name}")
+    kinds = (each for each in vars(module).values() if isinstance(each, type) and issubclass(each, nn.Module))
+    state = {key: value.contiguous() for key, value in next(kinds)().state_dict().items()}
+    save_file(state, tmp_path / "x.safetensors")
+    direct = spandrel.ModelLoader().load_from_file(tmp_path / "x.safetensors").eval()
+    levels = noise(33, 40)
+    with torch.inference_mode():
+        golden = (direct(levels.flip(0)[None].float() / 255)[0].flip(0).clamp(0, 1) * 255).round().byte()
+    ours = NetworkUpscaler(name, open_network(tmp_path / "x.safetensors"), Tiling(tile=0)).once(levels)
+    assert ours.shape[1] == 33 * direct.scale and torch.equal(ours, golden)
+
+
+def test_networks_for_something_else_are_refused(models: Path) -> None:
+    known = open_network(models / "ESRGAN" / "4x-UltraSharp.safetensors")
+    common = {"tags": [], "supports_half": True, "supports_bfloat16": True, "input_channels": 3, "output_channels": 3}
+    module = nn.Conv2d(3, 3, 1)
+    given = (module, module.state_dict(), known.architecture)
+    painter = spandrel.MaskedImageModelDescriptor(*given, purpose="Inpainting", **common)
+    faces = spandrel.ImageModelDescriptor(*given, purpose="FaceSR", scale=2, **common)
+    assert "inpainting" in str(_fault(painter)) and "faces" in str(_fault(faces))
+    assert _fault(known) is None
 
 
 @pytest.mark.parametrize("tiling", [Tiling(32, 8), Tiling(32, 8, blended=False), Tiling(192, 8, blended=False)])
