@@ -44,6 +44,8 @@ def describe(progress: Progress) -> str:
         parts.append(f"picture {progress.image_index + 1} of {progress.image_count}")
     if progress.stage == "sample":
         parts.append(f"step {progress.step}/{progress.steps}" if progress.step else f"{progress.steps} steps")
+    if progress.stage == "upscale" and progress.steps:
+        parts.append(f"tile {progress.step}/{progress.steps}")
     if progress.steps_per_second:
         parts.append(speed(progress.steps_per_second))
     if progress.eta_seconds is not None and progress.stage != "done":

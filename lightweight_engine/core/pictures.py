@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..backend.net import Access, Limits, get
-from ..errors import DownloadError, RequestError
+from ..errors import BlockedURLError, DownloadError, RequestError
 from .images import check_pixels, open_image
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class PictureReader:
 
         Raises:
             RequestError: it is none, it is damaged, animated or too large; names ``field``.
-            DownloadError: its URL may not be asked, or does not give it.
+            DownloadError: its URL may not be asked (BlockedURLError), or does not give it.
         """
         if isinstance(given, Image.Image):
             picture = given
@@ -95,7 +95,7 @@ class PictureReader:
         scheme = _SCHEME.match(text)
         if is_url(text):
             if self.fetch is None:
-                raise RequestError(f"{field}: URLs are not fetched here; send the picture itself", field=field)
+                raise BlockedURLError(f"{field}: URLs are not fetched here; send the picture itself")
             return self.fetch(text)
         if scheme and (scheme[1].lower() == "data" or "://" in text[:16]):
             return _data_url(text, scheme[1].lower(), field)

@@ -111,8 +111,9 @@ class NetworkUpscaler:
         step = self._together(cut[0])
         for first in range(0, len(cut), step):
             batch = torch.stack(cut[first : first + step])
-            yield from self._bytes(self.run(unit(batch, self._network.dtype)))
+            made = self._bytes(self.run(unit(batch, self._network.dtype)))
             self.after_tile(min(first + step, len(cut)), len(cut))
+            yield from made
 
     def _together(self, tile: Tensor) -> int:
         """How many tiles fit the room."""

@@ -132,6 +132,13 @@ def test_progress_never_goes_back(engine: LightweightEngine) -> None:
     assert [report.step for report in seen if report.stage == "sample" and report.step] == [1, 2] * 4
 
 
+def test_tiles_are_told(engine: LightweightEngine) -> None:
+    pytest.importorskip("spandrel")
+    seen: list[Progress] = []
+    engine.run(request(hr_upscaler="4x-Small", width=256), on_progress=seen.append)
+    assert [(report.step, report.steps) for report in seen if report.stage == "upscale"] == [(0, 0), (1, 2), (2, 2)]
+
+
 def test_a_job_can_be_stopped_in_its_second_pass(engine: LightweightEngine) -> None:
     class Stop:
         stopped = False
