@@ -230,7 +230,10 @@ def service_passes(
     passes = []
     for field, given, defaults, prompt in rows:
         values = dict(_object(given, field))
-        if values.pop(DISABLE, False) is not True:
+        disabled = values.pop(DISABLE, False)
+        if not isinstance(disabled, bool):
+            raise RequestError(f"{field}: {DISABLE} is true or false (got {disabled!r:.80})", field=field)
+        if not disabled:
             passes.append(read_args({**defaults, "ad_prompt": prompt, **values}, field))
     return Passes(tuple(passes))
 
