@@ -74,16 +74,15 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightweight-engine"
 
 
-def _setting(default: Any, section: str, help: str, *, later: bool = False, **bounds: Any) -> Any:
+def _setting(default: Any, section: str, help: str, **bounds: Any) -> Any:
     made = "default_factory" if callable(default) else "default"
-    return Field(**{made: default}, description=help, json_schema_extra={"section": section, "later": later}, **bounds)
+    return Field(**{made: default}, description=help, json_schema_extra={"section": section}, **bounds)
 
 
 def _request(name: str) -> Any:
     """The default of a request field, with the help that the request gives it."""
     info = GenerationRequest.model_fields[name]
-    extra: Any = info.json_schema_extra
-    return _setting(info.default, "request", info.description or "", later=extra["later"])
+    return _setting(info.default, "request", info.description or "")
 
 
 class EngineConfig(BaseModel):
@@ -178,6 +177,17 @@ class EngineConfig(BaseModel):
     exact_dora: bool = _setting(
         False, "LoRA", "DoRA measures the changed weight, as in training; off, the weight itself, as Forge does."
     )
+
+    ad_order: Literal["None", "Position (left to right)", "Position (center to edge)", "Area (large to small)"] = (
+        _setting("None", "detailer", "In which order the detailer paints what it found; None is surest first.")
+    )
+    ad_dynamic_denoise_power: float = _setting(
+        0.0, "detailer", "Above 0, large boxes are changed less; below, more.", ge=-10, le=10
+    )
+    ad_match_size: Literal["Off", "Strict (SDXL only)", "Free"] = _setting(
+        "Off", "detailer", "Whether a box is drawn at a size of its own aspect."
+    )
+    ad_same_seed: bool = _setting(False, "detailer", "Every mask has the seed of the picture, instead of counting up.")
 
     width: int | None = _request("width")
     height: int | None = _request("height")

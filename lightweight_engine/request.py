@@ -8,6 +8,7 @@ Profiles: ``native`` (this engine's own defaults), ``cog`` (the ``predict()`` se
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -24,19 +25,15 @@ ImageFormat = Literal["png", "jpg", "webp"]
 
 MAX_SEED = 2**63 - 1
 MAX_LORAS = 16
+MAX_DETAILER_PASSES = 16
 MAX_LORA_SCALE = 100.0
 
 
-def _field(
-    section: str, default: Any, help: str, *, later: bool = False, cog: Any = ..., a1111: Any = ..., **bounds: Any
-) -> Any:
-    """A request field with its help and, where they differ from ``default``, its defaults in the other profiles.
-
-    ``later`` marks one that is checked already, but whose feature is not built yet.
-    """
+def _field(section: str, default: Any, help: str, *, cog: Any = ..., a1111: Any = ..., **bounds: Any) -> Any:
+    """A request field with its help and, where they differ from ``default``, its defaults in the other profiles."""
     named = {"cog": cog, "a1111": a1111}
     profiles = {name: value for name, value in named.items() if value is not ...}
-    extra = {"section": section, "later": later, "profiles": profiles}
+    extra = {"section": section, "profiles": profiles}
     return Field(default, description=help, json_schema_extra=extra, **bounds)
 
 
@@ -48,7 +45,7 @@ _noise = partial(_field, "Seeds and noise")
 _img2img = partial(_field, "Image-to-image")
 _inpaint = partial(_field, "Inpainting")
 _hires = partial(_field, "Hires fix")
-_second_pass = partial(_field, "Second passes", later=True)
+_detailer = partial(_field, "Detailer")
 _lora = partial(_field, "LoRA")
 _file = partial(_field, "Files")
 
@@ -228,7 +225,16 @@ class GenerationRequest(_Frozen):
     loras: tuple[LoraSpec, ...] = _lora(
         (), "LoRAs to apply, by name or address, with strengths: NAME_OR_URL[:SCALE].", max_length=MAX_LORAS
     )
-    adetailer: bool = _second_pass(False, "Detail faces and hands.")
+    adetailer: bool = _detailer(False, "Paint faces and hands anew, larger, where detectors find them.")
+    adetailer_args: Any = _detailer(
+        "{}", "Arguments of the pass for faces (ad_…), a JSON object over its defaults; ad_disable leaves it out."
+    )
+    adetailer_args_hands: Any = _detailer("{}", "Likewise of the pass for hands.")
+    ad_prompt: str = _detailer("", "Prompt of the pass for faces; left out, the prompt.")
+    ad_hands_prompt: str = _detailer("", "Prompt of the pass for hands; left out, the prompt.")
+    adetailer_passes: tuple[Any, ...] = _detailer(
+        (), "Passes in place of those two: a JSON object of ad_… arguments each.", max_length=MAX_DETAILER_PASSES
+    )
     save_stages: bool = _file(
         False, "Keep the picture of every stage, as first pass and enlarged one, beside the last."
     )
@@ -262,6 +268,17 @@ class GenerationRequest(_Frozen):
             return tuple(LoraSpec.parse(each) if isinstance(each, str) else each for each in given)
         except RequestError as error:
             raise ValueError(str(error)) from None
+
+    @field_validator("adetailer_passes", mode="before")
+    @classmethod
+    def _json_passes(cls, value: Any) -> Any:
+        given = (value,) if isinstance(value, str | Mapping) else value
+        if not isinstance(given, Sequence):
+            return given
+        try:
+            return tuple(json.loads(each) if isinstance(each, str) else each for each in given)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"it is no JSON ({str(error)[:80]}); give objects of ad_… arguments") from None
 
     @field_validator("width", "height", "hr_resize_x", "hr_resize_y")
     @classmethod
@@ -298,7 +315,7 @@ def profile_defaults(profile: Profile) -> dict[str, Any]:
 class Progress(_Frozen):
     """Where a job is. ``step`` counts finished steps of ``steps`` in ``stage``; ``fraction`` is of the whole job."""
 
-    stage: Literal["load", "encode", "sample", "decode", "upscale", "done"]
+    stage: Literal["load", "encode", "sample", "decode", "upscale", "detect", "detail", "done"]
     step: int = 0
     steps: int = 0
     fraction: float = 0.0
@@ -340,6 +357,13 @@ class AppliedLora(_Frozen):
     notes: tuple[str, ...] = ()
 
 
+class DetailReport(_Frozen):
+    """What the detailer did to a picture. Of each pass: ``model``, what it ``found`` (box, score, label), how many
+    ``masks`` were left of that, and how many were ``painted``."""
+
+    passes: tuple[Mapping[str, Any], ...] = ()
+
+
 class GenerationResult(_Frozen):
     """What a job made. Seconds in ``timings``, bytes in ``peak_memory``; warnings are sentences for a person.
 
@@ -354,6 +378,7 @@ class GenerationResult(_Frozen):
     request: GenerationRequest
     models: tuple[ModelFile, ...] = ()
     loras: tuple[AppliedLora, ...] = ()
+    details: tuple[DetailReport, ...] = ()
     timings: dict[str, float] = Field(default_factory=dict)
     peak_memory: int = 0
     device: str = "cpu"

@@ -122,11 +122,6 @@ def load_config(settings: Mapping[str, Any], **forced: Any) -> EngineConfig:
         raise ConfigError(text) from error
 
 
-def comes_later(info: Any) -> bool:
-    """Whether a field or setting is checked already, but has no effect yet."""
-    return info.json_schema_extra.get("later", False)
-
-
 def _assignment(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     name = name.strip().replace("-", "_")
@@ -202,12 +197,12 @@ def _spelled(kind: Any) -> Any:
 
 
 def _help(name: str, info: Any) -> str:
-    """The field's help with its bounds, its default, and whether its feature comes later."""
+    """The field's help with its bounds and its default."""
     notes = _bounds(name, info)
     default = info.get_default(call_default_factory=True)
     if default not in (None, "", (), False):
         notes.append(f"default {default}")
-    text = f"(later) {info.description}" if comes_later(info) else info.description or ""
+    text = info.description or ""
     return f"{text} ({'; '.join(notes)})" if notes else text
 
 

@@ -6,9 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..config import EngineConfig
 from .console import Console, table
-from .options import Debug, Grouped, Json, comes_later, load_config, takes_settings
+from .options import Debug, Grouped, Json, load_config, takes_settings
 
 Origin = Annotated[bool, typer.Option("--origin", help="Show where each value came from.")]
 
@@ -34,11 +33,10 @@ def show(origin: Origin = False, json: Json = False, debug: Debug = False, **set
 
 
 def _shown(name: str, value: Any) -> str:
-    """The value as a person writes it, of secrets only what they are for; with a mark where it has no effect yet."""
+    """The value as a person writes it, of secrets only what they are for."""
     parts = map(str, value) if isinstance(value, tuple | dict) else [] if value is None else [str(value)]
     text = ", ".join(parts) or "-"
-    text = text.lower() if isinstance(value, bool) else text
-    return f"{text} (later)" if comes_later(EngineConfig.model_fields[name]) else text
+    return text.lower() if isinstance(value, bool) else text
 
 
 def register(app: typer.Typer) -> None:

@@ -10,6 +10,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..extensions.detailer_infotext import detailer_infotext
 from ..extensions.lora import of_urls
 from ..flux.conditioner import resolve_guidance
 from ..flux.prompt import parse_networks
@@ -75,6 +76,7 @@ def describe(job: Job, batch: Batch, seed: int, subseed: int, files: Sequence[Mo
         seed_resize_from=(max(request.seed_resize_from_w, 0), max(request.seed_resize_from_h, 0)),
         ensd=request.eta_noise_seed_delta if SAMPLERS[job.sampler].uses_ensd else 0,
         rng=job.noise_source,
+        extra=detailer_infotext(job.detailing.passes) if job.detailing else {},
         hires=_hires_facts(job.hires) if job.hires else None,
         image=_image_facts(job, batch.seeds.index(seed) + batch.first) if job.begin else None,
         loras={use.name: use.sha256[:10] for use in batch.loras.uses},
@@ -133,6 +135,7 @@ def sidecar(result: GenerationResult, index: int) -> dict[str, Any]:
         "pixels_sha256": pixels_sha256(result.images[index]),
         "models": [file.model_dump() for file in result.models],
         "loras": [row.model_dump(mode="json") for row in result.loras],
+        "detailer": result.details[index].model_dump(mode="json") if result.details else None,
         "device": result.device,
         "versions": result.versions,
         "timings": result.timings,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -21,6 +22,7 @@ from ..backend.devices import (
 )
 from ..config import EngineConfig
 from ..errors import ConfigError, MemoryBudgetError, ModelNotFoundError
+from ..extensions.detectors import DetectorLibrary
 from ..extensions.lora import LoRAManager, reports
 from ..flux.conditioner import EmbeddingCache
 from ..flux.keymaps import Role
@@ -28,6 +30,7 @@ from ..flux.tokenizers import CLIPTokenizer, T5Tokenizer, hub_cache
 from ..request import GenerationRequest, GenerationResult
 from ..upscalers.library import UpscalerLibrary
 from .describe import describe, device_name, versions
+from .detailing import Workshop, detail
 from .download import tokenizer_folder
 from .jobs import plan_job
 from .loras import lora_manager
@@ -68,6 +71,7 @@ class LightweightEngine:
         self._embeddings = EmbeddingCache(EMBEDDING_CACHE_BYTES)
         self._hashes = HashCache(self.config.cache_dir / "hashes.json")
         self._upscalers = UpscalerLibrary([self.config.models_dir, TINY])
+        self._detectors = DetectorLibrary([self.config.models_dir, TINY])
         self._notes: list[str] = []
 
     @property
@@ -97,6 +101,11 @@ class LightweightEngine:
     def upscalers(self) -> UpscalerLibrary:
         """The upscalers that can be chosen by name."""
         return self._upscalers
+
+    @property
+    def detectors(self) -> DetectorLibrary:
+        """The detectors that the detailer can be given."""
+        return self._detectors
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -231,6 +240,7 @@ class LightweightEngine:
             self._networks = self._loras = None
             self._embeddings.clear()
             self._upscalers.release()
+            self._detectors.release()
 
     def draw(self, request: GenerationRequest, prompts: Sequence[str] = ()) -> Drawn:
         """The pictures of a request as tensors on the device, for those who go on working on them.
@@ -260,27 +270,33 @@ class LightweightEngine:
 
     def _tools(self, networks: Networks, loras: LoRAManager) -> Tools:
         self._upscalers.device = networks.device
-        return Tools(networks, self.config, self._embeddings, loras, self._upscalers, PictureReader.of(self.config))
+        reader = PictureReader.of(self.config)
+        return Tools(networks, self.config, self._embeddings, loras, self._upscalers, self._detectors, reader)
 
     def _rest(self, networks: Networks) -> None:
         """A job is over: what the VRAM state does not keep is released."""
         networks.rest()
         if not networks.keeps:
             self._upscalers.release()
+            self._detectors.release()
 
     def _run(
         self, request: GenerationRequest, networks: Networks, memory: PeakMemory, watch: Watch
     ) -> GenerationResult:
         job, tracker = self._job(request, watch)
+        tools = self._tools(networks, self.loras)
+        workshop = Workshop(lambda inner: plan_job(inner, tools, tracker.inner())[0], tracker.enter)
         files = networks.models.files(self._hashes)
         images, stages, seeds, subseeds, infotexts = [], [], [], [], []
         for batch, drawn in _draw_all(job, tracker):
-            images += finished(job, batch, drawn.pixels)
+            refine = partial(detail, job, batch, workshop) if job.detailing else list
+            images += finished(job, batch, drawn.pixels, refine)
             seeds += batch.seeds
             subseeds += batch.subseeds
-            stages += stages_of(drawn)
+            stages += stages_of(job, drawn)
             rows = zip(batch.seeds, batch.subseeds, strict=True)
             infotexts += [describe(job, batch, seed, subseed, files) for seed, subseed in rows]
+        jobs = (job, *workshop.jobs)
         tracker.finish()
         return GenerationResult(
             images=tuple(images),
@@ -290,12 +306,13 @@ class LightweightEngine:
             infotexts=tuple(infotexts),
             request=request,
             models=files,
-            loras=reports(batch.loras for batch in job.all_batches),
+            loras=reports(batch.loras for each in jobs for batch in each.all_batches),
+            details=tuple(workshop.reports),
             timings=tracker.timings,
             peak_memory=memory.bytes(),
             device=device_name(networks.device),
             versions=versions(),
-            warnings=tuple(dict.fromkeys((*self._notes, *job.warnings))),
+            warnings=tuple(dict.fromkeys((*self._notes, *(text for each in jobs for text in each.warnings)))),
         )
 
     def _assemble(self, device: torch.device, card: Card, notes: list[str], *, load: bool) -> Networks:

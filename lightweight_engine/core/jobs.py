@@ -12,10 +12,11 @@ from ..extensions.hires_fix import LATENT_MODES, LatentMode
 from ..flux.conditioner import Conditioner
 from ..request import GenerationRequest
 from ..upscalers.upscaler import NONE, Upscaler
+from .detailing import detailing_of, plan_detailing
 from .images import to_images
 from .limits import check_cost, check_fields
 from .networks import Networks
-from .passes import HIRES, Pass, Tools, first_pass, hires_pass, plan_passes
+from .passes import HIRES, Pass, Tools, at_home, first_pass, hires_pass, plan_passes
 from .plan import Plan
 from .processing import Hires, Job
 from .progress import Tracker, Watch, fetching
@@ -37,14 +38,17 @@ def plan_job(
     """
     config, networks = tools.config, tools.networks
     check_fields(request, config)
-    warnings = without_effect(request)
+    warnings: list[str] = []
+    request = at_home(request, tools)
     first = first_pass(request, tools, warnings, fetching(watch), prompts)
     second, target = hires_pass(first, tools, warnings, fetching(watch))
     for each in (first, second) if second else (first,):
         check_cost(each.request, each.size, each.calls, config)
     begin = _start_pictures(first, tools, warnings)
     memory = plan_passes(first, second, target, tools)
-    memory.check()
+    detailing = detailing_of(request, tools)
+    for plan in (memory, *(plan_detailing(request, detailing, first.size, tools) if detailing else ())):
+        plan.check()
     networks.follow(memory)
     tracker = Tracker(
         [each.steps for each in (first, second) if each],
@@ -52,12 +56,12 @@ def plan_job(
         watch,
         _previewer(networks) if watch.preview_every else None,
     )
-    job = _job(first, tools, memory, tracker, 0, warnings, begin)
+    job = replace(_job(first, tools, memory, tracker, 0, warnings, begin), detailing=detailing)
     if second is None or target is None:
         return job, tracker
     plan = memory.then[HIRES]
     hires = _job(second, tools, plan, tracker, 1, warnings)
-    method = _method(request, tools, plan, watch)
+    method = _method(request, tools, plan, tracker)
     again = {batch.first: batch for batch in second.batches}
     return replace(job, hires=Hires(hires, target, method, again)), tracker
 
@@ -109,7 +113,7 @@ def _start_pictures(first: Pass, tools: Tools, warnings: list[str]) -> StartPict
     return read_start(first.request, first.size, tools.pictures, upscaler, warnings)
 
 
-def _method(request: GenerationRequest, tools: Tools, plan: Plan, watch: Watch) -> LatentMode | Upscaler | None:
+def _method(request: GenerationRequest, tools: Tools, plan: Plan, tracker: Tracker) -> LatentMode | Upscaler | None:
     """What enlarges the picture of a request; its network is read now, so that a bad file is refused now."""
     name = request.hr_upscaler
     if name in LATENT_MODES:
@@ -117,13 +121,7 @@ def _method(request: GenerationRequest, tools: Tools, plan: Plan, watch: Watch) 
     if name.lower() == "none":
         return None
     room = max((stage.tiles for stage in plan.stages if stage.name == "upscale"), default=0)
-    return tools.upscalers.find(name, field="hr_upscaler", room=room, after_tile=lambda done, total: watch.check())
-
-
-def without_effect(request: GenerationRequest) -> list[str]:
-    """What a request asks for that this version does not do yet, a sentence each."""
-    asked = {"adetailer": request.adetailer}
-    return [f"{what} has no effect yet in this version" for what, wanted in asked.items() if wanted]
+    return tools.upscalers.find(name, field="hr_upscaler", room=room, after_tile=tracker.after_tile)
 
 
 def _previewer(networks: Networks) -> Callable[[Tensor], Image.Image]:

@@ -8,6 +8,7 @@ from itertools import accumulate, groupby
 
 from ..config import EngineConfig
 from ..errors import RequestError
+from ..extensions.detectors import DetectorLibrary
 from ..extensions.hires_fix import LATENT_MODES, Target, second_pass, target_size
 from ..extensions.lora import LoRAManager, Progress, specs_of
 from ..flux.conditioner import EmbeddingCache
@@ -28,6 +29,7 @@ from .processing import Batch, plan_schedule, sampler_options
 # (height, width) where a request names none: of the production job, and of the demonstration model.
 NATIVE_SIZE = (1344, 768)
 TINY_SIZE = (256, 256)
+TINY_UPSCALER = "4x_tiny"
 
 HIRES = "hires"
 USUAL_SCALE = 4  # of upscaling networks
@@ -47,6 +49,7 @@ class Tools:
     embeddings: EmbeddingCache
     loras: LoRAManager
     upscalers: UpscalerLibrary
+    detectors: DetectorLibrary
     pictures: PictureReader
 
 
@@ -67,6 +70,14 @@ class Pass:
     def steps(self) -> int:
         """Of the walk; a guess for samplers that choose their own."""
         return self.forecast.reports if self.forecast else self.request.steps
+
+
+def at_home(request: GenerationRequest, tools: Tools) -> GenerationRequest:
+    """A request with the demonstration model's own upscaler, where that of the production job is asked for in vain."""
+    usual = GenerationRequest.model_fields["hr_upscaler"].default
+    if not tools.networks.models.is_tiny or request.hr_upscaler != usual or usual in tools.upscalers.names():
+        return request
+    return request.model_copy(update={"hr_upscaler": TINY_UPSCALER})
 
 
 def first_pass(
@@ -159,6 +170,7 @@ def with_loras(
 
 def plan_request(request: GenerationRequest, tools: Tools) -> Plan:
     """The memory plan of a request: what it takes of the device, pass by pass and stage by stage."""
+    request = at_home(request, tools)
     first = first_pass(request, tools, [], lambda *_: None)
     return plan_passes(first, *hires_pass(first, tools, [], lambda *_: None), tools)
 
@@ -192,7 +204,9 @@ def _upscaling(first: Pass, target: Target, tools: Tools) -> Upscaling | None:
     before, after = first.size[0] * first.size[1], target.width * target.height
     if not isinstance(entry, Entry):
         return Upscaling(0, 0, 3 * FLOAT * count * (before + after))
-    made = before * USUAL_SCALE**2
+    by = max(target.height / first.size[0], target.width / first.size[1])
+    rounds = 1 if by <= USUAL_SCALE else 2
+    made = before * USUAL_SCALE ** (2 * rounds)
     tile = tile_bytes(entry.family.tiling.tile, USUAL_SCALE)
     return Upscaling(entry.path.stat().st_size, tile, 3 * (count * FLOAT * (before + after) + DOUBLE * made))
 

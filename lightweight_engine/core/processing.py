@@ -38,6 +38,8 @@ from .start_pictures import StartPictures
 if TYPE_CHECKING:
     from PIL import Image
 
+    from .detailing import Detailing
+
 DEFAULT_STRENGTH = 0.75
 
 Texts = tuple[list[Composition], list[Scheduled] | None]
@@ -57,6 +59,7 @@ class Job:
         after_step: called with (step, latent, denoised); may raise to stop.
         batches: what is drawn at once, in order.
         hires: the pass that follows.
+        detailing: what is done to the finished pictures.
     """
 
     request: GenerationRequest
@@ -75,6 +78,7 @@ class Job:
     warnings: list[str]
     batches: tuple[Batch, ...]
     hires: Hires | None = None
+    detailing: Detailing | None = None
 
     @property
     def cells(self) -> tuple[int, int]:
@@ -239,21 +243,27 @@ def conditionings(positives: Sequence[Composition], negatives: Sequence[Schedule
     return [cond for each in scheduled for _, cond in each.entries]
 
 
-def finished(job: Job, batch: Batch, pixels: Tensor) -> list[Image.Image]:
+def finished(
+    job: Job, batch: Batch, pixels: Tensor, refine: Callable[[list[Image.Image]], list[Image.Image]] = list
+) -> list[Image.Image]:
     """The pictures of a batch as they are given back: in the colours and in the place that its start pictures ask for.
 
     Args:
         pixels: ``[B, 3, H, W]`` in 0..1.
+        refine: what is done to them before that.
     """
-    images = to_images(pixels)
+    images = refine(to_images(pixels))
     if job.begin is None:
         return images
     return [job.begin.finish(image, batch.first + i) for i, image in enumerate(images)]
 
 
-def stages_of(drawn: Drawn) -> list[dict[str, Image.Image]]:
+def stages_of(job: Job, drawn: Drawn) -> list[dict[str, Image.Image]]:
     """For each picture, those of the stages before it, by name in their order."""
-    pictures = {name: to_images(pixels) for name, pixels in drawn.stages.items()}
+    kept = dict(drawn.stages)
+    if job.request.save_stages and job.detailing:
+        kept["undetailed"] = drawn.pixels
+    pictures = {name: to_images(pixels) for name, pixels in kept.items()}
     return [{name: each[i] for name, each in pictures.items()} for i in range(len(drawn.pixels))]
 
 

@@ -14,6 +14,7 @@ OnProgress = Callable[[Progress], None]
 
 # The share of a batch's time that its stages take, roughly; sampling is the rest.
 _ENCODE, _DECODE = 0.02, 0.05
+_BEFORE = {"sample": _ENCODE, "decode": 1 - _DECODE, "detect": 1.0, "detail": 1.0}
 
 
 class Cancel(Protocol):
@@ -70,6 +71,7 @@ class Tracker:
         self._watch, self._preview = watch, preview
         self._batch = -1
         self._stage = "load"
+        self._fraction = 0.0
         self._stage_start = self._sample_start = time.perf_counter()
 
     def start_batch(self) -> None:
@@ -88,7 +90,7 @@ class Tracker:
         self._stage, self._stage_start = stage, now
         if stage == "sample":
             self._sample_start = now
-        self._report({"sample": _ENCODE, "decode": 1 - _DECODE}.get(stage, 0.0))
+        self._report(_BEFORE.get(stage, 0.0))
 
     def after_step(self, step: int, latent: Any, denoised: Any) -> None:
         """A step is finished. Raises GenerationCancelled where the caller asked to stop."""
@@ -98,13 +100,33 @@ class Tracker:
             picture = self._preview(denoised)
         self._report(_ENCODE + (1 - _ENCODE - _DECODE) * part, step + 1, picture)
 
+    def inner(self) -> Watch:
+        """For a job inside this one: its steps are told as those of the stage ``detail``, at the fraction of this."""
+        tell = self._watch.on_progress
+
+        def on_progress(progress: Progress) -> None:
+            assert tell is not None
+            own = {"stage": "detail", "fraction": self._fraction, "eta_seconds": None}
+            places = {"image_index": self._first_picture, "image_count": sum(self._batch_sizes)}
+            tell(progress.model_copy(update={**own, **places}))
+
+        return Watch(on_progress if tell else None, self._watch.cancel)
+
+    @property
+    def _first_picture(self) -> int:
+        return sum(self._batch_sizes[: max(self._batch, 0)])
+
+    def after_tile(self, done: int, total: int) -> None:
+        """Tiles of a picture that is enlarged are finished. Raises GenerationCancelled likewise."""
+        self._report(0.0, tiles=(done, total))
+
     def finish(self) -> None:
         self.enter("done")
 
     def check(self) -> None:
         self._watch.check()
 
-    def _report(self, part: float, step: int = 0, preview: Any = None) -> None:
+    def _report(self, part: float, step: int = 0, preview: Any = None, tiles: tuple[int, int] = (0, 0)) -> None:
         self.check()
         if self._watch.on_progress is None:
             return
@@ -113,18 +135,19 @@ class Tracker:
         all_steps = max(sum(self._passes), 1)
         before = sum(self._passes[: self._pass])
         fraction = 1.0 if finished else min((batch + (before + part * self.steps) / all_steps) / batches, 1.0)
+        self._fraction = fraction
         seconds = time.perf_counter() - self._sample_start if step else 0.0
         speed = step / seconds if seconds > 0 else None
         eta = ((batches - batch) * all_steps - before - step) / speed if speed else None
         self._watch.on_progress(
             Progress(
                 stage=self._stage,  # type: ignore[arg-type]
-                step=step,
-                steps=self.steps if self._stage == "sample" else 0,
+                step=step or tiles[0],
+                steps=self.steps if self._stage == "sample" else tiles[1],
                 fraction=fraction,
                 eta_seconds=0.0 if finished else eta,
                 steps_per_second=speed,
-                image_index=sum(self._batch_sizes[:batch]),
+                image_index=self._first_picture,
                 image_count=sum(self._batch_sizes),
                 preview=preview,
             )

@@ -266,6 +266,8 @@ class Detailed:
 UNSUPPORTED = (
     ("ad_restore_face", False, "there are no face restorers; a face pass draws the face anew"),
     ("ad_controlnet_model", NONE, "ControlNet is not run"),
+    ("ad_use_checkpoint", False, "a pass is drawn with the model of the job"),
+    ("ad_use_vae", False, "a pass is drawn with the autoencoder of the job"),
     ("ad_use_clip_skip", False, "Flux takes no hidden layer of CLIP, so that there is none to skip"),
 )
 

@@ -121,7 +121,7 @@ class DetectorLibrary:
                 f"ad_model: {name} is not in {place}; download it from {PUBLISHED[name]} into that folder, or choose "
                 f"one of: {names}"
             )
-        meant = closest(name, [*self.names(), *PUBLISHED])
+        meant = closest(name, [*self.names(), *(entry.path.stem for entry in self.entries()), *PUBLISHED])
         hint = f" (did you mean {meant!r}?)" if meant else ""
         return RequestError(f"ad_model: there is no detector {name!r:.80}{hint}; there are: {names}", field="ad_model")
 

@@ -19,7 +19,6 @@ from factories import AE, CLIP, T5, network, save, save_flux
 from lightweight_engine import Config, __version__
 from lightweight_engine.apps.cli import COMMANDS
 from lightweight_engine.apps.console import EXIT_CODES, Console, option
-from lightweight_engine.apps.options import comes_later
 from lightweight_engine.apps.progress import Bar, Silent, clock, describe, reporter, speed
 from lightweight_engine.errors import EngineError
 from lightweight_engine.flux.autoencoder import Autoencoder
@@ -93,7 +92,7 @@ def test_help_is_in_groups(cli: Cli) -> None:
 def test_help_says_what_holds(cli: Cli) -> None:
     text = " ".join(cli("generate", "--help").out.split())
     assert "at most 64, by the setting max_outputs" in text
-    assert "(later) Detail faces and hands." in text
+    assert "--ad-prompt <str> Prompt of the pass for faces" in text
     assert "--steps <int> Sampling steps." in text
 
 
@@ -412,8 +411,6 @@ def test_config_show_with_origins(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> 
     assert data["steps"]["origin"] == "default"
     lines = cli("config", "show", "--origin").out.splitlines()
     assert "steps 50 default" in [" ".join(line.split()) for line in lines]
-    marked = {line.split()[0] for line in lines if "(later)" in line}
-    assert marked == {name for name, info in Config.model_fields.items() if comes_later(info)}
     assert next(line for line in lines if line.startswith("threads")).split() == ["threads", "1", "LWE_THREADS"]
 
 

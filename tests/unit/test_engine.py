@@ -13,7 +13,6 @@ from PIL import Image
 
 from lightweight_engine import Config, GenerationRequest, LightweightEngine, Progress
 from lightweight_engine.core.describe import pixels_sha256
-from lightweight_engine.core.jobs import without_effect
 from lightweight_engine.core.replay import read_recipe, replay, save_result
 from lightweight_engine.errors import GenerationCancelled, MemoryBudgetError, ModelNotFoundError, RequestError
 
@@ -197,11 +196,10 @@ def test_odd_sizes_are_told(engine: LightweightEngine, asked: int, made: int, wo
     assert any(words in warning for warning in result.warnings)
 
 
-def test_what_has_no_effect_yet_is_told(engine: LightweightEngine) -> None:
+def test_tags_of_other_kinds_are_told(engine: LightweightEngine) -> None:
     plain = engine.run(request())
-    result = engine.run(request(prompt="a smiling woman with red hair<hypernet:night:0.8>", adetailer=True))
-    said = " ".join(result.warnings)
-    assert all(word in said for word in ("adetailer", "<hypernet:night:0.8>"))
+    result = engine.run(request(prompt="a smiling woman with red hair<hypernet:night:0.8>"))
+    assert any("<hypernet:night:0.8>" in warning for warning in result.warnings)
     assert hashes(result.images) == hashes(plain.images)
     assert "<hypernet:night:0.8>" in result.infotexts[0]
 
@@ -271,10 +269,3 @@ def test_files_that_cannot_be_used_are_told_where_tiny_steps_in(tmp_path: Path) 
     (tmp_path / "Stable-diffusion" / "x.safetensors").write_bytes(b"<html>")
     lean = LightweightEngine(Config(models_dir=tmp_path, cache_dir=tmp_path, device="cpu", offline=True))
     assert any("web page" in warning and "tiny" in warning for warning in lean.run(request(steps=1)).warnings)
-
-
-def test_fields_without_effect_are_told_and_marked_as_later() -> None:
-    marked = {name for name, info in GenerationRequest.model_fields.items() if info.json_schema_extra["later"]}
-    told = " ".join(without_effect(GenerationRequest(adetailer=True)))
-    assert set(re.findall(r"\w+", told)) & set(GenerationRequest.model_fields) <= marked
-    assert marked == {"adetailer"}

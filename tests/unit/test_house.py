@@ -97,6 +97,7 @@ ARROWS = {
     # extensions
     "extensions.lora": "lora_library",
     "extensions.detection": "boxes",
+    "extensions.yolov8": "yolov8_sizes",
     "extensions.detailer_infotext": "detailer_args",
     "extensions.detailer_targets": "detailer_args detailer_masks detection",
     "extensions.adetailer": "detailer_args detailer_masks detailer_prompts detailer_targets detection",
@@ -125,9 +126,10 @@ ARROWS = {
     "core.passes": "limits networks pictures plan processing",
     "core.describe": "infotext infotext_parse lora_sources pictures",
     "core.replay": "describe filenames images infotext_parse",
-    "core.jobs": "images limits networks passes plan processing progress recovery start_pictures",
+    "core.detailing": "limits passes plan processing",
+    "core.jobs": "detailing images limits networks passes plan processing progress recovery start_pictures",
     "core.upscaling": "progress",
-    "core.engine": "describe download jobs loras models networks passes pictures plan precision processing progress "
+    "core.engine": "describe detailing download jobs loras models networks passes pictures plan precision processing progress "
     "quantized_cache upscaling",
     # apps
     "__main__": "cli",

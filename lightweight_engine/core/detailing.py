@@ -1,0 +1,237 @@
+"""The detailer's passes in a job: checked and planned beforehand, then run on each picture by jobs of their own.
+
+What a mask is painted with is a request like any other: image-to-image on one picture, with a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from PIL import Image
+
+from ..extensions.adetailer import ADetailer, DetailerOptions, Outer, PassReport, Repaint
+from ..extensions.detailer_args import FACES, HANDS, ADetailerArgs, Passes, read_passes, service_passes
+from ..flux.conditioner import resolve_guidance
+from ..flux.prompt import parse_networks
+from ..request import DetailReport, GenerationRequest
+from .limits import check_cost
+from .passes import Tools, first_pass, plan_passes
+from .plan import Plan
+from .processing import Batch, Job, draw, finished
+
+# The detectors that the demonstration model has for those that a request does not name.
+TINY_DETECTORS = {str(FACES["ad_model"]): "face_tiny", str(HANDS["ad_model"]): "hand_tiny"}
+
+# What an inner job does not take over from the outer one.
+ONE_PICTURE: Mapping[str, Any] = {
+    "num_outputs": 1, "batch_size": 1, "enable_hr": False, "adetailer": False, "adetailer_passes": (),
+    "save_stages": False, "color_correction": False, "subseed_strength": 0.0, "resize_mode": 0, "inpainting_fill": 1,
+    "inpainting_mask_invert": False, "mask_round": True, "mask_blur_x": None, "mask_blur_y": None,
+    "img2img_upscaler": "None", "img2img_extra_noise": 0.0, "img2img_fix_steps": False,
+    "initial_noise_multiplier": 1.0, "seed_resize_from_w": 0, "seed_resize_from_h": 0,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Detailing:
+    """The passes of a job, ready to run."""
+
+    detailer: ADetailer
+    passes: Passes
+
+
+@dataclass(eq=False)
+class Workshop:
+    """Where masks are painted.
+
+    Args:
+        plan: makes an inner job of a request.
+        enter: called with ``detect`` and ``detail`` as they begin.
+
+    Attributes:
+        jobs: those that painted.
+        reports: of each picture.
+    """
+
+    plan: Callable[[GenerationRequest], Job]
+    enter: Callable[[str], None]
+    jobs: list[Job] = field(default_factory=list)
+    reports: list[DetailReport] = field(default_factory=list)
+
+
+def detailing_of(request: GenerationRequest, tools: Tools) -> Detailing | None:
+    """The passes that a request asks for; None where it asks for none.
+
+    Raises:
+        RequestError: an argument is wrong, or an unknown detector or class is named.
+        ModelError, MissingDependencyError: a detector cannot be used.
+    """
+    passes = passes_of(request, tools)
+    if not passes.active:
+        return None
+    config = tools.config
+    options = DetailerOptions(
+        order=config.ad_order,
+        dynamic_denoise_power=config.ad_dynamic_denoise_power,
+        match_size=config.ad_match_size,
+        same_seed=config.ad_same_seed,
+        compat=request.compat,
+    )
+    detailer = ADetailer(tools.detectors, options)
+    detailer.check(passes)
+    return Detailing(detailer, passes)
+
+
+def passes_of(request: GenerationRequest, tools: Tools) -> Passes:
+    """The passes of a request: its own list, or those of ``predict()`` for faces and hands."""
+    if request.adetailer_passes:
+        return read_passes(list(request.adetailer_passes), request.compat, "adetailer_passes")
+    if not request.adetailer:
+        return Passes(())
+    passes = service_passes(
+        request.adetailer_args,
+        request.adetailer_args_hands,
+        faces_prompt=request.ad_prompt,
+        hands_prompt=request.ad_hands_prompt,
+    )
+    if not tools.networks.models.is_tiny:
+        return passes
+    there = tools.detectors.names()
+    return replace(passes, passes=tuple(_of_tiny(args, there) for args in passes.passes))
+
+
+def _of_tiny(args: ADetailerArgs, there: Sequence[str]) -> ADetailerArgs:
+    """A pass whose detector is not there, with the demonstration model's own."""
+    own = TINY_DETECTORS.get(args.ad_model)
+    return args if own is None or args.ad_model in there else args.model_copy(update={"ad_model": own})
+
+
+def plan_detailing(request: GenerationRequest, detailing: Detailing, size: tuple[int, int], tools: Tools) -> list[Plan]:
+    """The memory plan of each pass, at the size that it draws.
+
+    Args:
+        size: (height, width) of the first pass.
+
+    Raises:
+        RequestError: it draws at a size, or takes more work, than the configuration allows.
+    """
+    plans = []
+    for args in detailing.passes.active:
+        own = args.ad_use_inpaint_width_height
+        width, height = (args.ad_inpaint_width, args.ad_inpaint_height) if own else (size[1], size[0])
+        inner = request.model_copy(
+            update={
+                **ONE_PICTURE,
+                "width": width,
+                "height": height,
+                "steps": args.ad_steps if args.ad_use_steps else request.steps,
+                "cfg_scale": args.ad_cfg_scale if args.ad_use_cfg_scale else request.cfg_scale,
+                "denoising_strength": args.ad_denoising_strength,
+                "image": Image.new("RGB", (1, 1)),  # stands for any: only that there is one matters
+            }
+        )
+        one = first_pass(inner, tools, [], lambda *_: None)
+        check_cost(inner, one.size, one.calls, tools.config)
+        plans.append(plan_passes(one, None, None, tools))
+    return plans
+
+
+def detail(job: Job, batch: Batch, workshop: Workshop, images: Sequence[Image.Image]) -> list[Image.Image]:
+    """Pictures of a batch after all passes."""
+    assert job.detailing is not None
+    results = []
+    for number, image in enumerate(images):
+        outer = _outer(job, batch.first + number)
+        prompt = outer.prompts[outer.index]
+        workshop.enter("detect")
+        done = job.detailing.detailer.detail(
+            image, job.detailing.passes, outer, lambda one, prompt=prompt: _paint(job, one, prompt, workshop)
+        )
+        workshop.reports.append(_told(done.reports))
+        results.append(done.image)
+    return results
+
+
+def _outer(job: Job, index: int) -> Outer:
+    everyone = [row for each in job.batches for row in each.rows]
+    request = job.request
+    return Outer(
+        prompts=tuple(prompt for _, _, prompt in everyone),
+        negative_prompts=(request.negative_prompt,) * len(everyone),
+        seeds=tuple(seed for seed, _, _ in everyone),
+        subseeds=tuple(subseed for _, subseed, _ in everyone),
+        size=(job.size[1], job.size[0]),
+        steps=request.steps,
+        cfg_scale=request.cfg_scale,
+        distilled_cfg_scale=resolve_guidance(request.distilled_cfg_scale, True, request.compat) or 0.0,
+        sampler=job.sampler,
+        scheduler=job.scheduler,
+        index=index,
+        mask=_painted(job, index),
+    )
+
+
+def _painted(job: Job, index: int) -> Image.Image | None:
+    """The mask of an inpainting job that painted the whole picture."""
+    if job.begin is None:
+        return None
+    prepared = job.begin.of(index)
+    return prepared.overlay_mask if prepared.paste_to is None else None
+
+
+def _paint(job: Job, repaint: Repaint, outer_prompt: str, workshop: Workshop) -> Image.Image:
+    """Paint one mask by a job of its own."""
+    workshop.enter("detail")
+    inner = workshop.plan(request_of(job.request, repaint, outer_prompt))
+    workshop.jobs.append(inner)
+    (batch,) = inner.batches
+    (image,) = finished(inner, batch, draw(inner, batch).pixels)
+    workshop.enter("detect")
+    return image
+
+
+def request_of(request: GenerationRequest, repaint: Repaint, outer_prompt: str) -> GenerationRequest:
+    """The request that paints a mask. LoRAs of the outer prompt act, unless the mask's own prompt names some."""
+    prompt = repaint.prompt
+    tags = [tag for tag in parse_networks(outer_prompt)[1] if tag.kind == "lora"]
+    if request.compat == "fixed" and not any(tag.kind == "lora" for tag in parse_networks(prompt)[1]):
+        prompt += "".join(map(str, tags))
+    update = {
+        **ONE_PICTURE,
+        "image": repaint.image,
+        "mask": repaint.mask,
+        "prompt": prompt,
+        "negative_prompt": repaint.negative_prompt,
+        "seed": repaint.seed,
+        "subseed": repaint.subseed,
+        "denoising_strength": repaint.denoising_strength,
+        "width": repaint.size[0],
+        "height": repaint.size[1],
+        "steps": repaint.steps,
+        "cfg_scale": repaint.cfg_scale,
+        "distilled_cfg_scale": repaint.distilled_cfg_scale,
+        "sampler": repaint.sampler,
+        "scheduler": repaint.scheduler,
+        "mask_blur": repaint.mask_blur,
+        "inpaint_full_res": repaint.only_masked,
+        "inpaint_full_res_padding": repaint.padding,
+    }
+    if repaint.noise_multiplier is not None:
+        update["initial_noise_multiplier"] = repaint.noise_multiplier
+    return request.model_copy(update=update)
+
+
+def _told(reports: Sequence[PassReport]) -> DetailReport:
+    return DetailReport(
+        passes=tuple(
+            {
+                "model": report.args.ad_model,
+                "found": [{"box": each.box, "score": each.score, "label": each.label} for each in report.found],
+                "masks": len(report.targets),
+                "painted": report.painted,
+            }
+            for report in reports
+        )
+    )

@@ -1,0 +1,147 @@
+"""The detailer in a job: real detectors on a drawing, painted by jobs of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lightweight_engine import Config, GenerationRequest, GenerationResult, LightweightEngine, Progress
+from lightweight_engine.core.describe import pixels_sha256
+from lightweight_engine.core.replay import replay, save_result
+from lightweight_engine.errors import MemoryBudgetError, ModelNotFoundError, RequestError
+from tools.tiny.draw import training_drawing
+
+QUICK = {"ad_steps": 2, "ad_denoising_strength": 0.5, "ad_use_cfg_scale": False}
+SMALL = {"prompt": "a woman", "width": 256, "height": 256, "steps": 2, "seed": 5, "denoising_strength": 0}
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LightweightEngine]:
+    folder = tmp_path_factory.mktemp("detailing")
+    made = LightweightEngine(Config(models_dir=folder, cache_dir=folder / "cache", device="cpu", offline=True))
+    made.setup()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def drawing() -> Image.Image:
+    """A person with hands up."""
+    for number in range(100):
+        drawn = training_drawing(7, number, (256, 256))
+        kinds = [mark.what for mark in drawn.marks]
+        if kinds.count("face") == 1 and kinds.count("hand") == 2:
+            return drawn.image
+    raise AssertionError("no such drawing")
+
+
+def run(engine: LightweightEngine, drawing: Image.Image, **fields: object) -> GenerationResult:
+    defaults = {"image": drawing, "adetailer": True, "adetailer_args": QUICK, "adetailer_args_hands": QUICK}
+    return engine.run(GenerationRequest(**{**SMALL, **defaults, **fields}))
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("RGB")).astype(int)
+
+
+def test_faces_and_hands_are_painted_and_nothing_else(engine: LightweightEngine, drawing: Image.Image) -> None:
+    plain = run(engine, drawing, adetailer=False).images[0]
+    result = run(engine, drawing)
+    faces, hands = result.details[0].passes
+    assert (faces["model"], faces["painted"]) == ("face_tiny", 1)
+    assert (hands["model"], hands["painted"]) == ("hand_tiny", 2)
+    changed = np.abs(pixels(result.images[0]) - pixels(plain)).sum(axis=2) > 0
+    near = np.zeros_like(changed)
+    for found in [*faces["found"], *hands["found"]]:
+        left, top, right, bottom = (int(side) for side in found["box"])
+        near[max(top - 40, 0) : bottom + 40, max(left - 40, 0) : right + 40] = True
+    assert changed.any() and not (changed & ~near).any()
+    assert "ADetailer model: face_tiny" in result.infotexts[0]
+    assert "ADetailer model 2nd: hand_tiny" in result.infotexts[0]
+
+
+def test_it_repeats_and_is_made_again(engine: LightweightEngine, drawing: Image.Image, tmp_path: Path) -> None:
+    drawing.save(tmp_path / "start.png")
+    result = run(engine, tmp_path / "start.png")  # type: ignore[arg-type]
+    assert pixels_sha256(result.images[0]) == pixels_sha256(run(engine, drawing).images[0])
+    again = replay(engine, save_result(result, tmp_path)[0].path)
+    assert again.identical and again.differences == ()
+
+
+def test_a_pass_is_left_out(engine: LightweightEngine, drawing: Image.Image) -> None:
+    result = run(engine, drawing, adetailer_args='{"ad_disable": true}')
+    assert [row["model"] for row in result.details[0].passes] == ["hand_tiny"]
+    nothing = run(engine, drawing, adetailer_passes=[{"ad_model": "None"}])
+    assert nothing.details == ()
+    assert pixels_sha256(nothing.images[0]) == pixels_sha256(run(engine, drawing, adetailer=False).images[0])
+
+
+def test_passes_of_ones_own_and_stages(engine: LightweightEngine, drawing: Image.Image) -> None:
+    passes = [{**QUICK, "ad_model": "hand_tiny.safetensors", "ad_mask_k": 1, "ad_use_steps": True}] * 3
+    result = run(engine, drawing, adetailer=False, adetailer_passes=passes, save_stages=True)
+    assert [row["painted"] for row in result.details[0].passes] == [1, 1, 1]
+    assert result.stages[0]["undetailed"].size == (256, 256)
+
+
+def test_where_nothing_is_found_the_picture_stays(engine: LightweightEngine, drawing: Image.Image) -> None:
+    never = {"ad_confidence": 1.0}
+    result = run(engine, drawing, adetailer_args=never, adetailer_args_hands=never)
+    assert [row["masks"] for row in result.details[0].passes] == [0, 0]
+    assert pixels_sha256(result.images[0]) == pixels_sha256(run(engine, drawing, adetailer=False).images[0])
+
+
+def test_loras_of_the_prompt_act_on_masks(engine: LightweightEngine, drawing: Image.Image) -> None:
+    args = {**QUICK, "ad_prompt": "a face"}
+    plain = run(engine, drawing, adetailer_args=args)
+    changed = run(engine, drawing, adetailer_args=args, prompt="a woman<lora:night:1>")
+    assert pixels_sha256(plain.images[0]) != pixels_sha256(changed.images[0])
+    assert [row.name for row in changed.loras] == ["night"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "words"),
+    [
+        ({"adetailer_args": {"ad_model": "face_tinny"}}, RequestError, "did you mean"),
+        ({"adetailer_args": {"ad_model": "face_yolov8s.pt"}}, ModelNotFoundError, "download"),
+        ({"adetailer_args": {"ad_model": "mediapipe_face_full"}}, RequestError, "MediaPipe"),
+        ({"adetailer_args": {"ad_confidence": 2}}, RequestError, "ad_confidence"),
+        ({"adetailer_args": {"ad_confidense": 0.2}}, RequestError, "did you mean 'ad_confidence'"),
+        ({"adetailer_args": "{"}, RequestError, "JSON"),
+        ({"adetailer_args": {"ad_use_checkpoint": True}}, RequestError, "ad_use_checkpoint"),
+        ({"adetailer_args": {"ad_model_classes": "dog"}}, RequestError, "dog"),
+        ({"adetailer_args": {"ad_use_inpaint_width_height": True, "ad_inpaint_width": 60000}}, RequestError, "width"),
+        ({"adetailer_passes": [3]}, RequestError, "adetailer_passes"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_is_drawn(
+    engine: LightweightEngine, drawing: Image.Image, fields: dict, error: type[Exception], words: str
+) -> None:
+    seen: list[str] = []
+
+    def watch(progress: Progress) -> None:
+        seen.append(progress.stage)
+
+    with pytest.raises(error, match=words):
+        request = GenerationRequest(**{**SMALL, "image": drawing, "adetailer": True, **fields})
+        engine.run(request, on_progress=watch)
+    assert "sample" not in seen
+
+
+def test_a_pass_that_does_not_fit_is_refused_beforehand(tmp_path: Path, drawing: Image.Image) -> None:
+    engine = LightweightEngine(Config(models_dir=tmp_path, device="cpu", offline=True, vram_limit=0.5))
+    big = {"ad_use_inpaint_width_height": True, "ad_inpaint_width": 2048, "ad_inpaint_height": 2048}
+    with pytest.raises(MemoryBudgetError):
+        run(engine, drawing, adetailer_args=big)
+    engine.close()
+
+
+def test_progress_and_cancelling(engine: LightweightEngine, drawing: Image.Image) -> None:
+    seen: list[Progress] = []
+    engine.run(GenerationRequest(**{**SMALL, "image": drawing, "adetailer": True, "adetailer_args": QUICK}),
+               on_progress=seen.append)  # fmt: skip
+    assert [p.fraction for p in seen] == sorted(p.fraction for p in seen)
+    assert {"detect", "detail"} <= {p.stage for p in seen}
