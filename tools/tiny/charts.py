@@ -13,7 +13,10 @@ from PIL import Image, ImageDraw
 SIZE = (420, 260)
 MARGIN = 44
 COLORS = ((40, 90, 200), (200, 70, 40), (40, 140, 70), (140, 60, 160))
-SHOWN = {"autoencoder": "pixel", "flow": "loss", "distill": "loss", "classifier": "loss", "texts": "loss"}
+SHOWN = {
+    "autoencoder": "pixel", "flow": "loss", "distill": "loss", "classifier": "loss", "texts": "loss",
+    "lora night": "loss", "lora hat": "loss", "upscaler": "loss", "face detector": "loss", "hand detector": "loss",
+}  # fmt: skip
 
 
 def panel(stage: str, runs: list[list[dict[str, Any]]]) -> Image.Image:

@@ -12,17 +12,13 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lightweight_engine.extensions.boxes import Found, Letterbox, select
-from lightweight_engine.extensions.yolov8 import BINS, Raw, YOLOv8, YOLOv8Sizes, anchor_points, build
-
-from .files import TINY
+from lightweight_engine.extensions.yolov8 import Raw, YOLOv8, anchor_points
+from lightweight_engine.extensions.yolov8_sizes import BINS, YOLOv8Sizes
 
 SIDE = 320
 """Pixels of the square that pictures are fitted into."""
@@ -37,7 +33,7 @@ BOX_WEIGHT, BINS_WEIGHT = 4.0, 0.5
 TINY_NUMBER = 1e-7
 
 
-def path_of(kind: str, root: Path = TINY) -> Path:
+def path_of(kind: str, root: Path) -> Path:
     return root / "adetailer" / f"{kind}_tiny.safetensors"
 
 
@@ -59,8 +55,11 @@ def save_detector(network: YOLOv8, kind: str, root: Path) -> Path:
     return path
 
 
-def load_detector(kind: str, root: Path = TINY, device: str | torch.device = "cpu") -> YOLOv8:
-    return build(load_file(path_of(kind, root))).to(device)
+def load_detector(kind: str, root: Path) -> YOLOv8:
+    """A saved detector, to be trained further."""
+    network, weights = YOLOv8(SIZES), load_file(path_of(kind, root))
+    network.load_state_dict({name: v.float() if v.is_floating_point() else v for name, v in weights.items()})
+    return network
 
 
 # --- boxes -------------------------------------------------------------------------------------------------------
@@ -155,15 +154,3 @@ def bins_loss(logits: Tensor, distances: Tensor) -> Tensor:
     chances = logits.view(-1, 4, BINS).log_softmax(-1)
     below, above = (chances.gather(-1, bin[..., None])[..., 0] for bin in (low, low + 1))
     return -((1 - share) * below + share * above).mean(-1)
-
-
-# --- use ---------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def detect(network: YOLOv8, image: Image.Image, confidence: float) -> Found:
-    """What the engine finds, its boxes in pixels of the picture; the surest first."""
-    box = Letterbox.of(*image.size, SIDE)
-    seen = torch.from_numpy(box.apply(np.asarray(image.convert("RGB")))).to(next(network.parameters()).device)
-    found = select(network.decode(network(seen.permute(2, 0, 1)[None].float() / 255))[0].cpu(), 1, confidence)
-    return found._replace(boxes=box.restore(found.boxes))

@@ -18,10 +18,11 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from lightweight_engine.extensions.yolov8 import YOLOv8
+from lightweight_engine.extensions.detection import Detector
+from lightweight_engine.extensions.detectors import DetectorLibrary
 
 from .data import KINDS
-from .detector import detect, load_detector, overlaps
+from .detector import overlaps
 from .draw import SIZES, Drawing, empty_drawing, sheet, training_drawing
 from .evaluate import unseen_prompts
 from .files import TINY
@@ -37,6 +38,12 @@ HIT = 0.5
 
 def any_size(number: int, seed: int) -> tuple[int, int]:
     return list(SIZES)[np.random.default_rng([seed, number, 3]).choice(len(SIZES), p=list(SIZES.values()))]
+
+
+def found_by(detector: Detector, image: Image.Image, confidence: float = CONFIDENCE) -> tuple[Tensor, Tensor]:
+    """Boxes ``[n, 4]`` and scores ``[n]``, the surest first."""
+    rows = detector.detect(image, confidence)
+    return torch.tensor([row.box for row in rows]).view(-1, 4), torch.tensor([row.score for row in rows])
 
 
 def average_precision(pictures: Sequence[tuple[Tensor, Tensor, Tensor]]) -> float:
@@ -61,15 +68,15 @@ def average_precision(pictures: Sequence[tuple[Tensor, Tensor, Tensor]]) -> floa
     return float(falling[hits].sum() / max(true, 1))
 
 
-def on_drawings(network: YOLOv8, kind: str, count: int, seed: int) -> dict[str, Any]:
+def on_drawings(detector: Detector, kind: str, count: int, seed: int) -> dict[str, Any]:
     """Average precision, and recall and false alarms at the detailer's confidence."""
     pictures, sure, found, true = [], 0, 0, 0
     for number in range(count):
         drawing = training_drawing(seed, number, any_size(number, seed), held_out=True)
-        result = detect(network, drawing.image, LOWEST)
+        boxes, scores = found_by(detector, drawing.image, LOWEST)
         truth = truth_of(drawing, kind)
-        pictures.append((result.boxes, result.scores, truth))
-        boxes = result.boxes[result.scores > CONFIDENCE]
+        pictures.append((boxes, scores, truth))
+        boxes = boxes[scores > CONFIDENCE]
         near = overlaps(truth[:, None], boxes[None]) >= HIT
         sure, found, true = sure + len(boxes), found + int(near.any(1).sum()), true + len(truth)
     return {
@@ -84,30 +91,29 @@ def truth_of(drawing: Drawing, kind: str) -> Tensor:
     return torch.tensor([mark[1:] for mark in drawing.marks if mark.what == kind]).view(-1, 4)
 
 
-def fires(network: YOLOv8, count: int, seed: int) -> float:
+def fires(detector: Detector, count: int, seed: int) -> float:
     """The share of drawings of nobody in which something is found."""
     pictures = (empty_drawing(seed, number, any_size(number, seed)).image for number in range(count))
-    return sum(len(detect(network, image, CONFIDENCE).boxes) > 0 for image in pictures) / count
+    return sum(len(detector.detect(image, CONFIDENCE)) > 0 for image in pictures) / count
 
 
-def faces_found(network: YOLOv8, images: Sequence[Image.Image]) -> float:
+def faces_found(detector: Detector, images: Sequence[Image.Image]) -> float:
     """The share of pictures in which exactly one face is found, its middle in the upper two thirds."""
     hits = 0
     for image in images:
-        boxes = detect(network, image, CONFIDENCE).boxes
+        boxes, _ = found_by(detector, image)
         hits += len(boxes) == 1 and float(boxes[0, 1] + boxes[0, 3]) / 2 < image.height * 2 / 3
     return hits / len(images)
 
 
-def marked(image: Image.Image, networks: dict[str, YOLOv8]) -> Image.Image:
+def marked(image: Image.Image, detectors: dict[str, Detector]) -> Image.Image:
     """The picture with what was found in it."""
     image, colors = image.copy(), {"face": (220, 30, 60), "hand": (30, 80, 220)}
     pen = ImageDraw.Draw(image)
-    for kind, network in networks.items():
-        result = detect(network, image, CONFIDENCE)
-        for box, score in zip(result.boxes.tolist(), result.scores.tolist(), strict=True):
-            pen.rectangle(box, outline=colors[kind], width=2)
-            pen.text((box[0] + 3, box[1] + 2), f"{score:.2f}", fill=colors[kind])
+    for kind, detector in detectors.items():
+        for row in detector.detect(image, CONFIDENCE):
+            pen.rectangle(row.box, outline=colors[kind], width=2)
+            pen.text((row.box[0] + 3, row.box[1] + 2), f"{row.score:.2f}", fill=colors[kind])
     return image
 
 
@@ -131,19 +137,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=141)
     args = parser.parse_args()
     device = best_device()
-    networks = {kind: load_detector(kind, args.detectors, device) for kind in KINDS}
+    library = DetectorLibrary([args.detectors], device)
+    detectors = {kind: library.find(f"{kind}_tiny") for kind in KINDS}
     report: dict[str, Any] = {"count": args.count, "generated": args.generated, "seed": args.seed}
-    for kind, network in networks.items():
-        figures = on_drawings(network, kind, args.count, args.seed)
-        report[kind] = figures | {"fires_on_nobody": round(fires(network, args.count, args.seed), 4)}
+    for kind, detector in detectors.items():
+        figures = on_drawings(detector, kind, args.count, args.seed)
+        report[kind] = figures | {"fires_on_nobody": round(fires(detector, args.count, args.seed), 4)}
         log.info("%s: %s", kind, report[kind])
     images = generated(args, device)
-    report["generated_faces_found"] = round(faces_found(networks["face"], images), 4)
+    report["generated_faces_found"] = round(faces_found(detectors["face"], images), 4)
     log.info("faces found in generated pictures: %s", report["generated_faces_found"])
     args.out.mkdir(parents=True, exist_ok=True)
     shown = [image.resize((192, 192), Image.Resampling.LANCZOS) for image in images[:16]]
     drawings = [training_drawing(args.seed, n, (192, 192), True).image for n in range(8)]
-    sheet([marked(image, networks) for image in shown + drawings], 8).save(args.out / "detectors.png")
+    sheet([marked(image, detectors) for image in shown + drawings], 8).save(args.out / "detectors.png")
     (args.out / "detectors.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 

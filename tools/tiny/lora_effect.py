@@ -26,7 +26,7 @@ from .evaluate import score, unseen_prompts
 from .extras import HAT, NIGHT
 from .files import TINY
 from .lora import with_loras
-from .sampling import Family, loop_sampler
+from .sampling import Family, Sample, engine_sampler, loop_sampler
 from .training import best_device
 
 log = logging.getLogger("tiny")
@@ -69,17 +69,23 @@ def measured(images: Sequence[Image.Image], prompts: Sequence[Caption], classifi
     }
 
 
+def sampler(family: Family, mix: Mix, args: argparse.Namespace) -> Sample:
+    """The engine with its LoRAs, or our own loop with the files merged into the transformer."""
+    if args.by == "engine":
+        named = [f"{name}:{strength:g}" for name, strength in mix.items()]
+        return engine_sampler(args.models, guidance=args.guidance, steps=args.steps, loras=named)
+    files = {args.loras / f"{name}.safetensors": strength for name, strength in mix.items()}
+    transformer = with_loras(family.transformer, files).to(next(family.t5.parameters()).dtype)
+    changed = replace(family, transformer=transformer)
+    return loop_sampler(changed, guidance=args.guidance, steps=args.steps, batch=args.batch)
+
+
 def drawn(family: Family, mix: Mix, prompts: Sequence[Caption], args: argparse.Namespace) -> list[Image.Image]:
     """One picture for each prompt; those that ``args.pictures`` has are not drawn again."""
     folder = args.pictures and args.pictures / label(mix).replace(" ", "_")
     if folder and len(kept := sorted(folder.glob("*.png"))) >= len(prompts):
         return [Image.open(path).convert("RGB") for path in kept[: len(prompts)]]
-    files = {args.loras / f"{name}.safetensors": strength for name, strength in mix.items()}
-    transformer = with_loras(family.transformer, files).to(family.clip.token_embedding.weight.dtype)
-    sample = loop_sampler(
-        replace(family, transformer=transformer), guidance=args.guidance, steps=args.steps, batch=args.batch
-    )
-    images = sample([p.text for p in prompts], args.seed)
+    images = sampler(family, mix, args)([p.text for p in prompts], args.seed)
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
         for i, image in enumerate(images):
@@ -91,7 +97,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, default=TINY)
-    parser.add_argument("--loras", type=Path, default=TINY / "Lora")
+    parser.add_argument("--by", choices=("engine", "loop"), default="loop", help="who draws; the loop draws in batches")
+    parser.add_argument("--loras", type=Path, default=TINY / "Lora", help="where the loop takes them from")
     parser.add_argument("--classifier", type=Path, default=EXTRAS_WEIGHTS)
     parser.add_argument("--out", type=Path, default=Path("docs/tiny"))
     parser.add_argument("--pictures", type=Path, help="a folder that keeps every picture, and is drawn from")

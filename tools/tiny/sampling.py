@@ -117,8 +117,8 @@ def loop_sampler(
     return sample
 
 
-def engine_sampler(root: Path = TINY, *, guidance: float = 3.5, steps: int = 20) -> Sample:
-    """Sampling through the engine's public face, one request per prompt."""
+def engine_sampler(root: Path = TINY, *, guidance: float = 3.5, steps: int = 20, loras: Sequence[str] = ()) -> Sample:
+    """Sampling through the engine's public face, one request per prompt; LoRAs as ``NAME:STRENGTH``."""
     from lightweight_engine import Config, LightweightEngine
 
     engine = LightweightEngine(Config(models_dir=root))
@@ -126,6 +126,7 @@ def engine_sampler(root: Path = TINY, *, guidance: float = 3.5, steps: int = 20)
 
     def sample(prompts: Sequence[str], seed: int) -> list[Image.Image]:
         fields = {"steps": steps, "distilled_cfg_scale": guidance, "cfg_scale": 1.0, "width": 256, "height": 256}
+        fields["loras"] = tuple(loras)
         return [engine.generate(prompt=prompt, seed=seed + i, **fields)[0] for i, prompt in enumerate(prompts)]
 
     return sample

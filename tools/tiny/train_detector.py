@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from lightweight_engine.extensions.yolov8 import NORM_MOMENTUM, YOLOv8
 from lightweight_engine.flux.autoencoder import Autoencoder
 
 from .data import KINDS, Batches, Drawings
-from .detector import SIDE, SIZES, loss_of, save_detector
+from .detector import SIDE, SIZES, load_detector, loss_of, save_detector
 from .draw import Drawing, empty_drawing, training_drawing
 from .extras import HAT, NIGHT
 from .files import TINY, load
@@ -33,18 +34,20 @@ SEEN = 1 / 3  # of a box, for it to count
 AVERAGE = 0.998
 
 
-def detector_drawing(seed: int, number: int, size: tuple[int, int], *, held_out: bool = False) -> Drawing:
-    """Half as people are without LoRAs, the rest with extras; one in seven shows nobody."""
-    if number % 7 == 0:
+def detector_drawing(seed: int, number: int, size: tuple[int, int], *, nobody: int = 7) -> Drawing:
+    """Half as people are without LoRAs, the rest with extras; one in ``nobody`` shows none."""
+    if number % nobody == 0:
         return empty_drawing(seed, number, size)
-    return training_drawing(seed, number, size, held_out, ((), (), (), (HAT,), (NIGHT,), (HAT, NIGHT))[number % 6])
+    return training_drawing(seed, number, size, extras=((), (), (), (HAT,), (NIGHT,), (HAT, NIGHT))[number % 6])
 
 
 class Source:
     """Batches of pictures in the detector's square, with their boxes."""
 
-    def __init__(self, drawings: Drawings, kind: str, autoencoder: Autoencoder, seed: int) -> None:
-        self._drawings, self._sizes = drawings, Batches(drawings, seed)
+    def __init__(
+        self, drawings: Drawings, kind: str, autoencoder: Autoencoder, seed: int, softened: float = SOFTENED
+    ) -> None:
+        self._drawings, self._sizes, self._softened = drawings, Batches(drawings, seed), softened
         self._kind, self._autoencoder = KINDS.index(kind), autoencoder
         self._rng = np.random.default_rng(seed)
 
@@ -54,7 +57,7 @@ class Source:
         rows = np.sort(self._rng.integers(bucket.ready, size=batch))
         pixels = torch.from_numpy(bucket.images[rows]).to(device).permute(0, 3, 1, 2).float() / 255
         marks = torch.from_numpy(bucket.marks[rows]).to(device)
-        if self._rng.random() < SOFTENED:
+        if self._rng.random() < self._softened:
             pixels = softened(pixels, self._autoencoder)
         pixels, boxes = placed(varied(pixels), marks[..., 1:])
         boxes, there = cut(boxes)
@@ -119,20 +122,21 @@ def measure_norms(network: YOLOv8, source: Source, batch: int, device: torch.dev
     network.eval()
 
 
+@torch.no_grad()
+def running_average(averages: list[Tensor], current: list[Tensor], steps: Tensor | int) -> None:
+    """Follows quickly at first, so that a short training leaves nothing of its beginning."""
+    torch._foreach_lerp_(averages, current, 1 - min(AVERAGE, (1 + int(steps)) / (10 + int(steps))))  # type: ignore[attr-defined]
+
+
 def train(
-    kind: str, drawings: Drawings, models: Path, out: Path, *, seconds: float, batch: int, lr: float, seed: int
+    kind: str, source: Source, out: Path, *, seconds: float, batch: int, lr: float, resume: bool = False
 ) -> YOLOv8:
+    """Train from the beginning, or go on from the weights below ``out`` with the norms as they are."""
     device = best_device()
-    torch.manual_seed(seed)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    autoencoder: Autoencoder = load("autoencoder", models, device).to(dtype).requires_grad_(False)  # type: ignore[assignment]
-    network = YOLOv8(SIZES).to(device)
-    averaged = torch.optim.swa_utils.AveragedModel(
-        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGE)
-    )
+    network = (load_detector(kind, out) if resume else YOLOv8(SIZES)).to(device).train(not resume)
+    averaged = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=running_average)
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=lr, weight_decay=0.02)
-    drawings.wait(min(drawings.count, 1024))
-    source, course = Source(drawings, kind, autoencoder, seed), Course(seconds, lr=lr)
+    course = Course(seconds, lr=lr)
     while course.progress < 1:
         pixels, boxes, there = source(batch, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
@@ -149,7 +153,8 @@ def train(
         course.note(kind, 100)
     course.note(kind)
     result: YOLOv8 = averaged.module.requires_grad_(False)  # type: ignore[assignment]
-    measure_norms(result, source, batch, device)
+    if not resume:
+        measure_norms(result, source, batch, device)
     save_detector(result, kind, out)
     save_history(out / "history.json", f"{kind} detector", course)
     return result
@@ -161,16 +166,26 @@ def main() -> None:
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--models", type=Path, default=TINY, help="where the autoencoder lies")
     parser.add_argument("--out", type=Path, default=Path("outputs/tiny"))
-    parser.add_argument("--seconds", type=float, default=150)
+    parser.add_argument("--seconds", type=float, default=200)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--drawings", type=int, default=9_000)
+    parser.add_argument("--drawings", type=int, default=7_000)
+    parser.add_argument("--nobody", type=int, default=7, metavar="N", help="one drawing in N shows nobody")
+    parser.add_argument("--softened", type=float, default=SOFTENED, help="share that goes through the autoencoder")
     parser.add_argument("--workers", type=int, help="processes that draw")
     parser.add_argument("--seed", type=int, default=41)
+    parser.add_argument("--resume", action="store_true", help="go on from saved weights")
     args = parser.parse_args()
-    drawings = Drawings(args.drawings, args.seed, workers=args.workers, draw=detector_drawing, texts=False)
-    train(args.kind, drawings, args.models, args.out, seconds=args.seconds, batch=args.batch, lr=args.lr,
-          seed=args.seed)  # fmt: skip
+    draw = partial(detector_drawing, nobody=args.nobody)
+    drawings = Drawings(args.drawings, args.seed, workers=args.workers, draw=draw, texts=False)
+    device = best_device()
+    torch.manual_seed(args.seed)
+    autoencoder: Autoencoder = load("autoencoder", args.models, device).requires_grad_(False)  # type: ignore[assignment]
+    if device.type == "cuda":
+        autoencoder.to(torch.bfloat16)
+    drawings.wait(min(drawings.count, 1024))
+    source = Source(drawings, args.kind, autoencoder, args.seed, args.softened)
+    train(args.kind, source, args.out, seconds=args.seconds, batch=args.batch, lr=args.lr, resume=args.resume)
     drawings.close()
 
 
