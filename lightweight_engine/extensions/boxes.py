@@ -75,21 +75,23 @@ def resize_linear(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray
         return ((quads + 2) >> 2).astype(np.uint8)
     x0, x1, xa, xb = _taps(pixels.shape[1], width, clamp=True)
     y0, y1, ya, yb = _taps(pixels.shape[0], height, clamp=False)
-    rows = pixels.astype(np.int32)
-    columns = (rows[:, x0] * xa[None, :, None] + rows[:, x1] * xb[None, :, None]) >> 4
-    upper, lower = (columns[y0] * ya[:, None, None]) >> 16, (columns[y1] * yb[:, None, None]) >> 16
+
+    def across(rows: NDArray[np.uint8]) -> NDArray[np.int32]:
+        return (rows[:, x0].astype(np.int32) * xa[:, None] + rows[:, x1].astype(np.int32) * xb[:, None]) >> 4
+
+    upper, lower = (across(pixels[y0]) * ya[:, None, None]) >> 16, (across(pixels[y1]) * yb[:, None, None]) >> 16
     return ((upper + lower + 2) >> 2).astype(np.uint8)
 
 
-def _taps(old: int, new: int, *, clamp: bool) -> tuple[NDArray[np.intp], ...]:
+def _taps(old: int, new: int, *, clamp: bool) -> tuple[NDArray[np.int32], ...]:
     """For each new place the two old ones that it lies between, and their weights, of 2 ** COEFFICIENT_BITS."""
     place = ((np.arange(new) + 0.5) * (1 / (new / old)) - 0.5).astype(np.float32)
-    first = np.floor(place).astype(np.intp)
+    first = np.floor(place).astype(np.int32)
     part = place - first.astype(np.float32)
     if clamp:
         part = np.where((first < 0) | (first >= old - 1), np.float32(0), part)
     scale = np.float32(1 << COEFFICIENT_BITS)
-    weights = (np.rint(side * scale).astype(np.intp) for side in (np.float32(1) - part, part))
+    weights = (np.rint(side * scale).astype(np.int32) for side in (np.float32(1) - part, part))
     return (np.clip(first, 0, old - 1), np.clip(first + 1, 0, old - 1), *weights)
 
 

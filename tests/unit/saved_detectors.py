@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightweight_engine.extensions.yolov8 import YOLOv8, YOLOv8Sizes
+from lightweight_engine.extensions.yolov8 import YOLOv8
+from lightweight_engine.extensions.yolov8_sizes import YOLOv8Sizes
 
 TINY = YOLOv8Sizes.scaled(2, depth=1 / 3, width=0.125, widest=256)
 TINY_SEGMENTATION = YOLOv8Sizes.scaled(1, depth=1 / 3, width=0.0625, widest=256, segmentation=True)

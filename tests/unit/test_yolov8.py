@@ -10,7 +10,8 @@ from saved_detectors import TINY, TINY_SEGMENTATION, random_network
 from torch import Tensor, nn
 
 from lightweight_engine.errors import UnsupportedCheckpointError
-from lightweight_engine.extensions.yolov8 import SCALES, YOLOv8, YOLOv8Sizes, anchor_points, build, fold_norms
+from lightweight_engine.extensions.yolov8 import YOLOv8, anchor_points, build, fold_norms
+from lightweight_engine.extensions.yolov8_sizes import SCALES, YOLOv8Sizes
 
 # Of the published files with 80 classes: parameters that are trained, in all.
 PUBLISHED = {"n": 3_157_200, "s": 11_166_560, "m": 25_902_640, "l": 43_691_520, "x": 68_229_648}
