@@ -19,6 +19,7 @@ from .pickles import (
     STEPS,
     Global,
     Machine,
+    Opaque,
     Refused,
     Tensor,
     entries_of,
@@ -31,6 +32,22 @@ from .zip_entries import Entry
 
 MAX_DEPTH = 32  # of modules in modules
 
+
+@dataclass(eq=False)
+class Record:
+    """An object of a file: the name of its class, and its attributes."""
+
+    kind: str
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+def _method(owner: Any, name: Any) -> Opaque:
+    """A method of an object, as a layer has it whose forward was replaced; it is not looked up."""
+    if not isinstance(owner, Record) or not isinstance(name, str):
+        raise Refused("it asks for an attribute of what is no object of a network")
+    return Opaque()
+
+
 # Values that stand beside weights. A set is the list that it was made of.
 OBJECT_BUILDERS: Mapping[str, Callable[..., Any]] = {
     **BUILDERS,
@@ -41,15 +58,9 @@ OBJECT_BUILDERS: Mapping[str, Callable[..., Any]] = {
     "pathlib._local.PosixPath": opaque,
     "pathlib._local.WindowsPath": opaque,
     "torch.device": opaque,
+    "builtins.getattr": _method,
+    "__builtin__.getattr": _method,
 }
-
-
-@dataclass(eq=False)
-class Record:
-    """An object of a file: the name of its class, and its attributes."""
-
-    kind: str
-    state: dict[str, Any] = field(default_factory=dict)
 
 
 class _ObjectMachine(Machine):

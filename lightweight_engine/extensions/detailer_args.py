@@ -50,7 +50,7 @@ _ratio = partial(_field, ge=0, le=1)
 
 
 class ADetailerArgs(BaseModel):
-    """One pass. Bounds and names are the reference's; the texts say what they do."""
+    """One pass. Names are the reference's, and bounds too; where it has none, they are those of a request."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 
@@ -68,17 +68,17 @@ class ADetailerArgs(BaseModel):
     ad_x_offset: Whole = _field(0, "Pixels that a mask moves right.", ge=-65536, le=65536)
     ad_y_offset: Whole = _field(0, "Pixels that a mask moves up.", ge=-65536, le=65536)
     ad_mask_merge_invert: Literal["None", "Merge", "Merge and Invert"] = _field("None", "One mask of all.")
-    ad_mask_blur: Whole = _field(4, "Blur of a mask's edge, in pixels.", ge=0, le=4096)
+    ad_mask_blur: Whole = _field(4, "Blur of a mask's edge, in pixels.", ge=0, le=256)
     ad_denoising_strength: float = _field(0.4, "Share of the schedule that runs.", ge=0, le=1)
     ad_inpaint_only_masked: bool = _field(True, "Draw the masked part alone, at the full size.")
-    ad_inpaint_only_masked_padding: Whole = _field(32, "Pixels around it drawn with it.", ge=0, le=65536)
+    ad_inpaint_only_masked_padding: Whole = _field(32, "Pixels around it drawn with it.", ge=0, le=4096)
     ad_use_inpaint_width_height: bool = _field(False, "Draw at the size that follows.")
     ad_inpaint_width: Whole = _field(512, gt=0, le=65536)
     ad_inpaint_height: Whole = _field(512, gt=0, le=65536)
     ad_use_steps: bool = _field(False, "Take the number of steps that follows.")
     ad_steps: Whole = _field(28, gt=0, le=1000)
     ad_use_cfg_scale: bool = _field(False, "Take the CFG scale that follows.")
-    ad_cfg_scale: float = _field(7.0, ge=0)
+    ad_cfg_scale: float = _field(7.0, ge=0, le=100)
     ad_use_checkpoint: bool = False
     ad_checkpoint: Text | None = None
     ad_use_vae: bool = False

@@ -92,6 +92,7 @@ def _network_of(saved: SavedObject) -> Record | None:
 def _from_object(saved: SavedObject, network: Record) -> DetectorFile:
     entries = saved.value if isinstance(saved.value, dict) else {}
     arguments = entries.get("train_args") or network.state.get("args")
+    arguments = arguments.state if isinstance(arguments, Record) else arguments
     size = arguments.get("imgsz") if isinstance(arguments, dict) else None
     layers = network.state.get("yaml")
     return DetectorFile(

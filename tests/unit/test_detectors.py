@@ -253,6 +253,23 @@ def test_no_code_of_a_file_runs(tmp_path: Path, name: str, where: str) -> None:
     assert not trap.exists()
 
 
+def test_a_forward_that_was_replaced_is_no_matter(tmp_path: Path) -> None:
+    """Some networks were saved after their layers had been given another method in place of ``forward``."""
+
+    class Replaced(nn.SiLU):
+        def __init__(self) -> None:
+            super().__init__()
+            self.forward = self.extra_repr  # type: ignore[assignment]
+
+    Replaced.__module__, Replaced.__qualname__ = "torch.nn.modules.activation", "SiLU"
+    Replaced.__name__ = "SiLU"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.modules.activation, "SiLU", Replaced)
+        path = whole(tmp_path / FACE, act=Replaced())
+    assert b"getattr" in path.read_bytes()
+    assert open_detector(path).classes == ("face", "hand")
+
+
 def archive(path: Path, program: bytes) -> Path:
     import zipfile
 
@@ -270,6 +287,14 @@ PROGRAMS = {
     "an object of nothing": (b"K\x01)\x81.", "makes an object of what is no class"),
     "attributes twice": (LINEAR + b")\x81" + b"}X\1\0\0\0aK\x01sb" * 2 + b".", "attributes that torch does not write"),
     "attributes that are no dictionary": (LINEAR + b")\x81]b.", "attributes that torch does not write"),
+    "a method of a class": (
+        b"c__builtin__\ngetattr\n" + LINEAR + b"X\1\0\0\0x\x86R.",
+        "attribute of what is no object",
+    ),
+    "a method that is called": (
+        b"c__builtin__\ngetattr\n" + LINEAR + b")\x81X\1\0\0\0x\x86R)R.",
+        "what is no function",
+    ),
     "a dotted name": (b"cultralytics.nn.tasks\nos.system\n.", "asks for ultralytics.nn.tasks.os.system"),
     "a function of the library": (
         b"cultralytics.nn.tasks\ntorch_safe_load\n.",
