@@ -23,10 +23,14 @@ MIB = 1 << 20
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "tiny": ("tiny", {}, {"width": 256, "height": 256}),
     "tiny 768": ("tiny", {}, {"width": 768, "height": 768}),
+    "tiny 320": ("tiny", {}, {"width": 320, "height": 320}),
+    "tiny wide": ("tiny", {}, {"width": 1024, "height": 512}),
     "tiny nf4": ("tiny", {"storage_dtype": "nf4"}, {"width": 512, "height": 512}),
     "middling fp32": ("middling", {}, {"width": 384, "height": 384}),
+    "middling fp32 high": ("middling", {}, {"width": 384, "height": 640}),
     "middling nf4": ("middling", {"storage_dtype": "nf4"}, {"width": 384, "height": 384}),
     "middling fp8": ("middling", {"storage_dtype": "fp8_e4m3"}, {"width": 384, "height": 384, "cfg_scale": 2.0}),
+    "middling bf16 decoder": ("middling", {"vae_dtype": "bf16"}, {"width": 256, "height": 192}),
     "middling in turn": ("middling", {"vram_state": "LOW_VRAM"}, {"width": 384, "height": 384}),
     "middling streamed": (
         "middling",
@@ -39,7 +43,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 
 def make_middling(folder: Path) -> None:
-    """A random family of 0.9 GB in the layouts of users' files."""
+    """A random family of 0.6 GB in the layouts of users' files."""
     import torch
     from safetensors.torch import save_file
 

@@ -180,10 +180,18 @@ def release_cached(device: torch.device) -> None:
 
 
 def trim_heap() -> None:
-    """Give back what the C library keeps of memory that was freed, where it can do that (glibc)."""
-    trim = getattr(c_library(), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    """Give back what MKL keeps of the buffers of its matrix products, and the C library (glibc) of what was freed."""
+    for library, name, arguments in ((_mkl(), "mkl_serv_free_buffers", ()), (c_library(), "malloc_trim", (0,))):
+        give_back = getattr(library, name, None)
+        if give_back is not None:
+            give_back(*arguments)
+
+
+@cache
+def _mkl() -> Any:
+    """The library that has MKL in it, which is torch's own; None where torch was built without."""
+    path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    return ctypes.CDLL(str(path)) if torch.backends.mkl.is_available() and path.exists() else None
 
 
 # Of glibc's mallopt.

@@ -21,7 +21,7 @@ class NormSiLU(nn.GroupNorm):
         super().__init__(32, channels, eps=1e-6)
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.silu(super().forward(input))
+        return F.silu(super().forward(input), inplace=True)  # the norm's result is nobody else's
 
 
 class ResnetBlock(nn.Module):

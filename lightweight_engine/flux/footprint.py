@@ -71,19 +71,21 @@ class Library:
     Attributes:
         base: bytes once, whatever is computed (workspaces of matrix products, memory that the allocator keeps).
         convolution: full-size feature maps that the autoencoder's convolutions take beside their input and output.
+        unfolding: how often a convolution in 16 bits writes out its input, where nothing computes it directly.
         scratch: times the largest matrix that is made anew at each use.
         kept: times the room of a pass that is taken beside it (matrix products pack their weights).
     """
 
     base: int
     convolution: float
+    unfolding: int
     scratch: float
     kept: float
 
 
 LIBRARIES = {
-    "cuda": Library(base=64 << 20, convolution=3.9, scratch=1.0, kept=0.0),
-    "cpu": Library(base=28 << 20, convolution=4.4, scratch=2.0, kept=0.55),
+    "cuda": Library(base=64 << 20, convolution=4.4, unfolding=0, scratch=1.0, kept=0.0),
+    "cpu": Library(base=50 << 20, convolution=0.0, unfolding=9, scratch=2.0, kept=0.55),
 }
 
 
@@ -126,18 +128,29 @@ def clip_room(params: CLIPParams, storage: Storage, scratch: int, library: Libra
 
 
 def decode_room(params: AutoencoderParams, height: int, width: int, dtype: torch.dtype, library: Library) -> int:
-    """Bytes that decoding a picture of ``height`` x ``width`` pixels works in: most at the finest level."""
-    return int(_map(params, height, width, dtype) * (6 + library.convolution)) + 3 * 4 * 3 * height * width
+    """Bytes that decoding a picture of ``height`` x ``width`` pixels works in: most around the finest level."""
+    fine, coarse, coarser = (*params.widths, *params.widths[-1:] * 2)[:3]
+    points = (
+        coarser / 4 + coarse / 4 + 2 * coarse,  # enlarging: the level's input, its result, that enlarged and convolved
+        2 * coarse + fine,  # first block: its input, that normed, convolved
+        coarse + 3 * fine,  # the level's input, which is still held; a block's input, that normed, convolved
+    )
+    return _picture_room(max(points), fine, coarse, height * width, dtype, library)
 
 
 def encode_room(params: AutoencoderParams, height: int, width: int, dtype: torch.dtype, library: Library) -> int:
     """Bytes that encoding a picture works in."""
-    return int(_map(params, height, width, dtype) * (5 + library.convolution)) + 3 * 4 * 3 * height * width
+    fine = params.widths[0]  # the level's input, which is still held; a block's input, that normed, convolved
+    return _picture_room(4 * fine, fine, fine, height * width, dtype, library)
 
 
-def _map(params: AutoencoderParams, height: int, width: int, dtype: torch.dtype) -> int:
-    """Bytes of one feature map of the finest level."""
-    return height * width * params.widths[0] * dtype.itemsize
+def _picture_room(channels: float, fine: int, convolved: int, pixels: int, dtype: torch.dtype, library: Library) -> int:
+    """Bytes of ``channels`` of the finest level and of what convolving ``convolved`` of them takes.
+
+    The picture itself, three channels of it, is there only when these are gone.
+    """
+    unfolded = library.unfolding * convolved if dtype.itemsize == 2 else 0
+    return int((channels + library.convolution * fine + unfolded) * pixels * dtype.itemsize)
 
 
 def step_flops(params: FluxParams, batch: int, image: int, text: int) -> float:

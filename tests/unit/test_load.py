@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -163,3 +164,17 @@ def test_a_plain_file_is_packed_as_it_is_read(tmp_path: Path, format: str) -> No
     assert {module.spec.name for module in packed.values()} == {format}
     held = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     assert inventory(part, storage).nbytes == pytest.approx(held, abs=256 * len(part.sources))
+
+
+def test_convolutions_on_a_cpu_have_their_channels_last(tmp_path: Path) -> None:
+    """The order changes where numbers lie, not which: pictures are those of the plain order within rounding."""
+    module: Any = network(Autoencoder, AE)
+    path = save(tmp_path / "ae.safetensors", module, dtype=torch.float32)
+    part = find_parts(open_checkpoint(path))["autoencoder"]
+    loaded: Any = load_part(part, Storage("auto", torch.float32), device=CPU)
+    weights = [weight for weight in loaded.parameters() if weight.dim() == 4]
+    assert weights and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+    assert all(torch.equal(tensor, loaded.state_dict()[key]) for key, tensor in module.state_dict().items())
+    latent = torch.randn(1, 16, 4, 6)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded.decode(latent), module.decode(latent), rtol=0, atol=1e-5)

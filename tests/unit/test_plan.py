@@ -343,6 +343,6 @@ TABLE = """
 stage   resident  slots    streamed/pass  kept     room     peak      floor/pass
 encode  10 MiB    0 MiB    0 MiB          802 MiB  98 MiB   910 MiB
 sample  257 MiB   544 MiB  768 MiB        2 MiB    216 MiB  1019 MiB  107 ms
-decode  1 MiB     0 MiB    0 MiB          10 MiB   234 MiB  245 MiB
+decode  1 MiB     0 MiB    0 MiB          10 MiB   225 MiB  236 MiB
 NVIDIA GeForce RTX 4090: 1.00 GiB may be taken, 1019 MiB at most will be (NORMAL_VRAM, transformer as bf16)
 """
