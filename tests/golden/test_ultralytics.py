@@ -6,16 +6,21 @@ The weights are those of the data, trained: random ones give hundreds of boxes w
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from goldens import golden_dir
+from goldens import PROJECT, golden_dir
 from PIL import Image
 from safetensors.torch import load_file
 
+from lightweight_engine.errors import UnsupportedCheckpointError
 from lightweight_engine.extensions.boxes import Letterbox
 from lightweight_engine.extensions.detectors import Entry, open_network
 from lightweight_engine.extensions.ultralytics_detector import quietly
@@ -121,3 +126,40 @@ def test_other_networks_answer_as_the_library(library: Any, tmp_path: Path, name
     if masks is not None:
         torch.testing.assert_close(prototypes, masks[0], rtol=0, atol=1e-4)
     ours.detect(pictures(1)[-1], 0.001)
+
+
+def test_a_list_of_layers_that_asks_for_more_than_the_file_holds(library: Any, tmp_path: Path) -> None:
+    network = library.YOLO("yolo11n.yaml").model
+    network.yaml["scales"]["n"][1:] = [20.0, 60_000]  # a network of terabytes
+    torch.save({"model": network}, tmp_path / "x.pt")
+    with pytest.raises(UnsupportedCheckpointError, match="x.pt: its list of layers asks for more than the file holds"):
+        open_network(Entry("x.pt", tmp_path / "x.pt"), "cpu")
+    network.yaml["scales"]["n"] = [0.5, 0.125, 1024]
+    torch.save({"model": network}, tmp_path / "x.pt")
+    with pytest.raises(UnsupportedCheckpointError, match="x.pt: its tensors are not those of its layers"):
+        open_network(Entry("x.pt", tmp_path / "x.pt"), "cpu")
+
+
+def test_the_library_leaves_no_trace(tmp_path: Path) -> None:
+    """In a process of its own: nothing is written, asked for, or changed for all by its import."""
+    pytest.importorskip("ultralytics", "8.4")
+    code = """
+        import os, pathlib, socket, sys
+        import numpy, torch
+        from lightweight_engine.extensions.ultralytics_detector import quietly
+        def refuse(*_): raise AssertionError("a look at the network")
+        socket.socket.connect = socket.socket.connect_ex = refuse
+        before = dict(os.environ), torch.save, repr(numpy.get_printoptions())
+        with quietly():
+            from ultralytics.nn import tasks
+        assert (dict(os.environ), torch.save, repr(numpy.get_printoptions())) == before
+        from ultralytics.utils import AUTOINSTALL, ONLINE
+        assert not AUTOINSTALL and not ONLINE
+        assert not list(pathlib.Path(os.environ["HOME"]).rglob("*ltralytics*"))
+        """
+    environment = {**os.environ, "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / ".config")}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=environment, cwd=PROJECT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
