@@ -235,6 +235,7 @@ class GenerationRequest(_Frozen):
     adetailer_passes: tuple[Any, ...] = _detailer(
         (), "Passes in place of those two: a JSON object of ad_… arguments each.", max_length=MAX_DETAILER_PASSES
     )
+    skip_img2img: bool = _detailer(False, "Detail the start picture as it is, without drawing it anew.")
     save_stages: bool = _file(
         False, "Keep the picture of every stage, as first pass and enlarged one, beside the last."
     )
@@ -293,6 +294,8 @@ class GenerationRequest(_Frozen):
             raise ValueError(
                 f"lora_scales has {len(self.lora_scales)} numbers for {len(self.lora_urls)} lora_urls; give one each"
             )
+        if self.skip_img2img and (self.image is None or not (self.adetailer or self.adetailer_passes)):
+            raise ValueError("skip_img2img details a start picture: give image, and adetailer or adetailer_passes")
         if self.sigma_min and self.sigma_max and self.sigma_min >= self.sigma_max:
             raise ValueError("sigma_min must be below sigma_max")
         return self
@@ -367,6 +370,8 @@ class DetailReport(_Frozen):
 class GenerationResult(_Frozen):
     """What a job made. Seconds in ``timings``, bytes in ``peak_memory``; warnings are sentences for a person.
 
+    ``settings`` are those that decide the numbers of a picture beside its request.
+
     ``stages`` are, for each picture, those that came before it, by name in their order; with ``save_stages``.
     """
 
@@ -383,4 +388,5 @@ class GenerationResult(_Frozen):
     peak_memory: int = 0
     device: str = "cpu"
     versions: dict[str, str] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict)
     warnings: tuple[str, ...] = ()

@@ -20,6 +20,8 @@ STAGES = {
     "sample": "drawing",
     "decode": "decoding",
     "upscale": "enlarging",
+    "detect": "looking for faces and hands",
+    "detail": "detailing",
     "done": "done",
 }
 
@@ -42,7 +44,7 @@ def describe(progress: Progress) -> str:
     parts = [STAGES[progress.stage]]
     if progress.image_count > 1:
         parts.append(f"picture {progress.image_index + 1} of {progress.image_count}")
-    if progress.stage == "sample":
+    if progress.stage == "sample" or (progress.stage == "detail" and progress.steps):
         parts.append(f"step {progress.step}/{progress.steps}" if progress.step else f"{progress.steps} steps")
     if progress.stage == "upscale" and progress.steps:
         parts.append(f"tile {progress.step}/{progress.steps}")

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from PIL import Image
 
 from ..extensions.adetailer import ADetailer, DetailerOptions, Outer, PassReport, Repaint
 from ..extensions.detailer_args import FACES, HANDS, ADetailerArgs, Passes, read_passes, service_passes
+from ..extensions.detailer_targets import drawn
+from ..extensions.detection import Detection
 from ..flux.conditioner import resolve_guidance
 from ..flux.prompt import parse_networks
 from ..request import DetailReport, GenerationRequest
@@ -27,10 +30,10 @@ TINY_DETECTORS = {str(FACES["ad_model"]): "face_tiny", str(HANDS["ad_model"]): "
 # What an inner job does not take over from the outer one.
 ONE_PICTURE: Mapping[str, Any] = {
     "num_outputs": 1, "batch_size": 1, "enable_hr": False, "adetailer": False, "adetailer_passes": (),
-    "save_stages": False, "color_correction": False, "subseed_strength": 0.0, "resize_mode": 0, "inpainting_fill": 1,
-    "inpainting_mask_invert": False, "mask_round": True, "mask_blur_x": None, "mask_blur_y": None,
-    "img2img_upscaler": "None", "img2img_extra_noise": 0.0, "img2img_fix_steps": False,
-    "initial_noise_multiplier": 1.0, "seed_resize_from_w": 0, "seed_resize_from_h": 0,
+    "save_stages": False, "skip_img2img": False, "color_correction": False, "subseed_strength": 0.0,
+    "resize_mode": 0, "inpainting_fill": 1, "inpainting_mask_invert": False, "mask_round": True,
+    "mask_blur_x": None, "mask_blur_y": None, "img2img_upscaler": "None", "img2img_extra_noise": 0.0,
+    "img2img_fix_steps": False, "initial_noise_multiplier": 1.0, "seed_resize_from_w": 0, "seed_resize_from_h": 0,
 }  # fmt: skip
 
 
@@ -59,6 +62,10 @@ class Workshop:
     enter: Callable[[str], None]
     jobs: list[Job] = field(default_factory=list)
     reports: list[DetailReport] = field(default_factory=list)
+
+    def refiner(self, job: Job, batch: Batch) -> Callable[[list[Image.Image]], list[Image.Image]]:
+        """What is done to the pictures of a batch."""
+        return partial(detail, job, batch, self) if job.detailing else list
 
 
 def detailing_of(request: GenerationRequest, tools: Tools) -> Detailing | None:
@@ -106,6 +113,18 @@ def _of_tiny(args: ADetailerArgs, there: Sequence[str]) -> ADetailerArgs:
     """A pass whose detector is not there, with the demonstration model's own."""
     own = TINY_DETECTORS.get(args.ad_model)
     return args if own is None or args.ad_model in there else args.model_copy(update={"ad_model": own})
+
+
+def find(request: GenerationRequest, tools: Tools, image: Image.Image) -> tuple[list[list[Detection]], Image.Image]:
+    """What the passes of a request find on a picture, and the picture with its boxes and masks; nothing is painted."""
+    detailing = detailing_of(request, tools)
+    found, shown = [], image
+    for args in detailing.passes.active if detailing else ():
+        assert detailing is not None
+        detections, targets = detailing.detailer.find_targets(image, args)
+        found.append(detections)
+        shown = drawn(shown, detections, targets)
+    return found, shown
 
 
 def plan_detailing(request: GenerationRequest, detailing: Detailing, size: tuple[int, int], tools: Tools) -> list[Plan]:

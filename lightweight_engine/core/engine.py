@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -22,6 +21,7 @@ from ..backend.devices import (
 )
 from ..config import EngineConfig
 from ..errors import ConfigError, MemoryBudgetError, ModelNotFoundError
+from ..extensions.detection import Detection
 from ..extensions.detectors import DetectorLibrary
 from ..extensions.lora import LoRAManager, reports
 from ..flux.conditioner import EmbeddingCache
@@ -30,7 +30,7 @@ from ..flux.tokenizers import CLIPTokenizer, T5Tokenizer, hub_cache
 from ..request import GenerationRequest, GenerationResult
 from ..upscalers.library import UpscalerLibrary
 from .describe import describe, device_name, versions
-from .detailing import Workshop, detail
+from .detailing import Workshop, find
 from .download import tokenizer_folder
 from .jobs import plan_job
 from .loras import lora_manager
@@ -39,8 +39,8 @@ from .networks import Networks
 from .passes import Tools, plan_request
 from .pictures import PictureReader
 from .plan import Plan
-from .precision import choose_precision, memory_manager
-from .processing import Batch, Drawn, Job, draw, finished, stages_of
+from .precision import choose_precision, memory_manager, settings_in_effect
+from .processing import Batch, Drawn, Job, draw, make
 from .progress import Cancel, OnProgress, Tracker, Watch
 from .quantized_cache import through_cache
 from .upscaling import upscale_picture
@@ -203,6 +203,22 @@ class LightweightEngine:
                 device, lambda: upscale_picture(picture, by, name, self._upscalers, self.config, watch)
             )
 
+    def find(self, picture: Image.Image, request: GenerationRequest) -> tuple[list[list[Detection]], Image.Image]:
+        """What the detailer's passes find on a picture, for each pass, and the picture with boxes and masks on it.
+
+        Nothing is painted, and no Flux model loaded.
+
+        Raises:
+            RequestError: an argument is wrong, or a detector is not known.
+            ModelError: a detector cannot be used.
+        """
+        with self._lock:
+            networks = self._networks
+            if networks is None:
+                device = pick_device(self.config.device)
+                networks = self._assemble(device, card_of(device), [], load=False)
+            return find(request, self._tools(networks, self._lora_manager(networks.models)), picture)
+
     def plan(self, request: GenerationRequest, card: Card | None = None) -> Plan:
         """The memory plan of a request, from the headers of the model's files: nothing is loaded for it.
 
@@ -288,12 +304,13 @@ class LightweightEngine:
         workshop = Workshop(lambda inner: plan_job(inner, tools, tracker.inner())[0], tracker.enter)
         files = networks.models.files(self._hashes)
         images, stages, seeds, subseeds, infotexts = [], [], [], [], []
-        for batch, drawn in _draw_all(job, tracker):
-            refine = partial(detail, job, batch, workshop) if job.detailing else list
-            images += finished(job, batch, drawn.pixels, refine)
+        for batch in job.batches:
+            tracker.start_batch()
+            pictures, kept = make(job, batch, workshop.refiner(job, batch))
+            images += pictures
+            stages += kept
             seeds += batch.seeds
             subseeds += batch.subseeds
-            stages += stages_of(job, drawn)
             rows = zip(batch.seeds, batch.subseeds, strict=True)
             infotexts += [describe(job, batch, seed, subseed, files) for seed, subseed in rows]
         jobs = (job, *workshop.jobs)
@@ -312,6 +329,7 @@ class LightweightEngine:
             peak_memory=memory.bytes(),
             device=device_name(networks.device),
             versions=versions(),
+            settings=settings_in_effect(self.config, networks.models, networks.manager.card),
             warnings=tuple(dict.fromkeys((*self._notes, *(text for each in jobs for text in each.warnings)))),
         )
 

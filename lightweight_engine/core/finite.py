@@ -1,4 +1,4 @@
-"""Numbers that are not finite would become black pictures: the job ends instead, and names the file that they came from.
+"""Numbers that are not finite would become black pictures: the job ends instead, and names the file they came from.
 
 Looked at once after each network, never inside the loop of sampling, which the device would then have to wait for.
 """

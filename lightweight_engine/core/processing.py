@@ -87,6 +87,11 @@ class Job:
         return self.size[0] // factor, self.size[1] // factor
 
     @property
+    def is_drawn(self) -> bool:
+        """Whether pictures are drawn at all; else the start pictures are detailed as they are."""
+        return not (self.request.skip_img2img and self.detailing and self.begin)
+
+    @property
     def all_batches(self) -> list[Batch]:
         """Of this pass and the one that follows."""
         return [*self.batches, *(self.hires.batches.values() if self.hires else ())]
@@ -241,6 +246,22 @@ def conditionings(positives: Sequence[Composition], negatives: Sequence[Schedule
     """Every conditioning that sampling may ask for."""
     scheduled = [part for picture in positives for _, part in picture.parts] + list(negatives or ())
     return [cond for each in scheduled for _, cond in each.entries]
+
+
+def make(
+    job: Job, batch: Batch, refine: Callable[[list[Image.Image]], list[Image.Image]]
+) -> tuple[list[Image.Image], list[dict[str, Image.Image]]]:
+    """The pictures of a batch, and of each the stages before it, by name in their order.
+
+    Args:
+        refine: what is done to finished pictures.
+    """
+    if not job.is_drawn:
+        assert job.begin is not None
+        given = [job.begin.original(batch.first + i) for i in range(len(batch.seeds))]
+        return refine(given), [{} for _ in given]
+    drawn = draw(job, batch)
+    return finished(job, batch, drawn.pixels, refine), stages_of(job, drawn)
 
 
 def finished(

@@ -24,15 +24,21 @@ class StartPictures:
 
     Args:
         recolour: results get the colours of their start picture.
+        originals: as they were given, upright and opaque.
     """
 
     pictures: tuple[Prepared, ...]
     masking: Masking
     recolour: bool = False
+    originals: tuple[Image.Image, ...] = ()
 
     def of(self, index: int) -> Prepared:
         """The start of output ``index``."""
         return self.pictures[index if len(self.pictures) > 1 else 0]
+
+    def original(self, index: int) -> Image.Image:
+        """The start picture of output ``index`` at its own size."""
+        return self.originals[index if len(self.originals) > 1 else 0]
 
     def finish(self, image: Image.Image, index: int) -> Image.Image:
         """The result of output ``index`` in its colours and its place."""
@@ -77,7 +83,7 @@ def read_start(
         prepare(picture, _fitting(mask, picture, warnings), (size[1], size[0]), request.resize_mode, masking, upscaler)
         for picture in pictures
     ]
-    return StartPictures(tuple(made), masking, request.color_correction)
+    return StartPictures(tuple(made), masking, request.color_correction, tuple(pictures))
 
 
 def masking_of(request: GenerationRequest) -> Masking:

@@ -147,6 +147,7 @@ ARROWS = {
     "apps.cache": "console options",
     "apps.upscale": "console options session",
     "apps.lora": "console options",
+    "apps.detail": "console options session",
     "apps.doctor": "console options",
 }
 

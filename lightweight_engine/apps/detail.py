@@ -1,0 +1,105 @@
+"""``detail``: faces and hands of a picture painted anew, or shown where they are found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..request import GenerationRequest
+from .console import Console
+from .options import Debug, Grouped, Json, Quiet, load_config, split_request, takes_request
+from .session import check_request, start_engine, watched
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..config import EngineConfig
+
+Source = Annotated[str, typer.Argument(metavar="IMAGE", help="The picture: a path or a URL.")]
+Text = Annotated[str, typer.Option("--prompt", help="What the picture shows; the passes' own prompts win.")]
+Preview = Annotated[bool, typer.Option("--preview", help="Only show what is found: boxes and masks; paint nothing.")]
+Listing = Annotated[bool, typer.Option("--list", is_eager=True, help="Print the names of the detectors and stop.")]
+
+CELL = 8  # sides are drawn in cells of so many pixels
+
+
+@takes_request
+def detail(
+    source: Source = "",
+    prompt: Text = "",
+    preview: Preview = False,
+    listing: Listing = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+    **values: Any,
+) -> None:
+    """Detail a picture and print where the result was saved. What no mask covers stays as it is, to the byte."""
+    with Console(json=json, quiet=quiet, debug=debug) as console:
+        from ..core.images import check_folder
+        from ..core.pictures import PictureReader
+
+        given, settings = split_request(values)
+        config = load_config(settings)
+        if listing:
+            _list(console, config)
+            return
+        console.typed = given.keys()
+        image = PictureReader.of(config).read(source)
+        size = {"width": image.width // CELL * CELL, "height": image.height // CELL * CELL}
+        fields = {**config.request_defaults(), **size, "adetailer": True, "skip_img2img": True, **given}
+        request = GenerationRequest(**{**fields, "prompt": prompt, "image": source})
+        check_request(request, config)
+        check_folder(config.output_dir)
+        if preview:
+            _preview(console, config, request, image, source)
+            return
+        engine = start_engine(console, config)
+        with watched(console) as options:
+            result = engine.run(request, **options)
+        from ..core.replay import save_result
+
+        saved = save_result(result, config.output_dir)
+        for warning in result.warnings:
+            console.warn(warning)
+        passes = [dict(each) for each in result.details[0].passes] if result.details else []
+        if json:
+            console.result({"path": str(saved[0].path), "passes": passes})
+        else:
+            console.data(str(saved[0].path))
+        for each in passes:
+            console.say(f"{each['model']}: {len(each['found'])} found, {each['painted']} painted")
+
+
+def _preview(console: Console, config: EngineConfig, request: GenerationRequest, image: Image, source: str) -> None:
+    from ..core.engine import LightweightEngine
+    from ..core.images import save
+
+    found, shown = LightweightEngine(config).find(image.convert("RGB"), request)
+    saved = save(shown, config.output_dir, f"{Path(source.partition('?')[0]).stem[:100] or 'picture'}-found")
+    rows = [[{"box": each.box, "score": each.score, "label": each.label} for each in pass_] for pass_ in found]
+    if console.json:
+        console.result({"path": str(saved.path), "passes": rows})
+        return
+    console.data(str(saved.path))
+    for number, pass_ in enumerate(found, 1):
+        words = ", ".join(f"{each.label} {each.score:.2f}" for each in pass_) or "nothing"
+        console.say(f"pass {number}: {words}")
+
+
+def _list(console: Console, config: EngineConfig) -> None:
+    from ..core.models import TINY
+    from ..extensions.detectors import DetectorLibrary
+
+    names = DetectorLibrary([config.models_dir, TINY]).names()
+    if console.json:
+        console.result({"detectors": names})
+        return
+    for name in names:
+        console.data(name)
+
+
+def register(app: typer.Typer) -> None:
+    app.command("detail", cls=Grouped)(detail)

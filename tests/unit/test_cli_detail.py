@@ -1,0 +1,65 @@
+"""``detail`` on the command line, with the detectors that ship with the engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import Cli, command_line
+from PIL import Image
+
+from tools.tiny.draw import training_drawing
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    return command_line(capsys, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """A person with one face to be seen, of a size that is no multiple of 8."""
+    for number in range(100):
+        drawn = training_drawing(7, number, (256, 256))
+        if [mark.what for mark in drawn.marks].count("face") == 1:
+            wide = Image.new("RGB", (261, 256), drawn.image.getpixel((0, 0)))  # type: ignore[arg-type]
+            wide.paste(drawn.image)
+            wide.save(tmp_path / "person.png")
+            return tmp_path / "person.png"
+    raise AssertionError("no such drawing")
+
+
+def test_list(cli: Cli) -> None:
+    assert cli("detail", "--list").out.split() == ["face_tiny.safetensors", "hand_tiny.safetensors"]
+
+
+def test_preview_paints_nothing(cli: Cli, picture: Path, tmp_path: Path) -> None:
+    done = cli("detail", picture, "--preview", "-o", tmp_path / "out", "--json")
+    told = json.loads(done.out)
+    assert told["passes"][0][0]["label"] == "face"
+    assert Image.open(told["path"]).size == (261, 256)
+
+
+def test_a_face_is_painted_and_the_rest_stays(cli: Cli, picture: Path, tmp_path: Path) -> None:
+    args = '{"ad_steps": 1, "ad_denoising_strength": 0.6, "ad_use_cfg_scale": false}'
+    hands = '{"ad_disable": true}'
+    done = cli(
+        "detail", picture, "-o", tmp_path / "out", "--adetailer-args", args, "--adetailer-args-hands", hands, "--json"
+    )
+    told = json.loads(done.out)
+    assert told["passes"][0]["painted"] == 1
+    before, after = (np.asarray(Image.open(path).convert("RGB")).astype(int) for path in (picture, told["path"]))
+    assert before.shape == after.shape
+    changed = np.abs(before - after).sum(axis=2) > 0
+    left, top, right, bottom = (int(side) for side in told["passes"][0]["found"][0]["box"])
+    changed[max(top - 24, 0) : bottom + 24, max(left - 24, 0) : right + 24] = False
+    assert not changed.any()
+
+
+def test_what_cannot_be_detailed(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    assert cli("detail", tmp_path / "text.png").code == 2
+    assert cli("detail", tmp_path / "none.png").code == 2
+    assert cli("detail").code == 2
