@@ -25,6 +25,7 @@ MOST = 300
 MOST_CANDIDATES = 30_000
 CLASS_OFFSET = 7680  # moves the boxes of each class apart, so that only those of one class meet
 COEFFICIENT_BITS = 11
+AT_ONCE = 16  # masks
 
 
 @dataclass(frozen=True)
@@ -145,19 +146,20 @@ def _overlaps(box: Tensor, others: Tensor) -> Tensor:
 
 
 def masks_of(found: Found, prototypes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks of detections in the rectangle: bool [n, height, width].
+    """Masks of detections in the rectangle: bool [n, height, width], on the host.
 
     Args:
         prototypes: [M, height / 4, width / 4].
         size: width and height of the rectangle.
     """
-    count, rows, columns = prototypes.shape
     width, height = size
-    if not len(found.boxes):
-        return torch.zeros(0, height, width, dtype=torch.bool)
-    small = (found.coefficients @ prototypes.reshape(count, -1)).view(-1, rows, columns)
-    large = F.interpolate(small[None], (height, width), mode="bilinear", align_corners=False)[0]
-    x = torch.arange(width, device=large.device)[None, None]
-    y = torch.arange(height, device=large.device)[None, :, None]
-    x1, y1, x2, y2 = found.boxes[:, :, None, None].unbind(dim=1)
-    return (large > 0) & (x >= x1) & (x < x2) & (y >= y1) & (y < y2)
+    x, y = torch.arange(width)[None, None], torch.arange(height)[None, :, None]
+    masks = [torch.zeros(0, height, width, dtype=torch.bool)]
+    # A few at once: three hundred at full size would take half a gigabyte.
+    for boxes, coefficients in zip(found.boxes.split(AT_ONCE), found.coefficients.split(AT_ONCE), strict=True):
+        if len(boxes):
+            small = torch.einsum("nm,mhw->nhw", coefficients, prototypes)
+            large = F.interpolate(small[None], (height, width), mode="bilinear", align_corners=False)[0]
+            x1, y1, x2, y2 = boxes[:, :, None, None].unbind(dim=1)
+            masks.append((large > 0) & (x >= x1) & (x < x2) & (y >= y1) & (y < y2))
+    return torch.cat(masks)
