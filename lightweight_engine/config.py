@@ -213,14 +213,21 @@ class EngineConfig(BaseModel):
         self._origins.update(origins or {})
 
     @classmethod
-    def load(cls, file: Path | None = None, environ: Mapping[str, str] | None = None, **flags: Any) -> EngineConfig:
+    def load(
+        cls,
+        file: Path | None = None,
+        environ: Mapping[str, str] | None = None,
+        assigned: Mapping[str, Any] | None = None,
+        **flags: Any,
+    ) -> EngineConfig:
         """The settings of this machine: file, environment and ``flags`` over the defaults.
 
         Args:
             file: the TOML file to read; left out, that of ``LWE_CONFIG``, else ``engine.toml`` in the working folder
                 or in the user's configuration folder, where there is one.
             environ: left out, the environment of this process.
-            flags: settings that win over all others; None counts as not given.
+            assigned: what was given by ``--set``; it wins over the flags.
+            flags: settings that win over those; None counts as not given.
 
         Raises:
             ConfigError: a name is unknown, a value is wrong, or the file cannot be read.
@@ -229,8 +236,9 @@ class EngineConfig(BaseModel):
         values: dict[str, Any] = {}
         origins: dict[str, str] = {}
         given = {name: value for name, value in flags.items() if value is not None}
-        _refuse_unknown(given, "")
-        own = (_from_file(_find_file(file, environ)), _from_environment(environ), _from_flags(given))
+        _refuse_unknown({**given, **(assigned or {})}, "")
+        flagged = (*_from_flags(given), *((name, value, f"--set {name}") for name, value in (assigned or {}).items()))
+        own = (_from_file(_find_file(file, environ)), _from_environment(environ), flagged)
         layers = (_from_other_programs(environ), *own)
         for name, value, origin in (row for layer in layers for row in layer):
             if name == "tokens" and name in values:  # each layer may name other hosts

@@ -113,13 +113,8 @@ def load_config(settings: Mapping[str, Any], **forced: Any) -> EngineConfig:
     """The settings with those of the command line on top; ``forced`` ones win over all."""
     flags = {name: settings.get(name) for name in SETTINGS}
     assigned = dict(_assignment(text) for text in settings.get("assignments") or ())
-    try:
-        return EngineConfig.load(settings.get("config_file"), **{**flags, **assigned, **forced})
-    except ConfigError as error:
-        text = str(error)
-        for name in assigned:  # it came by --set, and may have no option of its own
-            text = text.replace(f"(from {option(name)})", f"(from --set {name})")
-        raise ConfigError(text) from error
+    assigned = {name: value for name, value in assigned.items() if name not in forced}
+    return EngineConfig.load(settings.get("config_file"), assigned=assigned, **{**flags, **forced})
 
 
 def _assignment(text: str) -> tuple[str, str]:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..config import EngineConfig
 from .console import DIFFERENT, Console
 from .options import Debug, Grouped, Json, Quiet, load_config, takes_settings
 from .session import check_request, start_engine, watched
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from ..core.replay import Replay
 
@@ -32,7 +33,9 @@ def replay(
         from ..core.replay import replay as make_again
 
         recipe = read_recipe(image)
-        config = load_config({**_same_files(recipe.sidecar), **_given(settings)})
+        given = _given(settings)
+        same = [*_same_settings(recipe.sidecar, given), *settings["assignments"]]
+        config = load_config({**_same_files(recipe.sidecar), **given, "assignments": same})
         check_request(recipe.request, config)
         if save:
             check_folder(config.output_dir)
@@ -60,6 +63,14 @@ def _verdict(outcome: Replay) -> str:
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value not in (None, [])}
+
+
+def _same_settings(sidecar: Mapping[str, Any] | None, given: Collection[str]) -> list[str]:
+    """The settings that the picture was made with, as ``--set`` takes them, but for those given by options of now."""
+    recorded = (sidecar or {}).get("settings") or {}
+    return [
+        f"{name}={value}" for name, value in recorded.items() if name in EngineConfig.model_fields and name not in given
+    ]
 
 
 def _same_files(sidecar: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -138,6 +138,7 @@ def sidecar(result: GenerationResult, index: int) -> dict[str, Any]:
         "detailer": result.details[index].model_dump(mode="json") if result.details else None,
         "device": result.device,
         "versions": result.versions,
+        "settings": result.settings,
         "timings": result.timings,
         "peak_memory": result.peak_memory,
         "warnings": list(result.warnings),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -43,7 +44,6 @@ def choose_precision(config: EngineConfig, models: ModelSet, card: Card, notes: 
         notes: gets a sentence where a setting does nothing with these files.
     """
     cpu = card.kind == "cpu"
-    vae_dtype = config.vae_dtype if not cpu or config.is_set("vae_dtype") else "auto"
 
     def text(role: str) -> Storage:
         large = models.parts[role].nbytes > LARGE  # type: ignore[index]
@@ -52,18 +52,40 @@ def choose_precision(config: EngineConfig, models: ModelSet, card: Card, notes: 
 
     return Precision(
         transformer=_transformer(config, models, card, notes),
-        autoencoder=Storage("auto", compute_dtype(vae_dtype, card)),
+        autoencoder=Storage("auto", compute_dtype(_vae_dtype(config, card), card)),
         t5=text("t5"),
         clip=text("clip"),
     )
 
 
-def _transformer(config: EngineConfig, models: ModelSet, card: Card, notes: list[str]) -> Storage:
+def settings_in_effect(config: EngineConfig, models: ModelSet, card: Card) -> dict[str, Any]:
+    """The settings that decide the numbers of a picture beside its request, as they hold on this card."""
+    return {
+        "storage_dtype": _storage_dtype(config, models, card),
+        "text_storage_dtype": config.text_storage_dtype,
+        "variant": config.variant,
+        "compute_dtype": config.compute_dtype,
+        "vae_dtype": _vae_dtype(config, card),
+        "lora_merge": config.lora_merge,
+        "exact_dora": config.exact_dora,
+    }
+
+
+def _storage_dtype(config: EngineConfig, models: ModelSet, card: Card) -> str:
     """Unless set, a GPU keeps nf4, and a CPU or the demonstration model what the file has."""
+    as_the_file = card.kind == "cpu" or models.is_tiny
+    return "auto" if as_the_file and not config.is_set("storage_dtype") else config.storage_dtype
+
+
+def _vae_dtype(config: EngineConfig, card: Card) -> str:
+    return config.vae_dtype if card.kind != "cpu" or config.is_set("vae_dtype") else "auto"
+
+
+def _transformer(config: EngineConfig, models: ModelSet, card: Card, notes: list[str]) -> Storage:
     part = models.parts["transformer"]
     compute = compute_dtype(config.compute_dtype, card)
     cpu = card.kind == "cpu"
-    wanted = "auto" if (cpu or models.is_tiny) and not config.is_set("storage_dtype") else config.storage_dtype
+    wanted = _storage_dtype(config, models, card)
     packed = part.storage != "plain"
     if packed and config.is_set("storage_dtype") and wanted not in ("auto", part.storage, *PLAIN):
         notes.append(
@@ -72,6 +94,12 @@ def _transformer(config: EngineConfig, models: ModelSet, card: Card, notes: list
         )
     if wanted == "auto" and cpu and inventory(part, Storage("auto", compute)).nbytes > card.free:
         wanted = "file"
+    if cpu and config.vram_state == "NO_VRAM" and not inventory(part, Storage(wanted, compute)).mapped:
+        notes.append(
+            f"vram_state = NO_VRAM ({config.origin('vram_state')}) has no effect beyond LOW_VRAM's: on a CPU only "
+            f"weights that are computed with as the file has them can stay there, and those of "
+            f"{part.checkpoint.path.name} are converted; set compute_dtype to that of the file"
+        )
     return Storage(wanted, compute)
 
 

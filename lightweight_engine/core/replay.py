@@ -113,6 +113,9 @@ def _differences(data: Mapping[str, Any] | None, result: GenerationResult) -> li
     for file in result.models:
         if hashes.get(file.role) != file.sha256:
             found.append(f"another {file.role} file: {file.name}")
+    for name, value in data.get("settings", {}).items():
+        if result.settings.get(name) != value:
+            found.append(f"another {name}: {value} then, {result.settings.get(name)} now")
     if data.get("device") != result.device:
         found.append(f"another device: {data.get('device')} then, {result.device} now")
     for name, version in data.get("versions", {}).items():

@@ -363,6 +363,15 @@ def test_replay_makes_the_same_picture_again(cli: Cli, models: Path) -> None:
     assert cli("replay", path, "--device", "cpu", "--json").out.count('"identical": true') == 1
 
 
+def test_replay_has_the_settings_of_then(cli: Cli, models: Path) -> None:
+    (path,) = draw(cli, models, "--set", "storage_dtype=nf4").out.splitlines()
+    done = cli("replay", path, "--device", "cpu")
+    assert (done.code, done.out.strip()) == (0, "identical: every pixel is the same")
+    done = cli("replay", path, "--device", "cpu", "--set", "storage_dtype=bf16")
+    assert done.code == 9
+    assert "another storage_dtype: nf4 then, bf16 now" in done.out
+
+
 def test_replay_says_when_the_picture_differs(cli: Cli, models: Path) -> None:
     (path,) = draw(cli, models).out.splitlines()
     sidecar = Path(path).with_suffix(".json")

@@ -120,3 +120,13 @@ def test_rules_of_memory_are_those_of_the_settings() -> None:
     assert (manager.card, manager.state, manager.reserve, manager.fraction) == (GPU, "LOW_VRAM", 0.5, 0.5)
     assert (manager.limit, manager.pinned, manager.overlap) == (int(1.5 * GIB), False, False)
     assert memory_manager(Config(), GPU).limit is None
+
+
+def test_streaming_of_converted_weights_on_a_cpu_is_said_to_be_none(plain: ModelSet) -> None:
+    notes: list[str] = []
+    chosen(plain, HOST, notes, vram_state="NO_VRAM")
+    assert [note for note in notes if "NO_VRAM (argument) has no effect beyond" in note] == notes != []
+    for card, dtype in ((HOST, "bf16"), (GPU, "auto")):
+        notes.clear()
+        chosen(plain, card, notes, vram_state="NO_VRAM", compute_dtype=dtype)
+        assert notes == []
