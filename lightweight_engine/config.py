@@ -189,6 +189,31 @@ class EngineConfig(BaseModel):
     )
     ad_same_seed: bool = _setting(False, "detailer", "Every mask has the seed of the picture, instead of counting up.")
 
+    host: str = _setting("127.0.0.1", "service", "Address that the service listens on.")
+    port: int = _setting(7860, "service", "Port that it listens on; 0 takes a free one.", ge=0, le=65535)
+    api_keys: tuple[SecretStr, ...] = _setting(
+        (), "service", "Keys, of which every caller must send one; needed where host is no loopback address."
+    )
+    host_names: tuple[str, ...] = _setting(
+        (), "service", "Names by which callers reach the service, beside localhost and its address."
+    )
+    allowed_origins: tuple[str, ...] = _setting(
+        (), "service", "Web pages that may call the service, as https://example.org; none, only its own."
+    )
+    queue_max: int = _setting(16, "service", "Jobs that wait at most; more are refused with 429.", ge=1, le=10_000)
+    job_seconds: float = _setting(600.0, "service", "Longest that a job may wait and run, together.", gt=0)
+    drain_seconds: float = _setting(
+        30.0, "service", "Seconds that a running job is given when it is told to end.", ge=0
+    )
+    max_body_mib: float = _setting(32.0, "service", "Longest body of a request, in MiB.", gt=0, le=1024)
+    keep_results_mib: float = _setting(
+        256.0, "service", "Finished pictures that are kept, in MiB; older ones go.", gt=0
+    )
+    keep_results_seconds: float = _setting(3600.0, "service", "How long finished pictures are kept.", gt=0)
+    fetch_pictures: bool = _setting(
+        False, "service", "Fetch start pictures that callers name by URL, behind the guards."
+    )
+
     width: int | None = _request("width")
     height: int | None = _request("height")
     steps: int = _request("steps")
@@ -275,6 +300,19 @@ class EngineConfig(BaseModel):
         """A list as one string is how an environment variable has it: parted as in PATH."""
         return tuple(part for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
 
+    @field_validator("api_keys", "host_names", "allowed_origins", mode="before")
+    @classmethod
+    def _split_commas(cls, value: Any) -> Any:
+        """A list as one string, as an environment variable or ``--set`` has it."""
+        return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
+
+    @field_validator("api_keys", mode="after")
+    @classmethod
+    def _keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not all(_TOKEN.fullmatch(key.get_secret_value()) for key in value):
+            raise ValueError("a key is empty, or holds spaces or other than plain letters")
+        return value
+
     @field_validator("allow_hosts", mode="before")
     @classmethod
     def _hosts(cls, value: Any) -> Any:
@@ -344,7 +382,7 @@ def _one_line(error: ValidationError, origins: Mapping[str, str]) -> str:
             name, _, message = message.partition(": ")
             parts.append(f"{name}{_came(name, origins)}: {message}")
             continue
-        given = "" if name == "tokens" else f", not {item['input']!r:.80}"  # which must never be shown
+        given = "" if name in ("tokens", "api_keys") else f", not {item['input']!r:.80}"  # which must never be shown
         parts.append(f"{name}{_came(name, origins)}: {message[:1].lower()}{message[1:]}{given}")
     return "; ".join(parts)
 
