@@ -97,10 +97,14 @@ class AdapterError(EngineError):
 
 
 class MemoryBudgetError(EngineError):
-    """The job needs more memory than there is."""
+    """The job needs more memory than there is; ``plan`` is its table, where there is one, and ends the message."""
 
     exit_code = 4
     http_status = 507
+
+    def __init__(self, message: str, *, plan: str = "") -> None:
+        super().__init__(f"{message}\n{plan}" if plan else message)
+        self.plan = plan
 
 
 class GenerationCancelled(EngineError):

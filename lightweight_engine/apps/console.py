@@ -38,7 +38,7 @@ class Console:
         json: the command prints one JSON object on stdout; a failed one prints ``{"error": …}``.
         debug: tracebacks and the library's log are shown.
 
-    ``typed`` holds the request fields that were given as options: errors name the option, as that is what was typed.
+    A warning is said once. ``typed`` holds the request fields that were given as options: errors name the option, as that is what was typed.
     """
 
     def __init__(self, *, json: bool = False, debug: bool = False, quiet: bool = False) -> None:
@@ -46,6 +46,7 @@ class Console:
         self.debug = debug
         self.quiet = quiet
         self.typed: Collection[str] = ()
+        self._warned: set[str] = set()
 
     def __enter__(self) -> Console:
         level = logging.DEBUG if self.debug else logging.ERROR
@@ -81,25 +82,29 @@ class Console:
             print(text, file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
+        if text in self._warned:
+            return
+        self._warned.add(text)
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def fail(self, error: BaseException, code: int) -> NoReturn:
-        """End the command with the error as one line."""
+        """End the command with the error as one line; below it the plan of a job that does not fit, as the table it is."""
         known = isinstance(error, EngineError)
         text = self._in_options(error) if known else f"{type(error).__name__}: {error}"
         if self.debug:
             traceback.print_exception(error)
         elif not known:
             text += "; run again with --debug and report what it shows"
-        print(f"error: {text}", file=sys.stderr, flush=True)
+        plan = getattr(error, "plan", "")
+        print(f"error: {text}", *filter(None, [plan]), sep="\n", file=sys.stderr, flush=True)
         if self.json:
-            field = getattr(error, "field", None)
-            self.result({"error": {"type": type(error).__name__, "message": text, "field": field, "exit_code": code}})
+            told = {"type": type(error).__name__, "message": text, "field": getattr(error, "field", None)}
+            self.result({"error": {**told, **({"plan": plan} if plan else {}), "exit_code": code}})
         raise SystemExit(code) from None
 
     def _in_options(self, error: EngineError) -> str:
         """The error in one line. Fields that were typed are named by their options, the one at fault in any case."""
-        text = " ".join(str(error).split())
+        text = " ".join(str(error).removesuffix(getattr(error, "plan", "")).split())
         field = getattr(error, "field", None)
         if field is None or field not in self.typed:
             return text

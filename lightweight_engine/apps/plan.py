@@ -58,7 +58,7 @@ def plan(
         try:
             made.check()
         except MemoryBudgetError as error:
-            console.say(f"it does not fit: {str(error).splitlines()[0]}")
+            console.say(f"it does not fit: {str(error).removesuffix(error.plan).strip()}")
             raise typer.Exit(error.exit_code) from None
 
 

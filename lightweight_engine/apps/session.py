@@ -48,6 +48,8 @@ def start_engine(console: Console, config: EngineConfig) -> LightweightEngine:
         engine = LightweightEngine(config)
         engine.setup()
     took = time.perf_counter() - begin
+    for note in engine.notes:  # now, as it may be worth stopping for
+        console.warn(note)
     name = "tiny, the demonstration model" if engine.models.is_tiny else engine.models.name
     console.say(f"model: {name}; device: {engine.networks.device}; ready in {took:.1f} s")
     return engine

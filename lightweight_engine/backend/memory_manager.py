@@ -50,6 +50,18 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+# What a budget is bound by -> how there may be more.
+BOUNDS = {
+    "vram_limit": "raise vram_limit",
+    "allocator_fraction": "raise allocator_fraction",
+    "free": "free memory that other programs hold",
+    "card": "use a card with more memory",
+}
+
+# An ``allocator_fraction`` below this leaves so much that raising it is worth a word.
+WORTH_RAISING = 0.9
+
+
 @dataclass(frozen=True)
 class Budget:
     """Bytes that may be allocated on a device.
@@ -57,11 +69,13 @@ class Budget:
     Attributes:
         total: in all, weights and work together.
         weights: of weights that stay; the rest of ``total`` is for work.
+        bound: what keeps ``total`` from being more: a key of ``BOUNDS``.
     """
 
     total: int
     weights: int
     preset: Preset
+    bound: str = "card"
 
 
 @dataclass(frozen=True)
@@ -90,11 +104,13 @@ class MemoryManager:
         """What may be allocated now; ``held`` bytes of it are the engine's own already."""
         card = card_of(self.card.device) if self.card.device is not None else self.card
         preset = PRESETS[self.state]
-        taken = min(int(card.total * self.fraction), card.free + held)
+        allowed, free = int(card.total * self.fraction), card.free + held
+        taken = min(allowed, free)
+        bound = "free" if free < allowed else "allocator_fraction" if self.fraction < WORTH_RAISING else "card"
         usable = max(taken - int(MARGIN_SHARE * taken) - MARGIN, 0)
-        if self.limit is not None:  # below it others have the rest of the card: it needs no margin of its own
-            usable = min(usable, self.limit)
-        return Budget(usable, int(min(usable, card.total * (1 - self.reserve)) * preset.weights), preset)
+        if self.limit is not None and self.limit < usable:  # others have the rest: it needs no margin of its own
+            usable, bound = self.limit, "vram_limit"
+        return Budget(usable, int(min(usable, card.total * (1 - self.reserve)) * preset.weights), preset, bound)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ..backend.devices import Card
 from ..backend.lora_layers import NO_COST, Cost
-from ..backend.memory_manager import GIB, MIB, SLOTS, Budget, MemoryManager, Residency, place
+from ..backend.memory_manager import BOUNDS, GIB, MIB, SLOTS, Budget, MemoryManager, Residency, place
 from ..errors import MemoryBudgetError
 from ..flux.footprint import (
     LIBRARIES,
@@ -33,6 +33,9 @@ StageName = Literal["encode", "sample", "decode", "upscale"]
 TILE = 512  # pixels a side of the tiles that a large picture is decoded in
 T5_LENGTH = 256
 MOST_TILES = 8  # that an upscaler does at once; a GPU is busy with fewer
+# Stage -> the setting that says what its weights are kept as.
+STORED_BY: dict[StageName, str] = {"encode": "text_storage_dtype", "sample": "storage_dtype"}
+
 TEXT_ROLES: tuple[Role, ...] = ("clip", "t5")
 
 
@@ -175,13 +178,17 @@ class Plan:
             worst = max(every, key=lambda stage: stage.peak)
             raise MemoryBudgetError(
                 f"the job needs {worst.peak / GIB:.2f} GiB in the stage {worst.name!r}, and "
-                f"{self.budget.total / GIB:.2f} GiB may be taken; {self._advice(worst)}\n{self.table()}"
+                f"{self.budget.total / GIB:.2f} GiB may be taken; {self._advice(worst)}",
+                plan=self.table(),
             )
 
     def _advice(self, stage: Stage) -> str:
-        if stage.room > stage.weights:
-            return "ask for a smaller picture or fewer at once"
-        return "use a smaller storage_dtype, or raise vram_limit"
+        """What makes the stage smaller, by what takes the most of it, or the budget larger, by what bounds that."""
+        if stage.room > stage.weights:  # pictures are decoded and enlarged one by one: fewer at once would not help
+            return f"ask for a smaller picture{' or fewer at once' if stage.name == 'sample' else ''}"
+        setting = STORED_BY.get(stage.name)
+        smaller = f"use a smaller {setting}, or " if setting else ""
+        return f"{smaller}{BOUNDS[self.budget.bound]}"
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a stage, for tables and JSON; bytes and seconds."""

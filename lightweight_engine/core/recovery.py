@@ -56,7 +56,8 @@ class Recovery:
             raise MemoryBudgetError(
                 f"{device} ran out of memory twice, last in the stage {stage!r} ({reason}; "
                 f"{available_memory(device) / GIB:.2f} GiB are free now); ask for a smaller picture or fewer at once, "
-                f"or set vram_limit below {self.plan.budget.total / GIB:.1f}\n{self.plan.table()}"
+                f"or set vram_limit below {self.plan.budget.total / GIB:.1f}",
+                plan=self.plan.table(),
             )
         self._spent = True
         self.plan = lowered(self.plan, self._networks.known, stage)

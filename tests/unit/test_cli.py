@@ -16,7 +16,7 @@ import pytest
 from command_line import Cli, Done, command_line
 from factories import AE, CLIP, T5, network, save, save_flux
 
-from lightweight_engine import Config, __version__
+from lightweight_engine import __version__
 from lightweight_engine.apps.cli import COMMANDS
 from lightweight_engine.apps.console import EXIT_CODES, Console, option
 from lightweight_engine.apps.progress import Bar, Silent, clock, describe, reporter, speed

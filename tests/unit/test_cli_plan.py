@@ -12,6 +12,9 @@ from factories import save_family
 from lightweight_engine.backend.checkpoint import Checkpoint
 
 
+SAID_BEFORE = ("loading", "warning", "model:")
+
+
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
     save_family(tmp_path / "models")
@@ -57,6 +60,17 @@ def test_what_does_not_fit_ends_with_code_4(cli: Cli) -> None:
     assert "it does not fit: the job needs" in done.err
     done = cli("plan", "--vram", 0.4, "-W", 2048, "-H", 2048, "--json")
     assert (done.code, json.loads(done.out)["fits"]) == (4, False)
+
+
+def test_generate_shows_the_plan_of_what_does_not_fit(cli: Cli, tmp_path: Path) -> None:
+    """As the table that it is, below the error, which stays one line."""
+    (tmp_path / "none").mkdir()
+    arguments = ("generate", "a", "--device", "cpu", "--models-dir", "none", "--set", "vram_limit=0.05")
+    error, *table = [line for line in cli(*arguments).err.splitlines() if not line.startswith(SAID_BEFORE)]
+    assert error.startswith("error: the job needs ") and "stage" in error
+    assert [line.split()[0] for line in table] == ["stage", "encode", "sample", "decode", "CPU:"]
+    told = json.loads(cli(*arguments, "--json").out)["error"]
+    assert "\n" not in told["message"] and told["plan"].splitlines() == table
 
 
 @pytest.mark.parametrize(

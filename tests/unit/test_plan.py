@@ -285,6 +285,19 @@ def test_the_advice_follows_from_what_takes_the_most(shape: Shape, advice: str) 
     assert [text for text in both if text in str(caught.value)] == [advice]
 
 
+@pytest.mark.parametrize(
+    ("rules", "advice"),
+    [({"limit": GIB // 8}, "raise vram_limit"),
+     ({"fraction": 0.02}, "raise allocator_fraction"),
+     ({"card": Card("full", "cuda", 24 * GIB, GIB // 2)}, "free memory that other programs hold"),
+     ({"card": Card("small", "cuda", GIB // 2, GIB // 2)}, "use a card with more memory")],
+)  # fmt: skip
+def test_the_advice_follows_from_what_bounds_the_budget(rules: dict[str, Any], advice: str) -> None:
+    manager = MemoryManager(**{"card": Card("large", "cuda", 24 * GIB, 24 * GIB), **rules})
+    with pytest.raises(MemoryBudgetError, match=f"use a smaller storage_dtype, or {advice}"):
+        make_plan(small(), Shape((64, 64), text=1), manager).check()
+
+
 @pytest.mark.parametrize("name", ["encode", "sample", "decode"])
 def test_lowered_keeps_nothing_else_and_as_little_as_can_be(name: str) -> None:
     plan = plan_of(24)
