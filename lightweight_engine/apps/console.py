@@ -38,7 +38,8 @@ class Console:
         json: the command prints one JSON object on stdout; a failed one prints ``{"error": …}``.
         debug: tracebacks and the library's log are shown.
 
-    A warning is said once. ``typed`` holds the request fields that were given as options: errors name the option, as that is what was typed.
+    A warning is said once. ``typed`` holds the request fields that were given as options: errors name the option, as
+    that is what was typed.
     """
 
     def __init__(self, *, json: bool = False, debug: bool = False, quiet: bool = False) -> None:
@@ -88,7 +89,7 @@ class Console:
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def fail(self, error: BaseException, code: int) -> NoReturn:
-        """End the command with the error as one line; below it the plan of a job that does not fit, as the table it is."""
+        """End the command with the error as one line; the plan of a job that does not fit follows as a table."""
         known = isinstance(error, EngineError)
         text = self._in_options(error) if known else f"{type(error).__name__}: {error}"
         if self.debug:

@@ -11,7 +11,6 @@ from factories import save_family
 
 from lightweight_engine.backend.checkpoint import Checkpoint
 
-
 SAID_BEFORE = ("loading", "warning", "model:")
 
 
