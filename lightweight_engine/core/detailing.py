@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..errors import RequestError
 from ..extensions.adetailer import ADetailer, DetailerOptions, Outer, PassReport, Repaint
 from ..extensions.detailer_args import FACES, HANDS, ADetailerArgs, Passes, read_passes, service_passes
 from ..extensions.detailer_targets import drawn
@@ -26,6 +27,8 @@ from .processing import Batch, Job, draw, finished
 
 # The detectors that the demonstration model has for those that a request does not name.
 TINY_DETECTORS = {str(FACES["ad_model"]): "face_tiny", str(HANDS["ad_model"]): "hand_tiny"}
+
+SMALLEST_SIDE = 16
 
 # What an inner job does not take over from the outer one.
 ONE_PICTURE: Mapping[str, Any] = {
@@ -56,12 +59,14 @@ class Workshop:
     Attributes:
         jobs: those that painted.
         reports: of each picture.
+        stages: of each picture, how each pass left it, where the request keeps that.
     """
 
     plan: Callable[[GenerationRequest], Job]
     enter: Callable[[str], None]
     jobs: list[Job] = field(default_factory=list)
     reports: list[DetailReport] = field(default_factory=list)
+    stages: list[dict[str, Image.Image]] = field(default_factory=list)
 
     def refiner(self, job: Job, batch: Batch) -> Callable[[list[Image.Image]], list[Image.Image]]:
         """What is done to the pictures of a batch."""
@@ -140,6 +145,11 @@ def plan_detailing(request: GenerationRequest, detailing: Detailing, size: tuple
     for args in detailing.passes.active:
         own = args.ad_use_inpaint_width_height
         width, height = (args.ad_inpaint_width, args.ad_inpaint_height) if own else (size[1], size[0])
+        if min(width, height) < SMALLEST_SIDE:
+            raise RequestError(
+                f"ad_inpaint_width, ad_inpaint_height: {width}x{height} is less than {SMALLEST_SIDE} pixels; give more",
+                field="adetailer_args",
+            )
         inner = request.model_copy(
             update={
                 **ONE_PICTURE,
@@ -169,6 +179,8 @@ def detail(job: Job, batch: Batch, workshop: Workshop, images: Sequence[Image.Im
             image, job.detailing.passes, outer, lambda one, prompt=prompt: _paint(job, one, prompt, workshop)
         )
         workshop.reports.append(_told(done.reports))
+        kept = done.reports if job.request.save_stages else ()
+        workshop.stages.append({f"pass {i}": report.image for i, report in enumerate(kept, 1)})
         results.append(done.image)
     return results
 

@@ -32,13 +32,14 @@ from ..upscalers.library import UpscalerLibrary
 from .describe import describe, device_name, versions
 from .detailing import Workshop, find
 from .download import tokenizer_folder
+from .folders import stray_models
 from .jobs import plan_job
 from .loras import lora_manager
 from .models import ROLES, TINY, HashCache, ModelLibrary, ModelSet
 from .networks import Networks
 from .passes import Tools, plan_request
 from .pictures import PictureReader
-from .plan import Plan
+from .plan import TEXT_ROLES, Plan
 from .precision import choose_precision, memory_manager, settings_in_effect
 from .processing import Batch, Drawn, Job, draw, make
 from .progress import Cancel, OnProgress, Tracker, Watch
@@ -307,8 +308,9 @@ class LightweightEngine:
         for batch in job.batches:
             tracker.start_batch()
             pictures, kept = make(job, batch, workshop.refiner(job, batch))
+            details = workshop.stages[len(images) :] or [{} for _ in kept]
+            stages += [{**before, **after} for before, after in zip(kept, details, strict=True)]
             images += pictures
-            stages += kept
             seeds += batch.seeds
             subseeds += batch.subseeds
             rows = zip(batch.seeds, batch.subseeds, strict=True)
@@ -370,6 +372,7 @@ class LightweightEngine:
             return library.choose()
         problems = [entry.problem for entry in library.ls() if entry.problem]
         unusable = f" ({len(problems)} files there cannot be used: {problems[0]})" if problems else ""
+        notes += filter(None, [stray_models(config.models_dir)])
         notes.append(
             f"no Flux checkpoint was found in {config.models_dir}{unusable}: the demonstration model 'tiny' is used, "
             "which draws small cartoon people and nothing else"
@@ -378,7 +381,8 @@ class LightweightEngine:
 
     def _tokenizers(self, models: ModelSet) -> tuple[CLIPTokenizer, T5Tokenizer]:
         config = self.config
-        folders = [models.root] if models.is_tiny else [*config.tokenizer_dirs, models.root]
+        beside = (models.parts[role].checkpoint.path.parent for role in TEXT_ROLES)
+        folders = [models.root] if models.is_tiny else [*config.tokenizer_dirs, models.root, *dict.fromkeys(beside)]
         clip, t5 = (
             tokenizer_folder(kind, folders, config.cache_dir, hub=hub_cache(dict(os.environ)), offline=config.offline)
             for kind in ("clip", "t5")

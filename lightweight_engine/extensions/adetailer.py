@@ -125,9 +125,10 @@ Painter = Callable[[Repaint], Image.Image | None]
 
 @dataclass(frozen=True, eq=False)
 class PassReport:
-    """What came of a pass: what was found at all, what was left to paint, and how many masks were painted."""
+    """What came of a pass: what was found at all, what was left to paint, how many masks were painted, the picture."""
 
     args: ADetailerArgs
+    image: Image.Image = field(repr=False)
     found: tuple[Detection, ...] = ()
     targets: tuple[Target, ...] = ()
     painted: int = 0
@@ -194,9 +195,9 @@ class ADetailer:
             job = self._job(current, target, args, outer, prompt, negative, number, len(targets))
             result = paint(job)
             if result is None:
-                return image, PassReport(args, tuple(found), tuple(targets))
+                return image, PassReport(args, image, tuple(found), tuple(targets))
             current, painted = result, painted + 1
-        return current, PassReport(args, tuple(found), tuple(targets), painted)
+        return current, PassReport(args, current, tuple(found), tuple(targets), painted)
 
     def _job(
         self,

@@ -17,6 +17,7 @@ from command_line import Cli, Done, command_line
 from factories import AE, CLIP, T5, network, save, save_flux
 
 from lightweight_engine import __version__
+from lightweight_engine.apps import demo
 from lightweight_engine.apps.cli import COMMANDS
 from lightweight_engine.apps.console import EXIT_CODES, Console, option
 from lightweight_engine.apps.progress import Bar, Silent, clock, describe, reporter, speed
@@ -442,16 +443,19 @@ def test_doctor_says_what_to_repair(cli: Cli, models: Path, tmp_path: Path) -> N
     assert "-> set output_dir to a folder of yours" in done.out
 
 
-def test_demo_draws_eight_prompts_and_a_contact_sheet(cli: Cli, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_shows_prompts_loras_and_a_production_job(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 
-    monkeypatch.setattr("lightweight_engine.core.models.TINY", models)
-    for _ in range(2):  # the second run replaces the first
-        done = cli("demo", "--steps", 1, "--json")
-        assert done.code == 0, done.err
+    quick = {"hr_steps": 1, "adetailer_args": {"ad_steps": 1}, "adetailer_args_hands": {"ad_steps": 1}}
+    monkeypatch.setattr(demo, "JOB", {**demo.JOB, **quick})
+    monkeypatch.setattr(demo, "PROMPTS", demo.PROMPTS[:1])
+    done = cli("demo", "--steps", 1, "--json")
+    assert done.code == 0, done.err
     data = json.loads(done.out)
-    assert len({row["prompt"] for row in data["images"]}) == len(data["images"]) >= 8
-    assert len(list(Path("outputs/demo").glob("*.png"))) == len(data["images"]) + 1
+    assert len(data["images"]) == 1 + len(demo.LORAS) + 1
+    assert all(Path(row["path"]).exists() for row in data["images"])
+    assert list(Path("outputs/demo").glob("*-production-upscaled.png"))
     with Image.open(data["contact_sheet"]) as sheet:
         assert sheet.width > sheet.height > 0
-    assert "Steps: 1, Sampler: Euler" in cli("info", data["images"][0]["path"]).out
+    told = cli("info", data["images"][-1]["path"]).out
+    assert "Hires upscaler: 4x_tiny" in told and "ADetailer model" in told and "Lora hashes" in told
