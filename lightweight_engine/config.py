@@ -51,6 +51,13 @@ STORAGE = (
 )
 """What weights can be kept as; other GGUF types are read, not written."""
 
+
+def storage_name(text: str) -> str | None:
+    """The storage format of a name of ours or Forge's, in any case; None where there is no such format."""
+    names = {name.lower(): name for name in STORAGE} | {name.lower(): ours for name, ours in _FORGE_STORAGE.items()}
+    return names.get(text.strip().lower().removesuffix(" (fp16 lora)"))
+
+
 # Variables of other programs -> the host that their tokens are for. What is set here wins.
 TOKEN_VARIABLES = {
     "HF_TOKEN": "huggingface.co",
@@ -118,7 +125,7 @@ class EngineConfig(BaseModel):
         "nf4",
         "memory",
         "How the transformer's weights are kept; Forge's names are understood too. Unless set, a CPU and `tiny` keep "
-        "what the file has. Files that are quantised already are used as they are.",
+        "what the file has. Files that are quantised already are used as they are, but for bf16, fp16 and fp32.",
     )
     text_storage_dtype: str = _setting(
         "auto", "memory", "How the text encoders' weights are kept; auto, as their files have them."
@@ -348,8 +355,8 @@ class EngineConfig(BaseModel):
     @field_validator("storage_dtype", "text_storage_dtype", mode="after")
     @classmethod
     def _storage(cls, value: str) -> str:
-        name = _FORGE_STORAGE.get(value.removesuffix(" (fp16 LoRA)"), value)
-        if name not in STORAGE:
+        name = storage_name(value)
+        if name is None:
             raise ValueError(f"must be one of {', '.join([*STORAGE, *_FORGE_STORAGE])}")
         return name
 

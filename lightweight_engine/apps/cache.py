@@ -1,10 +1,10 @@
-"""``cache``: the LoRA files that were fetched, and removing those that are not wanted any more."""
+"""``cache``: the LoRA files that were fetched and the weights that were quantised, and removing those not wanted."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,28 +12,36 @@ from ..errors import ConfigError
 from .console import Console, human_bytes, table
 from .options import Debug, Grouped, Json, load_config, takes_settings
 
+if TYPE_CHECKING:
+    from ..config import EngineConfig
+    from ..core.quantized_cache import QuantizedCache
+
 DAY = 24 * 3600
 
 Everything = Annotated[bool, typer.Option("--all", help="Remove every file that is not in use.")]
-Room = Annotated[float | None, typer.Option("--to", metavar="GIB", help="Leave at most this many GiB.")]
+Room = Annotated[float | None, typer.Option("--to", metavar="GIB", help="Leave at most this many GiB of each kind.")]
 Unused = Annotated[float | None, typer.Option("--unused", metavar="DAYS", help="Remove what was not used for so long.")]
 
-cache = typer.Typer(help="Fetched LoRA files: list and remove them.", no_args_is_help=True, rich_markup_mode=None)
+cache = typer.Typer(
+    help="Fetched LoRA files and quantised weights: list and remove them.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @cache.command("ls", cls=Grouped)
 @takes_settings
 def ls(json: Json = False, debug: Debug = False, **settings: Any) -> None:
-    """List the fetched files, last used first; * marks those in use now."""
+    """List fetched files, last used first, * those in use now; then weights that were quantised on load."""
     with Console(json=json, debug=debug) as console:
         from ..core.download import cache_of
 
-        held = cache_of(load_config(settings))
+        config = load_config(settings)
+        held, quantized = cache_of(config), _quantized(config)
         entries = held.ls()
         total = sum(entry.size for entry in entries)
         if json:
             files = [asdict(entry) for entry in entries]
-            console.result({"folder": str(held.folder), "bytes": total, "limit": held.limit, "files": files})
+            fetched = {"folder": str(held.folder), "bytes": total, "limit": held.limit, "files": files}
+            console.result({**fetched, "quantized": quantized and _as_data(quantized)})
             return
         rows = [
             ("*" if entry.in_use else "", ", ".join(entry.names) or "(unfinished)", human_bytes(entry.size),
@@ -43,6 +51,8 @@ def ls(json: Json = False, debug: Debug = False, **settings: Any) -> None:
         for line in table([("", "NAME", "SIZE", "LAST USED", "SHA256"), *rows]):
             console.data(line)
         console.say(f"{human_bytes(total)} of {human_bytes(held.limit)} in {held.folder}")
+        if quantized is not None:
+            _list_quantized(console, quantized)
 
 
 @cache.command("prune", cls=Grouped)
@@ -55,20 +65,50 @@ def prune(
     debug: Debug = False,
     **settings: Any,
 ) -> None:
-    """Remove unfinished files, and those used longest ago until the rest fits; files in use stay."""
+    """Remove unfinished files, and those used longest ago until the rest of each kind fits; files in use stay."""
     with Console(json=json, debug=debug) as console:
         from ..core.download import GIB, cache_of
 
         if (to is not None and to < 0) or (unused is not None and unused < 0):
             raise ConfigError("--to and --unused take 0 or more")
-        held = cache_of(load_config(settings))
+        config = load_config(settings)
+        held, quantized = cache_of(config), _quantized(config)
         limit = 0 if everything else None if to is None else int(to * GIB)
-        gone = held.prune(limit, 0.0 if unused is None else time.time() - unused * DAY)
+        before = 0.0 if unused is None else time.time() - unused * DAY
+        gone = held.prune(limit, before)
         left = sum(entry.size for entry in held.ls())
+        if quantized is not None:
+            gone += quantized.prune(limit, before)
+            left += sum(stat.st_size for _, stat in quantized.ls())
         if json:
             console.result({"removed": gone, "bytes": left})
         else:
             console.data(f"removed {human_bytes(gone)}, {human_bytes(left)} left")
+
+
+def _quantized(config: EngineConfig) -> QuantizedCache | None:
+    """The cache of quantised weights, where there is one."""
+    from ..core.folders import quantized_folder
+
+    if not quantized_folder(config.cache_dir).is_dir():  # nothing to list: torch need not be loaded for it
+        return None
+    from ..core.quantized_cache import QuantizedCache
+
+    return QuantizedCache.of(config)
+
+
+def _as_data(cache: QuantizedCache) -> dict[str, Any]:
+    files = [{"name": path.name, "size": stat.st_size, "used": stat.st_mtime} for path, stat in cache.ls()]
+    return {"folder": str(cache.folder), "bytes": sum(file["size"] for file in files), "limit": cache.limit,
+            "files": files}  # fmt: skip
+
+
+def _list_quantized(console: Console, cache: QuantizedCache) -> None:
+    data = _as_data(cache)
+    rows = [("", file["name"], human_bytes(file["size"]), _ago(file["used"])) for file in data["files"]]
+    for line in table([("", "QUANTISED", "SIZE", "LAST USED"), *rows]):
+        console.data(line)
+    console.say(f"{human_bytes(data['bytes'])} of {human_bytes(cache.limit)} in {cache.folder}")
 
 
 def _ago(moment: float) -> str:

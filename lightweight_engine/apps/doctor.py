@@ -124,6 +124,7 @@ def _settings(config: EngineConfig) -> Iterator[Check]:
 
 
 def _models(config: EngineConfig) -> Iterator[Check]:
+    from ..core.folders import stray_models
     from ..core.models import TINY, ModelLibrary
 
     try:
@@ -135,7 +136,10 @@ def _models(config: EngineConfig) -> Iterator[Check]:
     entries = library.ls()
     for entry in entries:
         if entry.problem:
-            yield Check("model file", "note", entry.problem, f"replace or remove {entry.path}")
+            fix = f"it is left out; move {entry.path} to where it belongs, replace or remove it"
+            yield Check("model file", "note", entry.problem, fix)
+    if stray := stray_models(config.models_dir):
+        yield Check("models", "note", *stray.split("; ", 1))
     if not library.has_checkpoint:
         where = f"no Flux checkpoint in {config.models_dir}; the demonstration model `tiny` is used"
         yield Check("models", "note", where, "put a checkpoint into Stable-diffusion/ there, or set --models-dir")

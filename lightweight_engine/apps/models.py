@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import EngineError, ModelError, OutputError, RequestError
+from ..config import storage_name
+from ..errors import ConfigError, EngineError, ModelError, OutputError, RequestError
 from .console import Console, human_bytes, table
 from .options import Debug, Grouped, Json, check_models_dir, load_config, takes_settings
 
@@ -44,6 +45,8 @@ models = typer.Typer(help="List, check, describe and convert model files.", no_a
 def ls(json: Json = False, debug: Debug = False, **settings: Any) -> None:
     """List the model files with what each is, told by its header; * marks those that would be used."""
     with Console(json=json, debug=debug) as console:
+        from ..core.folders import stray_models
+
         config = load_config(settings)
         library, fallback = _library(config)
         used = _used(library, config)
@@ -53,6 +56,8 @@ def ls(json: Json = False, debug: Debug = False, **settings: Any) -> None:
             return
         if fallback:
             console.say(f"no model file was found in {config.models_dir}; `tiny`, the demonstration model, is used")
+        if stray := stray_models(config.models_dir):
+            console.warn(stray)
         header = ("", "NAME", "IS", "LAYOUT", "STORED AS", "VARIANT", "SIZE", "PROBLEM")
         cells = [
             ("*" if row["used"] else "", row["name"], " + ".join(row["roles"]) or "?", row["layout"] or "?",
@@ -61,6 +66,8 @@ def ls(json: Json = False, debug: Debug = False, **settings: Any) -> None:
         ]  # fmt: skip
         for line in table([header, *cells]):
             console.data(line)
+        if sum("transformer" in row["roles"] for row in rows) > 1 and not config.checkpoint:
+            console.say("* is used: of checkpoints the first by name, of encoders that fit the largest, unless set")
 
 
 @models.command("verify", cls=Grouped)
@@ -139,14 +146,16 @@ def convert(
         from ..backend.devices import pick_device
         from ..core.folders import title_of
         from ..core.models import read_entry
-        from ..flux.convert import convert_part
+        from ..flux.convert import check_conversion, convert_part
 
+        to = storage_name(to) or to
         parts = read_entry(entry.path, entry.name, strict=True).parts
         chosen = _part(parts, part, entry.name)
         ending = f"-{chosen.role}" if len(parts) > 1 else ""
         path = output or Path(f"{title_of(entry.path)}{ending}-{to.replace(':', '-')}.safetensors")
         _check_target(path, chosen, force)
-        others = [role for role in parts if role != chosen.role]
+        check_conversion(chosen, to, force=force)
+        others = [role for role in parts if role not in (chosen.role, "autoencoder")]
         if others:
             console.say(f"of {entry.name}, {chosen.role} is written; {', '.join(others)} by --part")
         console.say(f"writing {path} ...")
@@ -218,7 +227,7 @@ def _check_target(path: Path, part: Part, force: bool) -> None:
     if path.resolve() in sources:
         raise OutputError(f"{path} is the file that is read; name another with -o")
     if path.suffix != ".safetensors":
-        raise OutputError(f"{path} would be a safetensors file; give it that ending")
+        raise ConfigError(f"-o: {path} would be a safetensors file; give it that ending")
     if path.exists() and not force:
         raise OutputError(f"{path} is there already; name another with -o, or use --force")
 

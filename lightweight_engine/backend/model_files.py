@@ -65,6 +65,9 @@ def open_model(path: str | Path) -> Checkpoint:
         _refuse_lone_shard(path)
         return _open_file(path)
     except FileNotFoundError:
+        if path.is_symlink():
+            gone = f"{path} is a link to {path.readlink()}, which is not there; mend or remove it"
+            raise ModelNotFoundError(gone) from None
         raise ModelNotFoundError(f"{path} does not exist; check the name") from None
     except PermissionError:
         raise ModelNotFoundError(f"{path} may not be read by this user; change its permissions") from None

@@ -32,6 +32,18 @@ def title_of(path: Path) -> str:
     return path.name if path.is_dir() else path.stem
 
 
+def stray_models(root: Path) -> str | None:
+    """A sentence on model files at the top of a models folder, where nothing looks; None where there are none."""
+    try:
+        names = sorted(path.name for path in root.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    except OSError:
+        return None
+    if not names:
+        return None
+    some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return f"nothing looks at the top of {root} for models ({some}); move them into its folders, as Stable-diffusion/"
+
+
 def models_below(folder: Path) -> Iterator[Path]:
     """Models below a folder: files, indices of shards, folders of diffusers.
 
@@ -78,3 +90,8 @@ def _raise_unreadable(error: OSError) -> None:
     """A folder that is not there is none of the folders we look into; one that may not be read hides files."""
     if isinstance(error, PermissionError):
         raise ModelNotFoundError(f"{error.filename} may not be read by this user; change its permissions") from None
+
+
+def quantized_folder(cache_dir: Path) -> Path:
+    """Where parts that were quantised on load are kept."""
+    return cache_dir / "quantized"

@@ -8,8 +8,7 @@ from typing import Any
 
 from ..backend.model_files import open_model
 from ..errors import EngineError
-from ..flux.keymaps import Part, find_parts, unused_keys
-from ..flux.params import PARAMS
+from ..flux.keymaps import Part, find_parts, read_params, unused_keys
 from ..flux.recognise import width_of
 
 MAX_TEXT = 200
@@ -88,8 +87,8 @@ def _describe_part(part: Part) -> PartDescription:
     sizes: dict[str, Any] = {}
     problem = None
     try:
-        sizes = asdict(PARAMS[part.role].from_shapes(part.shapes, part.hints))
-    except (EngineError, ValueError, TypeError, ZeroDivisionError) as error:
+        sizes = asdict(read_params(part))
+    except EngineError as error:
         problem = str(error)
     width = width_of(part.role, part.shapes)
     return PartDescription(

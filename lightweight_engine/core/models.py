@@ -17,8 +17,7 @@ from pathlib import Path
 from ..backend.checkpoint import file_sha256
 from ..backend.model_files import open_model
 from ..errors import EngineError, ModelNotFoundError, UnsupportedCheckpointError
-from ..flux.keymaps import Part, Role, find_parts
-from ..flux.params import PARAMS
+from ..flux.keymaps import Part, Role, find_parts, read_params
 from ..flux.recognise import check_width, width_fed, width_of
 from ..request import ModelFile
 from .folders import FOLDERS, models_below, title_of
@@ -183,6 +182,7 @@ class ModelLibrary:
         """
         matches = [e for e in self.ls() if name in (e.name, e.path.name, title_of(e.path), str(e.path))]
         if matches:
+            _tell_choice(f"of the name {name!r}", [entry.name for entry in matches], "the first by name")
             return matches[0]
         if Path(name).exists():
             return read_entry(Path(name), Path(name).name)
@@ -213,6 +213,7 @@ class ModelLibrary:
         candidates = [entry for entry in self.ls() if "transformer" in entry.roles]
         usable = [entry for entry in candidates if entry.can_be("transformer")]
         if usable:
+            _tell_choice("with a transformer", [entry.name for entry in usable], "the first by name")
             return usable[0]
         if candidates:
             return _require(candidates[0], "transformer")
@@ -231,9 +232,11 @@ class ModelLibrary:
         wanted = width_fed(role, main.parts["transformer"].shapes)
         found = {entry.name: entry.parts[role] for entry in self.ls() if entry.can_be(role)}
         widths = {name: width_of(role, part.shapes) for name, part in found.items()}
-        fitting = [part for name, part in found.items() if wanted is None or widths[name] == wanted]
+        fitting = [name for name in found if wanted is None or widths[name] == wanted]
         if fitting:
-            return max(fitting, key=lambda part: part.nbytes)
+            fitting.sort(key=lambda name: -found[name].nbytes)
+            _tell_choice(f"with a fitting {role}", fitting, "the largest")
+            return found[fitting[0]]
         slot = SLOTS[role]
         others = ", ".join(f"{name} has {width:,}" for name, width in widths.items())
         size = f" of width {wanted:,}{f' ({others})' if others else ''}" if wanted else ""
@@ -242,6 +245,12 @@ class ModelLibrary:
             f"{main.name} holds no {slot.what.split(maxsplit=1)[1]}; choose one{size}{such_as} with the setting "
             f"{slot.setting}, or put it into {slot.folder}/"
         )
+
+
+def _tell_choice(what: str, names: Sequence[str], rule: str) -> None:
+    """Which of several files is used, in the log."""
+    if len(names) > 1:
+        log.info("%d files %s: %s is used, %s; others are %s", len(names), what, names[0], rule, ", ".join(names[1:]))
 
 
 def _require(entry: Entry, role: Role) -> Entry:
@@ -274,24 +283,13 @@ def read_entry(path: Path, name: str, *, strict: bool = False) -> Entry:
         checkpoint = open_model(path)
         size = sum(file.stat().st_size for file in checkpoint.files or (path,))
         parts = find_parts(checkpoint)
-        _check_sizes(path, parts)
+        for part in parts.values():
+            read_params(part)  # a part that no network can be built of is a problem now
         return Entry(path, name, size, parts)
     except EngineError as error:
         if strict:
             raise
         return Entry(path, name, size, problem=str(error))
-
-
-def _check_sizes(path: Path, parts: Mapping[Role, Part]) -> None:
-    """
-    Raises:
-        UnsupportedCheckpointError: a part is found, but no network can be built of its sizes.
-    """
-    for role, part in parts.items():
-        try:
-            PARAMS[role].from_shapes(part.shapes, part.hints)
-        except (UnsupportedCheckpointError, ValueError, TypeError, ZeroDivisionError, IndexError) as error:
-            raise UnsupportedCheckpointError(f"{path.name}: its {role} cannot be used: {error}") from None
 
 
 def _scan(root: Path) -> list[Entry]:

@@ -44,6 +44,11 @@ def choose_precision(config: EngineConfig, models: ModelSet, card: Card, notes: 
         notes: gets a sentence where a setting does nothing with these files.
     """
     cpu = card.kind == "cpu"
+    if config.variant == "schnell" and models.parts["transformer"].variant != "schnell":
+        notes.append(
+            f"variant = schnell ({config.origin('variant')}): {models.parts['transformer'].checkpoint.path.name} has "
+            "guidance weights, as dev has and schnell has not; it is drawn with the schedule of schnell all the same"
+        )
 
     def text(role: str) -> Storage:
         large = models.parts[role].nbytes > LARGE  # type: ignore[index]

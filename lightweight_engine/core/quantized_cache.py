@@ -24,7 +24,7 @@ from ..errors import EngineError, OutputError
 from ..flux.convert import convert_part, converted_size, rounded_already
 from ..flux.keymaps import Part, Role, find_parts
 from ..flux.load import PLAIN, Storage
-from .folders import title_of
+from .folders import quantized_folder, title_of
 from .models import ModelSet, files_of
 from .precision import Precision
 
@@ -50,6 +50,32 @@ class QuantizedCache:
         self.folder = folder
         self.limit = limit
 
+    @classmethod
+    def of(cls, config: EngineConfig) -> QuantizedCache:
+        """The one that the settings name."""
+        return cls(quantized_folder(config.cache_dir), int(config.quantized_cache_gib * GIB))
+
+    def ls(self) -> list[tuple[Path, os.stat_result]]:
+        """The files with their state, last used first."""
+        return sorted(_states(self.folder, "*.safetensors"), key=lambda item: -item[1].st_mtime)
+
+    def prune(self, limit: int | None = None, before: float = 0.0) -> int:
+        """Remove files last used before a moment, then those used longest ago until the rest fits; bytes removed.
+
+        Processes that have one open keep theirs. Unfinished files that belong to nobody any more go too.
+        """
+        gone, left = 0, sum(stat.st_size for _, stat in self.ls())
+        for path, stat in reversed(self.ls()):
+            if stat.st_mtime < before or (limit is not None and left > limit):
+                log.info("%s leaves the cache", path.name)
+                _remove(path)
+                gone, left = gone + stat.st_size, left - stat.st_size
+        for path, stat in _states(self.folder, "*.part"):
+            if time.time() - stat.st_mtime > ABANDONED:
+                _remove(path)
+                gone += stat.st_size
+        return gone
+
     def part(self, part: Part, format: str, device: torch.device) -> Part:
         """The same part, read from a file in which it is quantised already; that is written where there is none.
 
@@ -66,7 +92,7 @@ class QuantizedCache:
             raise OutputError(
                 f"{size / GIB:.1f} GiB are more than quantized_cache_gib = {self.limit / GIB:g} allows; raise it"
             )
-        self._make_room(size)
+        self.prune(self.limit - size)
         log.info("quantising %s once, into %s", part.checkpoint.path.name, path)
         convert_part(part, format, path, device=device)
         made = self._open(path, part)
@@ -89,20 +115,6 @@ class QuantizedCache:
             _remove(path)
             return None
         return replace(found, given=part.given)
-
-    def _make_room(self, size: int) -> None:
-        """Remove what was used longest ago until ``size`` more bytes fit; processes that have it open keep theirs."""
-        files = sorted(_states(self.folder, "*.safetensors"), key=lambda item: item[1].st_mtime)
-        excess = sum(stat.st_size for _, stat in files) + size - self.limit
-        for path, stat in files:
-            if excess <= 0:
-                break
-            log.info("%s leaves the cache", path.name)
-            _remove(path)
-            excess -= stat.st_size
-        for path, stat in _states(self.folder, "*.part"):
-            if time.time() - stat.st_mtime > ABANDONED:
-                _remove(path)
 
 
 def file_name(part: Part, format: str) -> str:
@@ -140,7 +152,7 @@ def through_cache(
     """
     if not config.quantized_cache:
         return models, precision
-    cache = QuantizedCache(config.cache_dir / "quantized", int(config.quantized_cache_gib * GIB))
+    cache = QuantizedCache.of(config)
     stand_ins: dict[Role, Part] = {}
     for role in CACHED:
         part, storage = models.parts[role], getattr(precision, role)

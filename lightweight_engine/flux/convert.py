@@ -48,6 +48,11 @@ def convert_part(part: Part, format: str, path: Path, *, device: torch.device, f
     write_safetensors(path, _layout(part, kept), metadata, _tensors(part, kept, device))
 
 
+def check_conversion(part: Part, format: str, *, force: bool = False) -> None:
+    """Refuse what ``convert_part`` would refuse before it writes; raises what that raises."""
+    _plan(part, format, force)
+
+
 def converted_size(part: Part, format: str) -> int:
     """Bytes of the file that ``convert_part`` would write; raises what that raises."""
     layout = _layout(part, _plan(part, format, force=True))

@@ -19,7 +19,7 @@ from ..backend.checkpoint import DTYPES, Checkpoint
 from ..backend.stored import Stored, find_stored
 from ..errors import CorruptCheckpointError, UnsupportedCheckpointError
 from .layouts import IGNORED_ANYWHERE, IGNORED_BETWEEN, LAYOUTS, Layout, Role, Row
-from .params import count_blocks
+from .params import PARAMS, count_blocks
 from .recognise import (
     INSTEAD,
     foreign_size,
@@ -123,6 +123,22 @@ class Part:
             for stored, rows in source.pieces:
                 sizes[name_of(stored)] = sizes.get(name_of(stored), 0) + nbytes_of(stored, rows)
         return sizes
+
+
+def read_params(part: Part) -> Any:
+    """The sizes of a part's network, from its shapes and hints.
+
+    Raises:
+        UnsupportedCheckpointError: a tensor that tells a size is missing, or sizes that no network of ours has.
+        CorruptCheckpointError: sizes that cannot be.
+    """
+    name = f"{part.checkpoint.path.name}: its {part.role}"
+    try:
+        return PARAMS[part.role].from_shapes(part.shapes, part.hints)
+    except UnsupportedCheckpointError as error:
+        raise UnsupportedCheckpointError(f"{name} cannot be used: {error}") from None
+    except (ValueError, TypeError, ZeroDivisionError, IndexError) as error:
+        raise CorruptCheckpointError(f"{name} has impossible sizes ({error}); download it again") from None
 
 
 def find_parts(checkpoint: Checkpoint) -> dict[Role, Part]:

@@ -24,7 +24,7 @@ from ..backend.quantize import quantize, spec_for
 from ..errors import CorruptCheckpointError, UnsupportedCheckpointError
 from .autoencoder import Autoencoder
 from .clip import CLIPText
-from .keymaps import Part, Role, Source
+from .keymaps import Part, Role, Source, read_params
 from .params import PARAMS, Shapes
 from .t5 import T5Encoder
 from .transformer import Flux
@@ -132,18 +132,6 @@ class _Uninitialised(TorchFunctionMode):
         if getattr(func, "__module__", None) == "torch.nn.init":
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
         return func(*args, **kwargs)
-
-
-def read_params(part: Part) -> Any:
-    """The sizes of a part, from its shapes and hints."""
-    try:
-        return NETWORKS[part.role][0].from_shapes(part.shapes, part.hints)
-    except UnsupportedCheckpointError as error:
-        raise UnsupportedCheckpointError(f"{part.checkpoint.path.name}: {error}") from None
-    except (ValueError, ZeroDivisionError, TypeError) as error:
-        raise CorruptCheckpointError(
-            f"{part.checkpoint.path.name}: its {part.role} has impossible sizes ({error}); download it again"
-        ) from None
 
 
 def empty_network(part: Part) -> nn.Module:

@@ -12,8 +12,16 @@ from command_line import Cli, command_line
 from factories import save_family, save_flux
 from safetensors.torch import load_file, save_file
 
+from lightweight_engine import Config
+from lightweight_engine.backend.devices import Card
 from lightweight_engine.backend.model_files import open_model
+from lightweight_engine.core.models import ModelLibrary
+from lightweight_engine.core.precision import choose_precision
+from lightweight_engine.core.quantized_cache import through_cache
 from lightweight_engine.flux.keymaps import find_parts
+
+CPU = torch.device("cpu")
+HOST = Card("CPU", "cpu", 1 << 36, 1 << 36, CPU)
 
 
 @pytest.fixture
@@ -97,7 +105,7 @@ def test_convert_writes_what_the_library_then_uses(cli: Cli, models: Path) -> No
         (["small", "--to", "nf4", "--part", "t5"], 2, "--part: Stable-diffusion/small.safetensors holds transformer"),
         (["small", "--to", "nf4", "-o", "models/Stable-diffusion/small.safetensors", "--force"], 7, "that is read"),
         (["small", "--to", "nf4", "-o", "models/VAE/ae.safetensors"], 7, "there already; name another with -o"),
-        (["small", "--to", "nf4", "-o", "x.gguf"], 7, "give it that ending"),
+        (["small", "--to", "nf4", "-o", "x.gguf"], 2, "give it that ending"),
         (["small", "--to", "nf4", "-o", "/dev/null/x.safetensors"], 7, "cannot be written"),
         (["ae", "--to", "nf4"], 3, "an autoencoder is small"),
         (["absent", "--to", "nf4"], 3, "no model file is called 'absent'"),
@@ -106,8 +114,37 @@ def test_convert_writes_what_the_library_then_uses(cli: Cli, models: Path) -> No
 def test_what_convert_refuses(cli: Cli, models: Path, arguments: list[str], code: int, said: str) -> None:
     done = cli("models", "convert", *arguments)
     assert (done.code, done.out) == (code, ""), done.err
-    assert said in done.err
+    assert said in done.err and ("writing" not in done.err or "-o" in arguments)
     assert list(models.parent.glob("*.safetensors")) == []
+
+
+@pytest.mark.parametrize(("name", "format"), [("NF4", "nf4"), ("bnb-nf4", "nf4"), ("Float8-E4M3FN", "fp8_e4m3")])
+def test_formats_have_the_names_of_the_settings(cli: Cli, models: Path, name: str, format: str) -> None:
+    assert cli("models", "convert", "small", "--to", name).out == f"small-{format}.safetensors\n"
+
+
+def test_ls_tells_what_wins_and_what_nothing_looks_at(cli: Cli, models: Path) -> None:
+    assert "* is used" not in cli("models", "ls").err
+    save_flux(models / "unet" / "b.safetensors")
+    save_flux(models / "top.safetensors")
+    done = cli("models", "ls")
+    assert "* is used: of checkpoints the first by name" in done.err
+    assert "nothing looks at the top of models for models (top.safetensors)" in done.err
+
+
+def test_the_cache_of_quantised_weights(cli: Cli, models: Path) -> None:
+    place = ("--set", "cache_dir=c")
+    assert json.loads(cli("cache", "ls", "--json", *place).out)["quantized"] is None
+    config = Config(models_dir=models, cache_dir="c", device="cpu", storage_dtype="nf4", quantized_cache=True)
+    networks = ModelLibrary([models]).choose()
+    through_cache(config, networks, choose_precision(config, networks, HOST, []), CPU, [])
+    data = json.loads(cli("cache", "ls", "--json", *place).out)["quantized"]
+    (file,) = data["files"]
+    assert file["name"].startswith("small-transformer-nf4-") and data["bytes"] == file["size"] > 0
+    assert file["name"] in cli("cache", "ls", *place).out
+    assert json.loads(cli("cache", "prune", "--json", *place).out) == {"removed": 0, "bytes": file["size"]}
+    assert json.loads(cli("cache", "prune", "--all", "--json", *place).out) == {"removed": file["size"], "bytes": 0}
+    assert list(Path("c/quantized").iterdir()) == []
 
 
 def test_a_second_rounding_must_be_asked_for(cli: Cli, models: Path) -> None:

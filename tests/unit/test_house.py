@@ -129,8 +129,8 @@ ARROWS = {
     "core.detailing": "limits passes plan processing",
     "core.jobs": "detailing images limits networks passes plan processing progress recovery start_pictures",
     "core.upscaling": "progress",
-    "core.engine": "describe detailing download jobs loras models networks passes pictures plan precision processing progress "
-    "quantized_cache upscaling",
+    "core.engine": "describe detailing download folders jobs loras models networks passes pictures plan precision "
+    "processing progress quantized_cache upscaling",
     # apps
     "__main__": "cli",
     "apps.cli": "console",

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from factories import T5, network, save, save_family, save_flux
+from factories import T5, network, save, save_drawable, save_family, save_flux
 from safetensors.torch import load_file, save_file
 
 from lightweight_engine import Config, LightweightEngine
+from lightweight_engine.core.folders import stray_models
 from lightweight_engine.core.models import TINY, HashCache, ModelLibrary
 from lightweight_engine.errors import CorruptCheckpointError, ModelError, ModelNotFoundError, UnsupportedCheckpointError
 from lightweight_engine.flux.convert import convert_part
@@ -113,6 +114,31 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     assert ModelLibrary([tmp_path / "root"]).choose().name == "small"
 
 
+def test_a_link_to_nothing_says_what_it_is(tmp_path: Path) -> None:
+    save_family(tmp_path)
+    (tmp_path / "VAE" / "gone.safetensors").symlink_to(tmp_path / "absent")
+    (problem,) = [entry.problem for entry in ModelLibrary([tmp_path]).ls() if entry.problem]
+    assert problem.endswith(f"is a link to {tmp_path / 'absent'}, which is not there; mend or remove it")
+
+
+def test_which_of_several_files_is_used_is_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_family(tmp_path)
+    for name in ("b", "a"):
+        save_flux(tmp_path / "Stable-diffusion" / f"{name}.safetensors")
+    shutil.copy(tmp_path / "VAE" / "ae.safetensors", tmp_path / "VAE" / "other.safetensors")
+    with caplog.at_level("INFO"):
+        assert ModelLibrary([tmp_path]).choose().name == "a"
+    first, second = [record.getMessage() for record in caplog.records if " is used, " in record.getMessage()]
+    assert "3 files with a transformer: Stable-diffusion/a.safetensors is used, the first by name" in first
+    assert "2 files with a fitting autoencoder: VAE/ae.safetensors is used, the largest" in second
+
+
+def test_models_at_the_top_of_the_folder_are_told(tmp_path: Path) -> None:
+    assert stray_models(tmp_path / "absent") is None and stray_models(save_family(tmp_path)) is None
+    save_flux(tmp_path / "flux1-dev.safetensors")
+    assert "(flux1-dev.safetensors); move them into its folders" in (stray_models(tmp_path) or "")
+
+
 def test_hashes_are_kept_and_renewed(tmp_path: Path) -> None:
     import hashlib
 
@@ -204,6 +230,26 @@ def test_the_schedule_of_a_file_without_guidance_may_be_that_of_dev(tmp_path: Pa
     engine.setup()
     assert engine.networks.params.mu == shift
     assert (engine.networks.params.guidance_embed, engine.models.parts["transformer"].variant) == (False, "schnell")
+    assert engine.notes == ()
+
+
+def test_tokenizers_may_lie_beside_the_text_encoders(tmp_path: Path) -> None:
+    """A converted checkpoint in some folder, its encoders named by path where they are."""
+    folder, elsewhere = tmp_path / "models", tmp_path / "elsewhere"
+    save_drawable(elsewhere)
+    (folder / "Stable-diffusion").mkdir(parents=True)
+    shutil.move(elsewhere / "Stable-diffusion" / "small.safetensors", folder / "Stable-diffusion")
+    shutil.copytree(TINY / "tokenizers", elsewhere / "tokenizers")
+    named = {"t5": "text_encoder/t5", "clip": "text_encoder/clip", "vae": "VAE/ae"}
+    named = {name: str(elsewhere / f"{path}.safetensors") for name, path in named.items()}
+    engine = LightweightEngine(Config(models_dir=folder, cache_dir=tmp_path, device="cpu", offline=True, **named))
+    assert engine.networks.tokenizers
+
+
+def test_a_schedule_that_the_weights_speak_against_is_told(tmp_path: Path) -> None:
+    engine = LightweightEngine(Config(models_dir=save_family(tmp_path), device="cpu", variant="schnell"))
+    engine.plan(engine.request(prompt=""))
+    assert [note for note in engine.notes if "small.safetensors has guidance weights" in note] != []
 
 
 # --- models in several files ------------------------------------------------------------------------------------------
