@@ -3,7 +3,8 @@
     EngineError
     ├── ConfigError                 a setting is unknown, of the wrong type or out of range
     ├── RequestError                a request field is wrong (HTTP 422)
-    │   └── PictureTooLargeError    a picture with more pixels than are decoded (HTTP 413)
+    │   ├── PictureTooLargeError    a picture with more pixels than are decoded (HTTP 413)
+    │   └── TooCostlyError          more work than one request may ask for (HTTP 413)
     ├── ModelError                  a model file cannot be used
     │   ├── ModelNotFoundError      no such file or name (HTTP 404)
     │   ├── UnsupportedCheckpointError   a valid file that is not a Flux part we read
@@ -61,6 +62,12 @@ class RequestError(EngineError):
 
 class PictureTooLargeError(RequestError):
     """A picture with more pixels than are decoded."""
+
+    http_status = 413
+
+
+class TooCostlyError(RequestError):
+    """More work than one request may ask for; the message tells its cost and the limit."""
 
     http_status = 413
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..errors import RequestError
+from ..errors import RequestError, TooCostlyError
 from ..request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -52,13 +52,14 @@ def check_cost(request: GenerationRequest, size: tuple[int, int], calls: int, co
         calls: evaluations of the network for one picture.
 
     Raises:
-        RequestError: names the limit and the setting that holds it.
+        TooCostlyError: names the cost, the limit and the setting that holds it.
+        RequestError: a side is too long.
     """
     height, width = size
     _check_sides(height, width, config)
     cost = height * width / 1e6 * calls * request.num_outputs
     if cost > config.max_megapixel_steps:
-        raise RequestError(
+        raise TooCostlyError(
             f"steps: {width}x{height} x {calls} evaluations x {request.num_outputs} pictures is {cost:,.0f} "
             f"megapixel-steps, over the limit of {config.max_megapixel_steps:,.0f} (setting max_megapixel_steps); "
             "ask for fewer or smaller pictures",
