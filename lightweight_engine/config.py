@@ -390,7 +390,9 @@ def _one_line(error: ValidationError, origins: Mapping[str, str]) -> str:
             parts.append(f"{name}{_came(name, origins)}: {message}")
             continue
         given = "" if name in ("tokens", "api_keys") else f", not {item['input']!r:.80}"  # which must never be shown
-        parts.append(f"{name}{_came(name, origins)}: {message[:1].lower()}{message[1:]}{given}")
+        info = EngineConfig.model_fields.get(name)
+        unit = "; it is a number of GiB" if info and "in GiB" in (info.description or "") else ""
+        parts.append(f"{name}{_came(name, origins)}: {message[:1].lower()}{message[1:]}{given}{unit}")
     return "; ".join(parts)
 
 

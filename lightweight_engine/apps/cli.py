@@ -17,6 +17,7 @@ from .console import EXIT_CODES
 COMMANDS = {
     "generate": ("generate", "Draw pictures from a prompt."),
     "demo": ("demo", "Draw several prompts with the model that ships with the engine."),
+    "serve": ("serve", "Answer requests over HTTP, with a queue, until stopped."),
     "upscale": ("upscale", "Make a picture larger; no Flux model is needed."),
     "detail": ("detail", "Paint faces and hands of a picture anew, or show where they are found."),
     "models": ("models", "List, check, describe and convert model files: ls, verify, inspect, convert."),
@@ -29,7 +30,10 @@ COMMANDS = {
     "config": ("settings", "Look at the settings: show."),
 }
 
-HELP = "A Flux.1 image engine. Data goes to stdout, words to stderr."
+HELP = (
+    "A Flux.1 image engine. Data goes to stdout, words to stderr. Options follow the command, as in "
+    "`lightweight-engine models ls --models-dir FOLDER`."
+)
 EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:3}  {meaning}" for code, meaning in EXIT_CODES.items())
 
 

@@ -109,6 +109,8 @@ def test_an_error_says_where_the_value_came_from(tmp_path: Path) -> None:
         load(tmp_path, environ={"LWE_STEPS": "0"})
     with pytest.raises(ConfigError, match=r"^threads \(from --threads\)"):
         load(tmp_path, threads=-1)
+    with pytest.raises(ConfigError, match=r"^vram_limit .* not '8 GB'; it is a number of GiB"):
+        load(tmp_path, vram_limit="8 GB")
     with pytest.raises(ConfigError, match=r"^threads \(from --set threads\)"):
         load(tmp_path, assigned={"threads": -1})
     with pytest.raises(ConfigError, match=r"engine.toml: 'stepz' is not a setting; did you mean 'steps'"):
