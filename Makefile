@@ -15,11 +15,11 @@ BENCHMARKS = startup loading step walk
 
 help:
 	@echo "make demo    pictures of several prompts, drawn by the model that ships with the project"
+	@echo "make serve   the HTTP service, with the model in models/ or the one that ships with the project"
 	@echo "make test    all tests; ARGS='...' goes to pytest"
 	@echo "make check   ruff and pyright"
 	@echo "make bench   benchmarks; results in benchmarks/results"
 	@echo "make setup   only the environment ($(VENV))"
-	@echo "make serve   comes later"
 
 $(RUN):
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer was found; name one: make PYTHON=/path/to/python3" >&2; exit 2; }
@@ -56,8 +56,8 @@ format: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-bench
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(RUN) -m benchmarks.$$name $(ARGS) || exit 1; done
 
-serve:
-	@echo "error: the HTTP service is not built yet; draw with 'make demo' or 'lightweight-engine generate'" >&2; exit 2
+serve: $(VENV)/.installed-serve
+	$(RUN) -m lightweight_engine serve $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

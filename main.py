@@ -1,5 +1,8 @@
-"""The service's old way to start, kept: ``python main.py`` is the command line."""
+"""The service's old way to start, kept: ``python main.py`` serves; with arguments it is the command line."""
+
+import sys
 
 from lightweight_engine.apps.cli import main
 
-main()
+if __name__ == "__main__":  # the service's worker imports this file again
+    main(sys.argv[1:] or ["serve"])

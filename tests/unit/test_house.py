@@ -149,12 +149,28 @@ ARROWS = {
     "apps.lora": "console options",
     "apps.detail": "console options session",
     "apps.doctor": "console options",
+    # the service: what both processes share, then the worker, then the front from its heart outwards
+    "apps.serve": "console options server.logs server.run server.supervisor",
+    "apps.server.messages": "server.faults",
+    "apps.server.worker": "server.faults server.logs server.messages",
+    "apps.server.supervisor": "server.faults server.messages server.worker",
+    "apps.server.jobs": "server.faults server.messages",
+    "apps.server.metrics": "server.messages",
+    "apps.server.service": "server.faults server.jobs server.logs server.messages server.metrics server.supervisor",
+    "apps.server.bodies": "server.faults",
+    "apps.server.schemas": "server.jobs server.messages",
+    "apps.server.guards": "server.faults server.logs server.metrics",
+    "apps.server.native": "server.bodies server.faults server.jobs server.schemas server.service",
+    "apps.server.status": "server.metrics server.native server.schemas server.service",
+    "apps.server.app": "server.faults server.guards server.native server.schemas server.service server.status",
+    "apps.server.run": "server.app server.service server.supervisor",
 }
 
 # Package -> the only modules that may import it ("" is nobody). A name ending in "." stands for a whole folder.
 ONLY = {
-    "fastapi": "apps.",
-    "uvicorn": "apps.",
+    "fastapi": "apps.server.",
+    "starlette": "apps.server.",
+    "uvicorn": "apps.server.",
     "typer": "apps.",
     "click": "apps.",
     "rich": "apps.",
@@ -190,6 +206,7 @@ LIGHT = (
     "core.infotext_parse",
     "extensions.detailer_args",
     "apps.cli",
+    "apps.server.run",
 )
 
 

@@ -1,0 +1,82 @@
+"""The application: routes, guards around them, and one form for every error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse
+
+from ... import __version__
+from ...errors import EngineError
+from .faults import Fault
+from .guards import Guard, Rules, answer
+from .native import JobFailed, native_routes
+from .schemas import request_schema
+from .service import Service
+from .status import status_routes
+
+DESCRIPTION = "Pictures from prompts. Errors have one form everywhere: see ErrorAnswer."
+
+
+def build_app(service: Service) -> FastAPI:
+    """The application of a service.
+
+    The pages that draw an API's description load scripts from elsewhere, and are left out; the description is there.
+    """
+    app = FastAPI(
+        title="lightweight-engine", version=__version__, description=DESCRIPTION, docs_url=None, redoc_url=None
+    )
+    app.include_router(native_routes(service))
+    app.include_router(status_routes(service))
+    _handle_errors(app, service)
+    rules = Rules.of(service.config)
+    app.add_middleware(Guard, rules=rules, metrics=service.metrics)
+    if rules.origins:  # outside the guard, as a browser asks for permission without a key
+        app.add_middleware(
+            CORSMiddleware, allow_origins=sorted(rules.origins), allow_methods=["*"], allow_headers=["*"]
+        )
+    _describe(app)
+    return app
+
+
+def _handle_errors(app: FastAPI, service: Service) -> None:
+    def told(request: Request, fault: Fault) -> JSONResponse:
+        return answer(fault, getattr(request.state, "request_id", None), service.metrics)
+
+    @app.exception_handler(EngineError)
+    async def engine_error(request: Request, error: EngineError) -> JSONResponse:
+        return told(request, Fault.of(error))
+
+    @app.exception_handler(JobFailed)
+    async def job_failed(request: Request, error: JobFailed) -> JSONResponse:
+        return told(request, error.fault or Fault.unexpected())
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        known = {404: "there is no such address; see /openapi.json", 405: "this address does not take that method"}
+        message = known.get(error.status_code, str(error.detail))
+        return told(request, Fault("HTTPError", message, error.status_code, headers=error.headers or {}))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        name = str(first["loc"][-1])
+        return told(request, Fault("RequestError", f"{name}: {first['msg']}", 422, name))
+
+
+def _describe(app: FastAPI) -> None:
+    """Add the schema of requests, whose bodies are read by us, to what FastAPI knows."""
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        description = made()
+        schemas = description.setdefault("components", {}).setdefault("schemas", {})
+        own, parts = request_schema()
+        schemas |= {"GenerationRequest": own, **parts}
+        return description
+
+    app.openapi = openapi  # type: ignore[method-assign]

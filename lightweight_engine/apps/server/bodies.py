@@ -1,0 +1,87 @@
+"""Bodies of requests: JSON, read up to a limit, and without what parsers are known to disagree about."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from typing import Any, NoReturn
+
+from starlette.requests import ClientDisconnect, Request
+
+from ...errors import RequestError
+from .faults import BodyTimeoutError, BodyTooLargeError, MalformedBodyError, MediaTypeError
+
+BODY_SECONDS = 60.0  # for the whole of a body
+
+
+async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
+    """The JSON object that a request brings.
+
+    Raises:
+        MediaTypeError: it is said to be something else.
+        BodyTooLargeError: it is longer than ``max_bytes``; no more than that was read.
+        BodyTimeoutError: it came too slowly.
+        MalformedBodyError: it is no JSON object, or has a key twice.
+        RequestError: it holds a number that is not finite.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise MediaTypeError(
+            f"the body is {kind or 'of no type'!r:.80}; send JSON, with Content-Type: application/json"
+        )
+    body = await _read(request, max_bytes)
+    try:
+        parsed = json.loads(
+            body.decode("utf-8"), object_pairs_hook=_object, parse_constant=_not_finite, parse_float=_finite
+        )
+    except RecursionError:
+        raise MalformedBodyError("the body is nested too deeply; send a flat object of fields") from None
+    except ValueError as error:  # also of UTF-8, and of integers with thousands of digits
+        raise MalformedBodyError(f"the body is not valid JSON ({str(error)[:100]}); correct it") from None
+    if not isinstance(parsed, dict):
+        raise MalformedBodyError(f"the body is {type(parsed).__name__}, and not an object of fields; send one")
+    return parsed
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    told = request.headers.get("content-length", "")
+    if told.isdecimal() and int(told) > max_bytes:
+        raise _too_large(max_bytes)
+    pieces, size = [], 0
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for piece in request.stream():
+                size += len(piece)
+                if size > max_bytes:
+                    raise _too_large(max_bytes)
+                pieces.append(piece)
+    except TimeoutError:
+        message = f"the body took longer than {BODY_SECONDS:.0f} s; send it faster"
+        raise BodyTimeoutError(message, headers={"Connection": "close"}) from None
+    except ClientDisconnect:
+        raise MalformedBodyError("the body broke off; send it whole") from None
+    return b"".join(pieces)
+
+
+def _too_large(max_bytes: int) -> BodyTooLargeError:
+    message = f"the body is longer than {max_bytes >> 20} MiB (setting max_body_mib); send smaller or fewer pictures"
+    return BodyTooLargeError(message, headers={"Connection": "close"})  # what is still to come is not read
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise MalformedBodyError(f"the key {twice!r:.80} is there twice; send it once", param=twice[:80])
+    return made
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _not_finite(text)
+
+
+def _not_finite(text: str) -> NoReturn:
+    raise RequestError(f"the number {text:.40} is not finite; send one that is")

@@ -1,0 +1,149 @@
+"""What goes wrong, as it crosses from the worker to the front and from there to the caller.
+
+    {"error": {"type", "message", "param", "request_id"}, "detail": message}
+
+``detail`` is where clients of other engines' APIs look. No traceback, folder or secret is part of a message.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...errors import EngineError
+
+# An absolute path in a message; its last part is what tells a caller which file is meant.
+_PATH = re.compile(r"(?<![\w.:/…-])/(?:[^\s/'\",;:()]+/)+([^\s/'\",;:()]*)")
+
+
+class Refusal(EngineError):
+    """Base of what the service itself refuses; the status of each is in ``http_status``."""
+
+    http_status = 400
+
+    def __init__(self, message: str, *, param: str | None = None, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.headers = dict(headers or {})
+
+
+class MalformedBodyError(Refusal):
+    """The body is not JSON as it is meant to be."""
+
+
+class UnauthorizedError(Refusal):
+    """No key, or a wrong one."""
+
+    http_status = 401
+
+
+class ForbiddenError(Refusal):
+    """A web page that is not allowed to call the service."""
+
+    http_status = 403
+
+
+class UnknownJobError(Refusal):
+    """No job, or no picture, of that name."""
+
+    http_status = 404
+
+
+class NotAcceptableError(Refusal):
+    """The answer cannot be given in the form that was asked for."""
+
+    http_status = 406
+
+
+class BodyTimeoutError(Refusal):
+    """The body came too slowly."""
+
+    http_status = 408
+
+
+class ConflictError(Refusal):
+    """A job that is over, or an idempotency key that stands for another request."""
+
+    http_status = 409
+
+
+class GoneError(Refusal):
+    """Pictures that are not kept any more."""
+
+    http_status = 410
+
+
+class BodyTooLargeError(Refusal):
+    """The body is longer than is allowed."""
+
+    http_status = 413
+
+
+class MediaTypeError(Refusal):
+    """The body is said to be something else than JSON."""
+
+    http_status = 415
+
+
+class WrongHostError(Refusal):
+    """A request for a name that is not ours: somebody's DNS points here."""
+
+    http_status = 421
+
+
+class QueueFullError(Refusal):
+    """As many jobs wait as may."""
+
+    http_status = 429
+
+
+class UnavailableError(Refusal):
+    """The service starts, ends, or has lost its worker; the same request may succeed later."""
+
+    http_status = 503
+
+
+class DeadlineError(Refusal):
+    """The job took longer than it was given."""
+
+    http_status = 504
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An error as data."""
+
+    type: str
+    message: str
+    status: int
+    param: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, error: EngineError) -> Fault:
+        """An error that was raised on purpose."""
+        param = getattr(error, "field", None) or getattr(error, "param", None)
+        return cls(
+            type=type(error).__name__,
+            message=without_paths(str(error)),
+            status=error.http_status,
+            param=param,
+            headers=getattr(error, "headers", {}),
+        )
+
+    @classmethod
+    def unexpected(cls) -> Fault:
+        """Anything else; what it was is for the log alone."""
+        return cls("InternalError", "an error that should not have happened; the log has it under request_id", 500)
+
+    def body(self, request_id: str | None) -> dict[str, Any]:
+        """The answer to a request that ended so."""
+        told = {"type": self.type, "message": self.message, "param": self.param, "request_id": request_id}
+        return {"error": told, "detail": self.message}
+
+
+def without_paths(text: str) -> str:
+    """A message with the folders of absolute paths left out."""
+    return _PATH.sub(r"…/\1", text)

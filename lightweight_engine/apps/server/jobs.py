@@ -1,0 +1,180 @@
+"""A job from acceptance to result, and the jobs that are remembered."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ...request import GenerationRequest
+from .faults import ConflictError, Fault, GoneError, UnknownJobError
+from .messages import Moved, Outcome
+
+State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+KEY_SECONDS = 24 * 3600.0  # that an idempotency key is remembered
+MAX_REMEMBERED = 10_000  # jobs that are over
+
+
+@dataclass(eq=False)
+class Job:
+    """One request on its way.
+
+    Attributes:
+        deadline: on the clock of ``time.monotonic``.
+        cost: megapixel-steps, roughly.
+        keyed: it has an idempotency key, so that its caller may come back for it.
+        version: counts changes, for those who watch.
+    """
+
+    id: str
+    request: GenerationRequest | None
+    request_id: str
+    deadline: float
+    cost: float
+    preview_every: int = 0
+    keyed: bool = False
+    accepted: float = field(default_factory=time.time)
+    started: float | None = None
+    finished: float | None = None
+    state: State = "queued"
+    progress: dict[str, Any] = field(default_factory=dict)
+    preview: bytes | None = None
+    outcome: Outcome | None = None
+    fault: Fault | None = None
+    gone: bool = False
+    cancelled: bool = False
+    version: int = 0
+    _event: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def over(self) -> bool:
+        return self.state in ("succeeded", "failed", "cancelled")
+
+    @property
+    def to_repeat(self) -> bool:
+        """Whether the same request may succeed another time."""
+        return self.state == "cancelled" or (self.fault is not None and self.fault.status >= 500)
+
+    def start(self) -> None:
+        self.state, self.started = "running", time.time()
+        self._tell()
+
+    def move(self, moved: Moved) -> None:
+        self.progress, self.preview = dict(moved.progress), moved.preview or self.preview
+        self._tell()
+
+    def succeed(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        self._end("succeeded")
+
+    def fail(self, fault: Fault) -> None:
+        if not self.over:
+            self.fault = fault
+            self._end("cancelled" if fault.type == "GenerationCancelled" else "failed")
+
+    def _end(self, state: State) -> None:
+        self.state, self.finished = state, time.time()
+        self.request = self.preview = None  # pictures that it brought are of no more use
+        self._tell()
+
+    def _tell(self) -> None:
+        self.version += 1
+        event, self._event = self._event, asyncio.Event()
+        event.set()
+
+    async def changed(self, seen: int) -> int:
+        """Wait until the version is another one than ``seen``, and say which. Changes between two calls are one."""
+        while self.version == seen:
+            await self._event.wait()
+        return self.version
+
+    async def ended(self) -> None:
+        """Wait until the job is over."""
+        seen = self.version
+        while not self.over:
+            seen = await self.changed(seen)
+
+    def result(self) -> Outcome:
+        """The pictures.
+
+        Raises:
+            ConflictError: it is not over, or has none.
+            GoneError: they are not kept any more.
+        """
+        if self.gone:
+            raise GoneError(f"the pictures of job {self.id} are not kept any more; send the request again")
+        if self.outcome is None:
+            raise ConflictError(f"job {self.id} is {self.state} and has no pictures")
+        return self.outcome
+
+
+@dataclass(frozen=True)
+class _Key:
+    digest: str
+    job: Job
+    until: float
+
+
+class JobStore:
+    """Jobs by id and by idempotency key. Pictures are kept up to a size and an age, the facts of jobs longer."""
+
+    def __init__(self, max_bytes: int, max_seconds: float) -> None:
+        self._max_bytes, self._max_seconds = max_bytes, max_seconds
+        self._jobs: dict[str, Job] = {}
+        self._keys: dict[str, _Key] = {}
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(self._jobs.values())
+
+    @property
+    def kept_bytes(self) -> int:
+        return sum(job.outcome.nbytes for job in self if job.outcome)
+
+    def add(self, job: Job, key: str | None = None, digest: str = "") -> None:
+        self._jobs[job.id] = job
+        if key is not None:
+            self._keys[key] = _Key(digest, job, time.monotonic() + KEY_SECONDS)
+
+    def get(self, job_id: str) -> Job:
+        """
+        Raises:
+            UnknownJobError: there is none of that id.
+        """
+        job = self._jobs.get(job_id)
+        if job is None:
+            raise UnknownJobError(f"there is no job {job_id!r:.80}; it may be too long ago")
+        return job
+
+    def of_key(self, key: str, digest: str) -> Job | None:
+        """The job that an idempotency key stands for; one that failed by no fault of the request is to be done anew.
+
+        Raises:
+            ConflictError: it stands for another request.
+        """
+        known = self._keys.get(key)
+        if known is None or known.until < time.monotonic() or known.job.to_repeat:
+            return None
+        if known.digest != digest:
+            raise ConflictError("this Idempotency-Key was sent with another request; take a new one")
+        return known.job
+
+    def tidy(self) -> None:
+        """Drop what is too old or too much."""
+        now = time.monotonic()
+        self._keys = {key: each for key, each in self._keys.items() if each.until > now}
+        over = [job for job in self if job.over]
+        keyed = {each.job.id for each in self._keys.values()}
+        for job in [job for job in over if job.id not in keyed][: max(len(over) - MAX_REMEMBERED, 0)]:
+            del self._jobs[job.id]
+        kept = [job for job in over if job.outcome]
+        total = sum(job.outcome.nbytes for job in kept if job.outcome)
+        newest = kept[-1] if kept else None
+        for job in kept:
+            assert job.outcome is not None and job.finished is not None
+            too_old = time.time() - job.finished > self._max_seconds
+            if too_old or (total > self._max_bytes and job is not newest):
+                total -= job.outcome.nbytes
+                job.outcome, job.gone = None, True

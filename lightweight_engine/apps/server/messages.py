@@ -1,0 +1,84 @@
+"""What front and worker say to each other, through a pipe between a process and its own child."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...request import GenerationRequest
+from .faults import Fault
+
+
+@dataclass(frozen=True)
+class Work:
+    """To the worker: do this job. ``request_id`` goes into its log; steps between previews, 0 is none."""
+
+    job: str
+    request: GenerationRequest
+    request_id: str = ""
+    preview_every: int = 0
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """To the worker: stop this job within a step."""
+
+    job: str
+
+
+@dataclass(frozen=True)
+class Quit:
+    """To the worker: end now."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The engine is set up. ``facts``: see ``worker.facts_of``."""
+
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Broken:
+    """The engine cannot be set up."""
+
+    fault: Fault
+    exit_code: int
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A job went on: the fields of ``Progress``, and a picture of it as a JPEG where previews are on."""
+
+    job: str
+    progress: Mapping[str, Any]
+    preview: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The pictures of a job as files, and the rest of its ``GenerationResult`` as JSON data."""
+
+    format: str
+    images: Sequence[bytes]
+    stages: Sequence[Mapping[str, bytes]]
+    told: Mapping[str, Any]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(map(len, self.images)) + sum(len(each) for stage in self.stages for each in stage.values())
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job is over: it has an ``outcome`` or a ``fault``. ``facts`` are as they are now."""
+
+    job: str
+    outcome: Outcome | None = None
+    fault: Fault | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+ToWorker = Work | Cancel | Quit
+FromWorker = Ready | Broken | Moved | Ended

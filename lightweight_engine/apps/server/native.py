@@ -1,0 +1,258 @@
+"""The engine's own API: a request as ``GenerationRequest`` has it, done at once or as a job."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from starlette.responses import StreamingResponse
+
+from ...errors import RequestError
+from ...request import GenerationRequest
+from .bodies import read_json
+from .faults import MalformedBodyError, NotAcceptableError, UnknownJobError
+from .jobs import Job
+from .schemas import EXAMPLE, MEDIA_TYPES, ErrorAnswer, Generated, JobAnswer, as_base64
+from .service import Service
+
+HEARTBEAT_SECONDS = 15.0  # between signs of life in a stream of events, as proxies close silent ones
+CLIENT_GONE = 499  # nobody reads it; it is for the log
+MAX_KEY = 255  # characters of an idempotency key
+
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"$ref": "#/components/schemas/GenerationRequest"}, "example": EXAMPLE}
+        },
+    }
+}
+_FORMATS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "image/*": None}
+_JSON = ("application/json", "application/*", "*/*")
+
+
+def native_routes(service: Service) -> APIRouter:
+    """``/generate`` and ``/jobs``."""
+    router = APIRouter(tags=["pictures"])
+    _add_generate(router, service)
+    _add_jobs(router, service)
+    return router
+
+
+def _add_generate(router: APIRouter, service: Service) -> None:
+    pictures = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES.values()}
+
+    @router.post(
+        "/generate",
+        response_model=Generated,
+        responses={200: {"content": pictures}, **errors(400, 401, 406, 408, 413, 415, 422, 429, 503, 504, 507)},
+        openapi_extra=_BODY,
+    )
+    async def generate(request: Request) -> Response | Generated:
+        """Draw pictures and wait for them. `Accept: image/png` (or jpeg, webp, *) gives one as it is.
+
+        Headers: `X-Request-Timeout` (seconds that the job may wait and run), `Idempotency-Key`. A caller who hangs up
+        cancels the job, unless it has such a key.
+        """
+        kind = wanted_format(request.headers.get("accept", "*/*"))
+        fields = await read_json(request, service.max_body)
+        drawn = _as_request(service, _with_format(fields, kind))
+        if kind != "json" and drawn.num_outputs > 1:
+            raise NotAcceptableError("an answer that is a picture holds one; ask for num_outputs 1, or accept JSON")
+        job = _submit(service, request, drawn)
+        if not await _wait(request, job):
+            if not job.keyed and not job.over:
+                service.cancel(job)
+            return Response(status_code=CLIENT_GONE)
+        if job.fault is not None:
+            raise _Failed(job)
+        return Generated.of(job) if kind == "json" else _picture(job, 0)
+
+
+def _add_jobs(router: APIRouter, service: Service) -> None:
+    def told(job: Job) -> JobAnswer:
+        return JobAnswer.of(job, service.position(job))
+
+    @router.post(
+        "/jobs",
+        status_code=202,
+        response_model=JobAnswer,
+        responses=errors(400, 401, 408, 409, 413, 415, 422, 429, 503),
+        openapi_extra=_BODY,
+    )
+    async def create_job(request: Request, response: Response, preview_every: int = 0) -> JobAnswer:
+        """Take a request, and answer at once. `preview_every`: steps between previews in the stream of events."""
+        if not 0 <= preview_every <= 1000:
+            raise RequestError("preview_every: give 0 to 1000 steps", field="preview_every")
+        drawn = _as_request(service, await read_json(request, service.max_body))
+        job = _submit(service, request, drawn, preview_every)
+        response.headers["Location"] = f"/jobs/{job.id}"
+        return told(job)
+
+    @router.get("/jobs/{job_id}", response_model=JobAnswer, responses=errors(401, 404))
+    async def get_job(job_id: str) -> JobAnswer:
+        """Where a job is, and what came of it."""
+        return told(service.jobs.get(job_id))
+
+    @router.delete("/jobs/{job_id}", response_model=JobAnswer, responses=errors(401, 404, 409))
+    async def cancel_job(job_id: str) -> JobAnswer:
+        """Cancel a job: at once if it waits, within a step if it runs. Once more changes nothing."""
+        job = service.jobs.get(job_id)
+        service.cancel(job)
+        return told(job)
+
+    @router.get(
+        "/jobs/{job_id}/events",
+        response_class=StreamingResponse,
+        responses={200: {"content": {"text/event-stream": {}}}, **errors(401, 404)},
+    )
+    async def job_events(job_id: str) -> StreamingResponse:
+        """Server-sent events: `progress` (state, position, stage, step, ETA, preview), then `result` or `error`.
+
+        Previews are JPEGs in base64. Whoever reads slowly is told the latest, not everything.
+        """
+        return StreamingResponse(_events(service, service.jobs.get(job_id)), media_type="text/event-stream")
+
+    @router.get(
+        "/jobs/{job_id}/images/{n}",
+        response_class=Response,
+        responses={200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}}, **errors(401, 404, 409, 410)},
+    )
+    async def job_image(job_id: str, n: int) -> Response:
+        """A picture of a finished job, as a file."""
+        return _picture(service.jobs.get(job_id), n)
+
+
+class _Failed(Exception):
+    """A job ended with a fault, which is the answer."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job.id)
+        self.fault = job.fault
+
+
+JobFailed = _Failed
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI says of the failures of a route."""
+    return {status: {"model": ErrorAnswer} for status in statuses}
+
+
+def wanted_format(accept: str) -> str | None:
+    """What an Accept header asks for: ``json``, a format, or None for a picture of any format.
+
+    Raises:
+        NotAcceptableError: nothing that can be given.
+    """
+    ranked = sorted((_weighed(part) for part in accept.split(",")), key=lambda row: -row[1])
+    for kind, weight in ranked:
+        if weight > 0 and kind in _JSON:
+            return "json"
+        if weight > 0 and kind in _FORMATS:
+            return _FORMATS[kind]
+    raise NotAcceptableError(f"{accept!r:.80} cannot be given; accept application/json, {', '.join(_FORMATS)}")
+
+
+def _weighed(part: str) -> tuple[str, float]:
+    kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
+    weight = next((text[2:] for text in parameters if text.startswith("q=")), "1")
+    return kind, _seconds(weight) or 0.0
+
+
+def _with_format(fields: dict[str, Any], kind: str | None) -> dict[str, Any]:
+    """The fields, with the format that a picture is accepted in."""
+    if kind in (None, "json"):
+        return fields
+    if fields.setdefault("output_format", kind) != kind:
+        raise NotAcceptableError(f"output_format is {fields['output_format']!r:.20}, and not what is accepted")
+    return fields
+
+
+def _as_request(service: Service, fields: dict[str, Any]) -> GenerationRequest:
+    request = GenerationRequest(**{**service.config.request_defaults(), **fields})
+    for side in ("width", "height"):
+        if fields.get(side) is not None and getattr(request, side) is None:  # 0 is how the Cog service leaves it out
+            raise RequestError(f"{side}: a side is at least 16 pixels; leave it out for the model's own", field=side)
+    return request
+
+
+def _submit(service: Service, request: Request, drawn: GenerationRequest, preview_every: int = 0) -> Job:
+    key = request.headers.get("idempotency-key")
+    if key is not None and not 0 < len(key) <= MAX_KEY:
+        raise MalformedBodyError(f"an Idempotency-Key has 1 to {MAX_KEY} characters", param="Idempotency-Key")
+    text = request.headers.get("x-request-timeout")
+    seconds = None if text is None else _seconds(text)
+    if text is not None and not seconds:
+        raise RequestError("X-Request-Timeout: give seconds, more than 0", field="X-Request-Timeout")
+    return service.submit(
+        drawn,
+        request_id=request.state.request_id,
+        seconds=seconds,
+        key=None if key is None else f"{request.state.caller}:{key}",
+        preview_every=preview_every,
+    )
+
+
+def _seconds(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and number > 0 else None
+
+
+async def _wait(request: Request, job: Job) -> bool:
+    """Wait until the job is over, and say so; or that the caller has hung up before."""
+    over, gone = asyncio.create_task(job.ended()), asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({over, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return over.done()
+    finally:
+        over.cancel()
+        gone.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _picture(job: Job, n: int) -> Response:
+    outcome = job.result()
+    if not 0 <= n < len(outcome.images):
+        raise UnknownJobError(f"job {job.id} has {len(outcome.images)} pictures, counted from 0")
+    headers = {
+        "Content-Disposition": f'inline; filename="{job.id}-{n}.{outcome.format}"',
+        "X-Job-ID": job.id,
+        "X-Seed": str(outcome.told["seeds"][n]),
+        "X-Warnings": str(len(outcome.told["warnings"])),
+    }
+    return Response(outcome.images[n], media_type=MEDIA_TYPES[outcome.format], headers=headers)
+
+
+async def _events(service: Service, job: Job) -> AsyncIterator[str]:
+    seen = -1
+    while True:
+        try:
+            seen = await asyncio.wait_for(job.changed(seen), HEARTBEAT_SECONDS)
+        except TimeoutError:
+            yield ": waiting\n\n"
+            continue
+        if job.over:
+            break
+        preview = None if job.preview is None else as_base64(job.preview)
+        place = {"state": job.state, "position": service.position(job)}
+        yield _event("progress", seen, {**place, **job.progress, "preview": preview})
+    if job.fault is not None:
+        yield _event("error", seen, job.fault.body(job.request_id))
+    else:
+        yield _event("result", seen, JobAnswer.of(job, None).model_dump(mode="json"))
+
+
+def _event(name: str, number: int, data: dict[str, Any]) -> str:
+    return f"event: {name}\nid: {number}\ndata: {json.dumps(data)}\n\n"

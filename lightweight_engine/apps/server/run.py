@@ -1,0 +1,110 @@
+"""From start to end of the service's process: socket, signals, drain, exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import uvicorn
+
+from ...config import EngineConfig
+from ...errors import ConfigError
+from .app import build_app
+from .service import Service
+from .supervisor import Child
+
+KEEP_ALIVE_SECONDS = 30
+BACKLOG = 2048
+CLOSE_SECONDS = 5  # that answers which are under way get when all jobs are over
+
+log = logging.getLogger(__name__)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its handling of signals, which stops to listen at once and ends with the signal's exit code."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def serve_http(config: EngineConfig, start: Callable[[], Child], child: Child) -> int:
+    """Serve until a signal or a fault ends it, and return the exit code.
+
+    Args:
+        child: a worker that was started already; ``start`` makes another.
+
+    Raises:
+        ConfigError: the port cannot be had.
+    """
+    return asyncio.run(_serve(config, start, child))
+
+
+async def _serve(config: EngineConfig, start: Callable[[], Child], child: Child) -> int:
+    service = Service(config, start, child)
+    try:
+        options = _options(config, service)
+        sockets = [_bound(options)]
+        server = _Server(options)
+        serving = asyncio.create_task(server.serve(sockets))
+        _on_signals(service, server)
+        log.info("listening", extra={"url": f"http://{_shown(sockets[0].getsockname())}"})
+        ended = asyncio.create_task(service.ended.wait())
+        await asyncio.wait({serving, ended}, return_when=asyncio.FIRST_COMPLETED)
+        server.should_exit = True
+        await serving
+    finally:
+        await service.drain()
+        await service.supervisor.stop()
+    return service.fatal[1] if service.fatal else 0
+
+
+def _options(config: EngineConfig, service: Service) -> uvicorn.Config:
+    return uvicorn.Config(
+        build_app(service),
+        host=config.host,
+        port=config.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        lifespan="off",
+        ws="none",
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=CLOSE_SECONDS,
+    )
+
+
+def _bound(options: uvicorn.Config) -> Any:
+    try:
+        bound = options.bind_socket()
+        bound.listen(BACKLOG)  # who connects from now on waits until we are there
+        return bound
+    except SystemExit:  # which has logged why
+        where = f"{options.host}:{options.port}"
+        raise ConfigError(
+            f"port: {where} cannot be listened on, or is taken; choose another --port or --host"
+        ) from None
+
+
+def _on_signals(service: Service, server: uvicorn.Server) -> None:
+    loop = asyncio.get_running_loop()
+    draining: list[asyncio.Task[None]] = []
+
+    def stop() -> None:
+        if draining:  # asked twice: what is under way is left
+            service.ended.set()
+            server.force_exit = True
+        draining.append(asyncio.create_task(service.drain()))
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+
+
+def _shown(address: tuple[Any, ...]) -> str:
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

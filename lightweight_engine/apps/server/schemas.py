@@ -1,0 +1,138 @@
+"""What the service sends, as models: the OpenAPI page is made of them. What it takes is ``GenerationRequest``."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ...request import GenerationRequest
+from .jobs import Job
+from .messages import Outcome
+
+MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
+
+EXAMPLE = {"prompt": "a smiling woman with red hair", "width": 512, "height": 512, "steps": 20, "seed": 1}
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class Told(_Answer):
+    """How pictures came about. Lists have an entry for each picture, in order."""
+
+    format: Literal["png", "jpg", "webp"]
+    sizes: list[tuple[int, int]] = Field(description="Width and height of each picture.")
+    seeds: list[int]
+    subseeds: list[int]
+    infotexts: list[str] = Field(description="The text that each picture carries, in A1111's form.")
+    models: list[dict[str, Any]] = Field(description="Role, name and sha256 of each model file.")
+    loras: list[dict[str, Any]] = Field(description="What became of each LoRA.")
+    details: list[dict[str, Any]] = Field(description="What the detailer found and painted.")
+    timings: dict[str, float] = Field(description="Seconds of each stage.")
+    peak_memory: int = Field(description="Most memory of the device, in bytes.")
+    device: str
+    versions: dict[str, str]
+    warnings: list[str] = Field(description="Sentences for a person.")
+
+
+class Generated(Told):
+    """The pictures of a request, in base64."""
+
+    id: str = Field(description="The job.", examples=["6f0c1c4b2f9d8e71"])
+    images: list[str] = Field(description="Each picture's file, in base64.")
+    stages: list[dict[str, str]] = Field(description="With save_stages: earlier pictures by stage, in base64.")
+
+    @classmethod
+    def of(cls, job: Job) -> Generated:
+        outcome = job.result()
+        return cls(
+            id=job.id,
+            format=outcome.format,  # type: ignore[arg-type]
+            images=[as_base64(image) for image in outcome.images],
+            stages=[{name: as_base64(data) for name, data in stage.items()} for stage in outcome.stages],
+            **outcome.told,
+        )
+
+
+class Result(Told):
+    """What a finished job says of its pictures, and where they are."""
+
+    images: list[str] = Field(description="Where each picture is.", examples=[["/jobs/6f0c1c4b2f9d8e71/images/0"]])
+
+    @classmethod
+    def of(cls, job: Job, outcome: Outcome) -> Result:
+        places = [f"/jobs/{job.id}/images/{n}" for n in range(len(outcome.images))]
+        return cls(format=outcome.format, images=places, **outcome.told)  # type: ignore[arg-type]
+
+
+class Error(_Answer):
+    """What went wrong: a type of ``errors.py`` or of the service, a sentence, and the field at fault."""
+
+    type: str = Field(examples=["RequestError"])
+    message: str = Field(examples=["steps: Input should be less than or equal to 1000 (got 5000)"])
+    param: str | None = Field(default=None, examples=["steps"])
+    request_id: str | None = None
+
+
+class ErrorAnswer(_Answer):
+    """The body of every answer that is no success."""
+
+    error: Error
+    detail: str = Field(description="The message again, where clients of other engines look for it.")
+
+
+class JobAnswer(_Answer):
+    """A job as it is now. Times are in seconds since 1970."""
+
+    id: str
+    state: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    position: int | None = Field(default=None, description="Jobs that are done before it, where it waits.")
+    accepted: float
+    started: float | None = None
+    finished: float | None = None
+    progress: dict[str, Any] = Field(default_factory=dict, description="stage, step, steps, fraction, eta_seconds …")
+    result: Result | None = None
+    pictures_gone: bool = Field(default=False, description="The pictures are not kept any more.")
+    error: Error | None = None
+
+    @classmethod
+    def of(cls, job: Job, position: int | None) -> JobAnswer:
+        return cls(
+            id=job.id,
+            state=job.state,
+            position=position,
+            accepted=job.accepted,
+            started=job.started,
+            finished=job.finished,
+            progress=job.progress,
+            result=Result.of(job, job.outcome) if job.outcome else None,
+            pictures_gone=job.gone,
+            error=Error(**job.fault.body(job.request_id)["error"]) if job.fault else None,
+        )
+
+
+class Health(_Answer):
+    """Whether the service can take a job."""
+
+    status: Literal["ready", "not ready"]
+    reason: str | None = None
+    version: str
+    waiting: int = Field(description="Jobs that wait.")
+    running: bool = Field(description="Whether a job runs.")
+
+
+def as_base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def request_schema() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The schema of ``GenerationRequest`` for OpenAPI, and those that it refers to."""
+    schema = GenerationRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    parts = schema.pop("$defs", {})
+    for field in schema["properties"].values():
+        field.pop("section", None)
+        field.pop("profiles", None)
+    return {**schema, "examples": [EXAMPLE]}, parts

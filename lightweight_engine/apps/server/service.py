@@ -1,0 +1,317 @@
+"""The heart of the front: which jobs are accepted, in which order they are done, and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import math
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable
+
+from ...config import EngineConfig
+from ...core.limits import check_fields
+from ...errors import EngineError, GenerationCancelled
+from ...labels import resolve_sampler
+from ...request import GenerationRequest
+from .faults import ConflictError, DeadlineError, Fault, QueueFullError, Refusal, UnavailableError
+from .jobs import Job, JobStore
+from .logs import JOB_ID, REQUEST_ID
+from .messages import Ended, Work
+from .metrics import Metrics
+from .supervisor import Child, Supervisor
+
+CANCEL_SECONDS = 60.0
+"""That a worker is given to end a cancelled job, before it is ended itself: a step and a decode may take as long."""
+_TICK = 0.5  # seconds between looks at the clock
+_USUAL_SIDE = 1024  # of a picture whose size the model chooses
+_FIRST_GUESS = 0.5  # seconds for a megapixel-step, until a job was seen
+
+log = logging.getLogger(__name__)
+
+
+def cost_of(request: GenerationRequest) -> float:
+    """Megapixel-steps of a request, roughly: what waiting is reckoned by."""
+    megapixels = (request.width or _USUAL_SIDE) * (request.height or _USUAL_SIDE) / 1e6
+    steps = float(request.steps)
+    if request.hires:
+        steps += (request.hr_steps or request.steps) * request.hr_scale**2
+    return megapixels * steps * request.num_outputs
+
+
+class Pace:
+    """How fast jobs are done, from those that were: seconds for a megapixel-step."""
+
+    def __init__(self) -> None:
+        self._seconds_each = _FIRST_GUESS
+
+    def saw(self, cost: float, seconds: float) -> None:
+        self._seconds_each += 0.3 * (seconds / max(cost, 1e-6) - self._seconds_each)
+
+    def seconds(self, cost: float) -> float:
+        return cost * self._seconds_each
+
+
+class Service:
+    """Accepts jobs, and has them done one after another by the worker."""
+
+    def __init__(self, config: EngineConfig, start: Callable[[], Child], child: Child) -> None:
+        self.config = config
+        self.metrics = Metrics()
+        self.jobs = JobStore(int(config.keep_results_mib * 2**20), config.keep_results_seconds)
+        self.waiting: deque[Job] = deque()
+        self.running: Job | None = None
+        self.draining = False
+        self.ended = asyncio.Event()
+        self.fatal: tuple[Fault, int] | None = None
+        self.pace = Pace()
+        self.supervisor = Supervisor(start, child, self._give_up)
+        self._arrived = asyncio.Event()
+        self._tasks = [asyncio.create_task(self._dispatch()), asyncio.create_task(self._watch_clock())]
+
+    @property
+    def not_ready(self) -> str | None:
+        """Why a job would not be accepted now; None if it would."""
+        if self.draining or self.fatal:
+            return "the service is ending"
+        if self.supervisor.state != "ready":
+            return "the model is being loaded"
+        return "the queue is full" if len(self.waiting) >= self.config.queue_max else None
+
+    @property
+    def max_body(self) -> int:
+        """Bytes of a request's body."""
+        return int(self.config.max_body_mib * 2**20)
+
+    def position(self, job: Job) -> int | None:
+        """How many jobs are done before one that waits."""
+        return self.waiting.index(job) + (self.running is not None) if job in self.waiting else None
+
+    def gauges(self) -> dict[str, tuple[str, Callable[[], float]]]:
+        """What can be measured now: name -> (help, value)."""
+        return {
+            "lwe_ready": ("Whether a job would be accepted.", lambda: float(self.not_ready is None)),
+            "lwe_jobs_waiting": ("Jobs that wait.", lambda: len(self.waiting)),
+            "lwe_jobs_running": ("Jobs that run.", lambda: float(self.running is not None)),
+            "lwe_queue_seconds": ("Seconds that a job which came now would wait.", self.seconds_ahead),
+            "lwe_results_bytes": ("Finished pictures that are kept.", lambda: self.jobs.kept_bytes),
+            "lwe_worker_restarts": (
+                "Workers that were started in place of dead ones.",
+                lambda: self.supervisor.restarts,
+            ),
+            "lwe_worker_resident_bytes": ("Memory of the worker on the host.", self.supervisor.resident_bytes),
+            "lwe_device_held_bytes": (
+                "Weights on the device, as of the last job.",
+                lambda: float(self.supervisor.facts.get("held_bytes", 0)),
+            ),
+        }
+
+    def check(self, request: GenerationRequest) -> None:
+        """Refuse now what the engine would refuse as soon as the job's turn comes, as far as no model is needed for it.
+
+        Raises:
+            RequestError: names the field.
+        """
+        resolve_sampler(request.sampler, request.scheduler, request.compat)
+        check_fields(request, self.config)
+
+    def submit(
+        self,
+        request: GenerationRequest,
+        *,
+        request_id: str,
+        seconds: float | None = None,
+        key: str | None = None,
+        preview_every: int = 0,
+    ) -> Job:
+        """Accept a job, or find the one that its idempotency key stands for.
+
+        Args:
+            seconds: that it may wait and run, if less than is configured.
+            key: of idempotency, unique to its caller.
+
+        Raises:
+            RequestError: a field is wrong.
+            Refusal: the queue is full, the service ends, or the key stands for another request.
+        """
+        self.check(request)
+        digest = _digest(request) if key is not None else ""
+        if key is not None and (known := self.jobs.of_key(key, digest)):
+            return known
+        self._check_room()
+        job = Job(
+            id=secrets.token_hex(8),
+            request=request,
+            request_id=request_id,
+            deadline=time.monotonic() + min(seconds or math.inf, self.config.job_seconds),
+            cost=cost_of(request),
+            preview_every=preview_every,
+            keyed=key is not None,
+        )
+        self.jobs.add(job, key, digest)
+        self.waiting.append(job)
+        self._arrived.set()
+        log.info("accepted", extra={"job": job.id, "waiting": len(self.waiting)})
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """End a job: at once if it waits, within a step if it runs.
+
+        Raises:
+            ConflictError: it is over already.
+        """
+        if job.over:
+            if job.state == "cancelled":
+                return
+            raise ConflictError(f"job {job.id} is over: it {job.state}")
+        job.cancelled = True
+        if job in self.waiting:
+            self.waiting.remove(job)
+            self._finish(job, Fault.of(GenerationCancelled("the job was cancelled by its caller")))
+        else:
+            self.supervisor.cancel(job.id)
+
+    def seconds_ahead(self) -> float:
+        """How long a job that came now would wait, roughly."""
+        ahead = [*self.waiting, *([self.running] if self.running else [])]
+        return self.pace.seconds(sum(job.cost for job in ahead))
+
+    async def drain(self) -> None:
+        """Accept nothing more, send away what waits, let the running job end or cancel it, and end the worker."""
+        if self.draining:
+            return
+        self.draining = True
+        log.info("draining", extra={"waiting": len(self.waiting), "running": bool(self.running)})
+        while self.waiting:
+            self._finish(self.waiting.popleft(), Fault.of(_ending()))
+        if (job := self.running) is not None:
+            await _within(job.ended(), self.config.drain_seconds)
+            if not job.over:
+                self.supervisor.cancel(job.id)
+                await _within(job.ended(), 5.0)
+                self._finish(job, Fault.of(_ending()))
+        for task in self._tasks:
+            task.cancel()
+        await self.supervisor.stop()
+        self.ended.set()
+
+    def _check_room(self) -> None:
+        if self.draining or self.fatal:
+            raise _ending()
+        if self.supervisor.state != "ready":
+            raise UnavailableError("the model is being loaded; try again", headers={"Retry-After": "5"})
+        if len(self.waiting) >= self.config.queue_max:
+            self.metrics.refused.add(reason="queue_full")
+            again = str(max(math.ceil(self.seconds_ahead()), 1))
+            message = f"{len(self.waiting)} jobs wait already (setting queue_max); try again in about {again} s"
+            raise QueueFullError(message, headers={"Retry-After": again})
+
+    async def _dispatch(self) -> None:
+        while True:
+            await self.supervisor.ready()
+            if not self.waiting:
+                self._arrived.clear()
+                await self._arrived.wait()
+                continue  # the worker may have died meanwhile, or the job been cancelled
+            job = self.running = self.waiting.popleft()
+            REQUEST_ID.set(job.request_id)
+            JOB_ID.set(job.id)
+            try:
+                await self._do(job)
+            except Exception:  # the loop goes on, whatever a job did to it
+                log.exception("a job could not be dispatched")
+                self._finish(job, Fault.unexpected())
+            finally:
+                self.running = None
+
+    async def _do(self, job: Job) -> None:
+        """Have one job done, within its deadline."""
+        assert job.request is not None
+        begin = time.monotonic()
+        self.metrics.waited.observe(time.time() - job.accepted)
+        work = Work(job.id, job.request, job.request_id, job.preview_every)
+        job.start()
+        running = asyncio.create_task(self.supervisor.run(work, job.move))
+        try:
+            done, _ = await asyncio.wait([running], timeout=max(job.deadline - begin, 0.0))
+            late = not done
+            if late and await self._stop(job, running):
+                return
+            self._end(job, await running, late)
+            self.pace.saw(job.cost, time.monotonic() - begin)
+        except EngineError as error:
+            self._finish(job, Fault.of(error))
+        finally:
+            running.cancel()
+
+    async def _stop(self, job: Job, running: asyncio.Task[Ended]) -> bool:
+        """Cancel a job that is late; whether the worker had to be ended for it."""
+        self.supervisor.cancel(job.id)
+        done, _ = await asyncio.wait([running], timeout=CANCEL_SECONDS)
+        if done:
+            return False
+        self.supervisor.kill()
+        self._finish(job, Fault.of(_late("took longer than it was given")))
+        await asyncio.wait([running])
+        running.exception()
+        return True
+
+    def _end(self, job: Job, ended: Ended, late: bool) -> None:
+        fault = ended.fault
+        if fault is not None and fault.type == "GenerationCancelled" and not job.cancelled:
+            fault = Fault.of(_late("took longer than it was given") if late else _ending())
+        self._finish(job, fault, ended)
+
+    def _finish(self, job: Job, fault: Fault | None, ended: Ended | None = None) -> None:
+        if job.over:
+            return
+        if ended is not None and ended.outcome is not None:
+            job.succeed(ended.outcome)
+            self.metrics.made(ended.outcome)
+        else:
+            job.fail(fault or Fault.unexpected())
+        self.metrics.jobs.add(state=job.state)
+        told = {"state": job.state, "seconds": round(time.time() - job.accepted, 3)}
+        log.info("finished", extra={"job": job.id, **told, "error": fault and fault.type})
+        self.jobs.tidy()
+
+    async def _watch_clock(self) -> None:
+        """Jobs that waited longer than they were given end, and pictures that were kept as long go."""
+        while True:
+            await asyncio.sleep(_TICK)
+            self.jobs.tidy()
+            for job in [job for job in self.waiting if job.deadline <= time.monotonic()]:
+                self.waiting.remove(job)
+                self._finish(job, Fault.of(_late("waited longer than it was given")))
+
+    def _give_up(self, fault: Fault, exit_code: int) -> None:
+        """No worker can be had: what waits is told so, and the service ends."""
+        log.error("the service ends: %s", fault.message)
+        self.fatal = fault, exit_code
+        while self.waiting:
+            self._finish(self.waiting.popleft(), Fault.of(_ending()))
+        if self.running is not None:
+            self._finish(self.running, Fault.of(_ending()))
+        self.ended.set()
+
+
+def _digest(request: GenerationRequest) -> str:
+    return hashlib.sha256(json.dumps(request.model_dump(), sort_keys=True).encode()).hexdigest()
+
+
+def _ending() -> Refusal:
+    return UnavailableError("the service is ending; send the request again", headers={"Retry-After": "10"})
+
+
+def _late(what: str) -> Refusal:
+    return DeadlineError(f"the job {what}; see the setting job_seconds and the header X-Request-Timeout")
+
+
+async def _within(waiting: object, seconds: float) -> None:
+    try:
+        await asyncio.wait_for(waiting, seconds)  # type: ignore[arg-type]
+    except TimeoutError:
+        pass

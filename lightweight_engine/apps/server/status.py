@@ -1,0 +1,117 @@
+"""What can be asked about the service itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Response
+from pydantic import SecretStr
+from starlette.responses import PlainTextResponse
+
+from ... import __version__
+from ...config import EngineConfig
+from ...labels import sampler_labels, scheduler_labels
+from ...request import MAX_DETAILER_PASSES, MAX_LORAS
+from .metrics import CONTENT_TYPE
+from .native import errors
+from .schemas import MEDIA_TYPES, Health, request_schema
+from .service import Service
+
+
+def status_routes(service: Service) -> APIRouter:
+    """Health, settings, models, capabilities, metrics."""
+    router = APIRouter(tags=["service"])
+    _add_health(router, service)
+    _add_facts(router, service)
+    return router
+
+
+def _add_health(router: APIRouter, service: Service) -> None:
+    @router.get("/", include_in_schema=False)
+    async def root() -> dict[str, str]:
+        return {"name": "lightweight-engine", "version": __version__, "api": "/openapi.json"}
+
+    @router.get("/livez", response_class=PlainTextResponse)
+    async def livez() -> str:
+        """The service runs; it may not be ready."""
+        return "ok"
+
+    @router.get("/readyz", response_class=PlainTextResponse, responses={503: {"content": {"text/plain": {}}}})
+    async def readyz(response: Response) -> str:
+        """A job would be accepted now."""
+        reason = service.not_ready
+        response.status_code = 503 if reason else 200
+        return reason or "ok"
+
+    @router.get("/health", response_model=Health, responses={503: {"model": Health}})
+    async def health(response: Response) -> Health:
+        """The same with words."""
+        reason = service.not_ready
+        response.status_code = 503 if reason else 200
+        return Health(
+            status="not ready" if reason else "ready",
+            reason=reason,
+            version=__version__,
+            waiting=len(service.waiting),
+            running=service.running is not None,
+        )
+
+
+def _add_facts(router: APIRouter, service: Service) -> None:
+    @router.get("/config", responses=errors(401))
+    async def config() -> dict[str, dict[str, Any]]:
+        """The settings, by section; without folders and secrets."""
+        return settings_of(service.config)
+
+    @router.get("/models/status", responses=errors(401))
+    async def models_status() -> dict[str, Any]:
+        """The model in use and its files, as of the last job; memory of the worker as it is now."""
+        supervisor = service.supervisor
+        facts = {name: supervisor.facts.get(name) for name in ("model", "demonstration", "device", "files", "notes")}
+        memory = {"device_bytes": supervisor.facts.get("held_bytes"), "host_bytes": supervisor.resident_bytes()}
+        return {"state": supervisor.state, **facts, "memory": memory, "restarts": supervisor.restarts}
+
+    @router.get("/capabilities", responses=errors(401))
+    async def capabilities() -> dict[str, Any]:
+        """What a request may name, its limits, and its schema."""
+        names = {name: service.supervisor.facts.get(name, []) for name in ("upscalers", "loras", "detectors")}
+        return {
+            "version": __version__,
+            "samplers": sampler_labels(),
+            "schedulers": scheduler_labels(),
+            **names,
+            "formats": list(MEDIA_TYPES),
+            "limits": limits_of(service.config),
+            "request": request_schema()[0],
+        }
+
+    @router.get("/metrics", response_class=PlainTextResponse, responses=errors(401))
+    async def metrics() -> PlainTextResponse:
+        """Counters and gauges in Prometheus' text format."""
+        return PlainTextResponse(service.metrics.text(service.gauges()), media_type=CONTENT_TYPE)
+
+
+def settings_of(config: EngineConfig) -> dict[str, dict[str, Any]]:
+    """The settings by section, as they may be shown to a caller."""
+    sections: dict[str, dict[str, Any]] = {}
+    for section, name, value, _ in config.rows():
+        sections.setdefault(section, {})[name] = _shown(section, value)
+    return sections
+
+
+def _shown(section: str, value: Any) -> Any:
+    if isinstance(value, SecretStr):
+        return "***"
+    if isinstance(value, dict):
+        return {key: _shown(section, each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shown(section, each) for each in value]
+    return Path(value).name if isinstance(value, Path) or (section == "files" and isinstance(value, str)) else value
+
+
+def limits_of(config: EngineConfig) -> dict[str, float]:
+    """What one request may ask for at most."""
+    names = [name for section, name, _, _ in config.rows() if section == "limits"]
+    own = {"max_loras": MAX_LORAS, "max_detailer_passes": MAX_DETAILER_PASSES, "max_body_mib": config.max_body_mib}
+    return {**{name: getattr(config, name) for name in names}, "queue_max": config.queue_max, **own}

@@ -1,0 +1,183 @@
+"""The child process: one engine, one job at a time, told through a pipe what to do.
+
+It ends when its pipe does, so that it never outlives the front; signals that a terminal or an init system sends to all
+processes of a service are left to the front.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import queue
+import signal
+import threading
+from multiprocessing.connection import Connection
+from typing import Any
+
+from ...config import EngineConfig
+from ...core.describe import device_name, versions
+from ...core.engine import LightweightEngine
+from ...core.images import encode
+from ...core.loras import lora_library
+from ...core.pictures import PictureReader
+from ...errors import EngineError
+from ...request import GenerationRequest, GenerationResult, Progress
+from .faults import Fault, without_paths
+from .logs import JOB_ID, REQUEST_ID, set_up_logs
+from .messages import Broken, Cancel, Ended, FromWorker, Moved, Outcome, Ready, ToWorker, Work
+
+PREVIEW_QUALITY = 75
+
+log = logging.getLogger(__name__)
+
+
+def serve_jobs(connection: Connection, config: EngineConfig, secrets: tuple[str, ...]) -> None:
+    """What the child process runs, until the pipe is closed."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    set_up_logs(secrets)
+    Worker(connection, config).run()
+
+
+class Worker:
+    """Does jobs in the main thread, while another listens: a job is stopped by what arrives meanwhile."""
+
+    def __init__(self, connection: Connection, config: EngineConfig) -> None:
+        self._connection = connection
+        self._config = config
+        self._reader = _reader(config)
+        self._waiting: queue.SimpleQueue[Work] = queue.SimpleQueue()
+        self._cancels: dict[str, threading.Event] = {}
+
+    def run(self) -> None:
+        threading.Thread(target=self._listen, name="listener", daemon=True).start()
+        try:
+            engine = LightweightEngine(self._config)
+            engine.setup()
+            self._tell(Ready(facts_of(engine)))
+        except EngineError as error:
+            self._tell(Broken(Fault.of(error), error.exit_code))
+            return
+        while True:
+            self._tell(self._done(engine, self._waiting.get()))
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                self._take(self._connection.recv())
+        except (EOFError, OSError):  # the front has gone
+            os._exit(0)
+
+    def _take(self, message: ToWorker) -> None:
+        if isinstance(message, Work):
+            self._cancels[message.job] = threading.Event()
+            self._waiting.put(message)
+        elif isinstance(message, Cancel):
+            self._cancels.get(message.job, threading.Event()).set()
+        else:
+            os._exit(0)  # whatever the main thread computes: nobody waits for it, and nothing is half written
+
+    def _tell(self, message: FromWorker) -> None:
+        try:
+            self._connection.send(message)
+        except OSError:
+            os._exit(0)
+
+    def _done(self, engine: LightweightEngine, work: Work) -> Ended:
+        REQUEST_ID.set(work.request_id)
+        JOB_ID.set(work.job)
+        outcome = fault = None
+        try:
+            outcome = self._draw(engine, work)
+        except EngineError as error:
+            fault = Fault.of(error)
+        except Exception:  # whatever it is, the next job is not to pay for it
+            log.exception("a job failed unexpectedly")
+            fault = Fault.unexpected()
+        finally:
+            del self._cancels[work.job]
+        return Ended(work.job, outcome, fault, facts_of(engine))
+
+    def _draw(self, engine: LightweightEngine, work: Work) -> Outcome:
+        def on_progress(progress: Progress) -> None:
+            preview = None if progress.preview is None else _as_jpeg(progress.preview)
+            self._tell(Moved(work.job, progress.model_dump(exclude={"preview"}), preview))
+
+        result = engine.run(
+            with_pictures(work.request, self._reader),
+            on_progress=on_progress,
+            cancel=self._cancels[work.job],
+            preview_every=work.preview_every,
+        )
+        return outcome_of(result)
+
+
+def _reader(config: EngineConfig) -> PictureReader:
+    """Reads the pictures of callers, who may name no file of this machine, and URLs only where that is configured."""
+    reader = PictureReader.of(config, paths=False)
+    return reader if config.fetch_pictures else PictureReader(None, False, reader.max_pixels)
+
+
+def with_pictures(request: GenerationRequest, reader: PictureReader) -> GenerationRequest:
+    """The request with its pictures decoded, so that the engine is never given a text that could be a path.
+
+    Raises:
+        RequestError, DownloadError: as of ``PictureReader.read``.
+    """
+    read: dict[str, Any] = {}
+    for name in ("image", "mask"):
+        given = getattr(request, name)
+        if given is not None:
+            several = isinstance(given, list | tuple)
+            read[name] = [reader.read(each, name) for each in given] if several else reader.read(given, name)
+    return request.model_copy(update=read) if read else request
+
+
+def outcome_of(result: GenerationResult) -> Outcome:
+    """The pictures of a result as files, each with its text, and all else as JSON data."""
+    kind = result.request.output_format
+    pairs = zip(result.images, result.infotexts, strict=True)
+    files = [encode(image, kind, infotext) for image, infotext in pairs]
+    stages = [{name: encode(picture, kind).data for name, picture in stage.items()} for stage in result.stages]
+    warnings = dict.fromkeys([*result.warnings, *(text for file in files for text in file.warnings)])
+    told = {
+        "sizes": [list(image.size) for image in result.images],
+        "seeds": list(result.seeds),
+        "subseeds": list(result.subseeds),
+        "infotexts": list(result.infotexts),
+        "models": [file.model_dump(exclude={"path"}) for file in result.models],
+        "loras": [lora.model_dump(mode="json") for lora in result.loras],
+        "details": [report.model_dump(mode="json") for report in result.details],
+        "timings": result.timings,
+        "peak_memory": result.peak_memory,
+        "device": result.device,
+        "versions": result.versions,
+        "warnings": [without_paths(text) for text in warnings],
+    }
+    return Outcome(kind, [file.data for file in files], stages, told)
+
+
+def facts_of(engine: LightweightEngine) -> dict[str, Any]:
+    """What the engine works with, as JSON data: its model, and what can be chosen by name."""
+    models, networks = engine.models, engine.networks
+    return {
+        "model": models.name,
+        "demonstration": models.is_tiny,
+        "device": device_name(networks.device),
+        "versions": versions(),
+        "files": [file.model_dump(include={"role", "name"}) for file in models.files()],
+        "held_bytes": networks.held,
+        "upscalers": engine.upscalers.names(),
+        "detectors": engine.detectors.names(),
+        "loras": [
+            entry.name for entry in lora_library(engine.config, with_tiny=models.is_tiny).ls() if not entry.problem
+        ],
+        "notes": [without_paths(note) for note in engine.notes],
+    }
+
+
+def _as_jpeg(picture: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=PREVIEW_QUALITY)
+    return buffer.getvalue()

@@ -1,0 +1,273 @@
+"""The native API against the real service: what it answers, keeps and forgets."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import socket
+import threading
+import time
+from typing import Any
+
+import pytest
+from PIL import Image
+from running_service import LONG, SMALL, Running, wait
+
+from lightweight_engine.config import EngineConfig
+from lightweight_engine.core.images import encode, read_infotext
+from lightweight_engine.request import GenerationRequest
+
+
+def picture(answer: dict[str, Any], n: int = 0) -> bytes:
+    return base64.b64decode(answer["images"][n])
+
+
+def events(body: bytes) -> list[tuple[str, dict[str, Any]]]:
+    blocks = [dict(line.split(": ", 1) for line in block.splitlines()) for block in body.decode().strip().split("\n\n")]
+    return [(block["event"], json.loads(block["data"])) for block in blocks]
+
+
+def test_the_picture_is_the_engines(server: Running, small_jobs: None) -> None:
+    from lightweight_engine import LightweightEngine
+
+    answer = server.generate(num_outputs=2, subseed=3)
+    assert answer.status == 200, answer.body
+    told = answer.json
+    assert (told["seeds"], told["sizes"], told["format"]) == ([1, 2], [[64, 64]] * 2, "png")
+    engine = LightweightEngine(EngineConfig(threads=1))
+    result = engine.run(GenerationRequest(**SMALL, num_outputs=2, subseed=3))
+    engine.close()
+    files = [encode(image, "png", text).data for image, text in zip(result.images, result.infotexts, strict=True)]
+    assert [picture(told, n) for n in range(2)] == files
+    assert told["infotexts"] == list(result.infotexts)
+    assert [row["role"] for row in told["models"]] == ["transformer", "t5", "clip", "autoencoder"]
+    assert "path" not in told["models"][0] and told["peak_memory"] > 0
+    assert any("tiny" in warning for warning in told["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"), [("image/png", "PNG"), ("image/webp, */*;q=0.1", "WEBP"), ("image/*", "PNG")]
+)
+def test_one_picture_as_it_is(server: Running, accept: str, kind: str) -> None:
+    answer = server.post("/generate", SMALL, Accept=accept)
+    assert (answer.status, answer.headers["content-type"]) == (200, f"image/{kind.lower()}")
+    assert answer.headers["x-content-type-options"] == "nosniff" and answer.headers["x-seed"] == "1"
+    assert Image.open(io.BytesIO(answer.body)).format == kind
+    assert "a smiling woman" in (read_infotext(answer.body) or "")
+
+
+@pytest.mark.parametrize(
+    ("accept", "fields"),
+    [("image/png", {"num_outputs": 2}), ("image/svg+xml", {}), ("image/png", {"output_format": "jpg"})],
+)
+def test_what_cannot_be_accepted(server: Running, accept: str, fields: dict[str, Any]) -> None:
+    answer = server.post("/generate", {**SMALL, **fields}, Accept=accept)
+    assert answer.status == 406 and answer.error["type"] == "NotAcceptableError"
+
+
+def test_a_job_and_its_events(server: Running) -> None:
+    created = server.post("/jobs?preview_every=2", {**SMALL, "steps": 4})
+    assert created.status == 202 and created.headers["location"] == f"/jobs/{created.json['id']}"
+    where = created.headers["location"]
+    told = events(server.get(f"{where}/events").body)
+    steps = [row["step"] for name, row in told if row.get("stage") == "sample"]
+    assert steps == sorted(steps)
+    name, last = told[-1]
+    assert name == "result" and last["state"] == "succeeded" and last["result"]["images"] == [f"{where}/images/0"]
+    assert server.get(where).json == last
+    image = server.get(f"{where}/images/0")
+    assert (image.status, image.headers["content-type"]) == (200, "image/png")
+    assert image.body == picture(server.generate(steps=4, subseed=last["result"]["subseeds"][0]).json)
+    assert server.get(f"{where}/images/1").status == 404
+
+
+def test_previews(server: Running) -> None:
+    job = server.post("/jobs?preview_every=1", {**LONG, "width": 64, "height": 64, "steps": 12}).json["id"]
+    told = events(server.get(f"/jobs/{job}/events").body)
+    previews = [row["preview"] for _, row in told if row.get("preview")]
+    assert previews and Image.open(io.BytesIO(base64.b64decode(previews[0]))).format == "JPEG"
+    assert any(row.get("eta_seconds") for _, row in told)
+
+
+def test_a_job_that_fails(server: Running) -> None:
+    job = server.job({**SMALL, "loras": ["there-is-none"]})
+    told = server.until(job, "failed")
+    assert told["error"]["type"] == "ModelNotFoundError" and told["result"] is None
+    assert events(server.get(f"/jobs/{job}/events").body)[-1][0] == "error"
+    assert server.get(f"/jobs/{job}/images/0").status == 409
+
+
+def test_cancel(server: Running) -> None:
+    running, waiting = server.job(LONG), server.job(SMALL)
+    server.until(running, "running")
+    assert server.get(f"/jobs/{waiting}").json["position"] == 1
+    assert server.ask("DELETE", f"/jobs/{waiting}").json["state"] == "cancelled"
+    begin = time.monotonic()
+    assert server.ask("DELETE", f"/jobs/{running}").status == 200
+    assert server.until(running, "cancelled")["error"]["type"] == "GenerationCancelled"
+    assert time.monotonic() - begin < 5
+    assert server.ask("DELETE", f"/jobs/{running}").status == 200  # once more changes nothing
+    assert server.generate().status == 200
+
+
+def test_who_hangs_up_cancels(server: Running) -> None:
+    connection = server.connect()
+    connection.request("POST", "/generate", json.dumps(LONG), {"Content-Type": "application/json"})
+    wait(lambda: server.get("/health").json["running"])
+    connection.close()
+    server.idle()
+
+
+def test_a_deadline_while_running(server: Running) -> None:
+    answer = server.post("/generate", LONG, X_Request_Timeout="0.5")
+    assert answer.status == 504 and answer.error["type"] == "DeadlineError"
+    server.idle()
+
+
+def test_a_deadline_while_waiting(server: Running) -> None:
+    running = server.job(LONG)
+    answer = server.post("/generate", SMALL, X_Request_Timeout="0.3")
+    assert answer.status == 504 and "waited" in answer.error["message"]
+    server.ask("DELETE", f"/jobs/{running}")
+    server.idle()
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "soon", "nan", "inf"])
+def test_a_deadline_that_is_none(server: Running, seconds: str) -> None:
+    assert server.post("/generate", SMALL, X_Request_Timeout=seconds).status == 422
+
+
+def test_a_full_queue(server: Running) -> None:
+    running = server.job(LONG)
+    server.until(running, "running")
+    waiting = [server.job(SMALL) for _ in range(3)]
+    answer = server.generate()
+    assert answer.status == 429 and answer.error["type"] == "QueueFullError"
+    assert int(answer.headers["retry-after"]) >= 1
+    assert server.get("/readyz").status == 503
+    for job in (*waiting, running):
+        server.ask("DELETE", f"/jobs/{job}")
+    server.idle()
+
+
+def test_many_at_once_never_overfill_the_queue(server: Running) -> None:
+    running = server.job(LONG)
+    server.until(running, "running")
+    answers: list[Any] = []
+    threads = [threading.Thread(target=lambda: answers.append(server.post("/jobs", SMALL))) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answer.status for answer in answers) == [202] * 3 + [429] * 37
+    server.ask("DELETE", f"/jobs/{running}")
+    accepted = [answer.json["id"] for answer in answers if answer.status == 202]
+    done = [server.until(job, "succeeded")["id"] for job in accepted]
+    files = {server.get(f"/jobs/{job}/images/0").status for job in done}
+    assert files == {200}
+
+
+def test_an_idempotency_key(server: Running) -> None:
+    first, again = (server.post("/generate", {**SMALL, "seed": -1}, Idempotency_Key="k1").json for _ in range(2))
+    assert first == again and first["seeds"][0] >= 0
+    assert server.post("/jobs", {**SMALL, "seed": -1}, Idempotency_Key="k1").json["id"] == first["id"]
+    other = server.post("/generate", SMALL, Idempotency_Key="k1")
+    assert other.status == 409 and other.error["type"] == "ConflictError"
+
+
+def test_a_failed_job_is_done_anew_for_its_key(server: Running) -> None:
+    late = server.post("/generate", {**LONG, "steps": 999}, Idempotency_Key="k2", X_Request_Timeout="0.2")
+    assert late.status == 504
+    again = server.post("/jobs", {**LONG, "steps": 999}, Idempotency_Key="k2").json
+    assert again["state"] in ("queued", "running")
+    server.ask("DELETE", f"/jobs/{again['id']}")
+    server.idle()
+
+
+def test_nothing_of_a_request_outlives_it(server: Running) -> None:
+    plain = picture(server.generate(subseed=0).json)
+    changed = server.generate(
+        subseed=0,
+        loras=["hat:1.5"],
+        sampler="Heun",
+        cfg_scale=2.0,
+        negative_prompt="hat",
+        adetailer=True,
+        emphasis="None",
+    )
+    assert changed.status == 200, changed.body
+    assert picture(changed.json) != plain
+    assert picture(server.generate(subseed=0).json) == plain
+
+
+def test_the_front_answers_while_the_worker_computes(server: Running) -> None:
+    job = server.job(LONG)
+    server.until(job, "running")
+    took = []
+    for _ in range(50):
+        begin = time.perf_counter()
+        assert server.get("/livez").body == b"ok"
+        took.append(time.perf_counter() - begin)
+    server.ask("DELETE", f"/jobs/{job}")
+    server.idle()
+    assert sorted(took)[-3] < 0.5, "the machine of a test may be busy with others; the front alone takes 2 ms"
+
+
+def test_facts(server: Running) -> None:
+    told = server.get("/capabilities").json
+    assert "Euler" in told["samplers"] and "Simple" in told["schedulers"] and "hat" in told["loras"]
+    assert {"4x_tiny"} <= set(told["upscalers"]) and told["limits"]["queue_max"] == 3
+    assert told["request"]["properties"]["steps"]["maximum"] == 1000
+    status = server.get("/models/status").json
+    assert (status["state"], status["model"], status["demonstration"]) == ("ready", "tiny", True)
+    assert status["memory"]["device_bytes"] > 0 and status["memory"]["host_bytes"] > 0
+    settings = server.get("/config").json
+    assert settings["request"]["steps"] == 50 and settings["service"]["queue_max"] == 3
+    assert "/" not in json.dumps(settings["files"])
+    assert server.get("/").json["name"] == "lightweight-engine"
+
+
+def test_metrics(server: Running) -> None:
+    server.generate()
+    server.generate(width=5)
+    text = server.get("/metrics").body.decode()
+    lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(lines['lwe_jobs_total{state="succeeded"}']) >= 1
+    assert float(lines['lwe_errors_total{type="RequestError"}']) >= 1
+    assert float(lines["lwe_ready"]) == 1 and float(lines["lwe_worker_resident_bytes"]) > 1e8
+    assert any(line.startswith('lwe_stage_seconds_count{stage="sample"}') for line in lines)
+    assert any('route="/generate",status="200"' in line for line in lines)
+
+
+def test_the_description(server: Running) -> None:
+    told = server.get("/openapi.json").json
+    assert {"/generate", "/jobs", "/jobs/{job_id}", "/jobs/{job_id}/events", "/jobs/{job_id}/images/{n}"} <= set(
+        told["paths"]
+    )
+    schemas = told["components"]["schemas"]
+    request = schemas["GenerationRequest"]
+    assert set(request["properties"]) == set(GenerationRequest.model_fields)
+    named = {part.split('"')[0] for part in json.dumps(told).split("#/components/schemas/")[1:]}
+    assert named <= set(schemas)
+    body = told["paths"]["/generate"]["post"]["requestBody"]["content"]["application/json"]
+    assert GenerationRequest(**body["example"])
+    assert all("422" in told["paths"][path]["post"]["responses"] for path in ("/generate", "/jobs"))
+
+
+def test_a_slow_body_does_not_hold_others(server: Running) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as slow:
+        head = ("POST /generate HTTP/1.1", "Host: localhost", "Content-Type: application/json", "Content-Length: 99")
+        slow.sendall("\r\n".join((*head, "", "{")).encode())
+        assert server.generate().status == 200
+
+
+def test_logs_are_lines_of_json_with_the_ids(server: Running) -> None:
+    answer = server.post("/generate", {**SMALL, "prompt": "a secret plan"}, X_Request_ID="mine-1")
+    assert answer.headers["x-request-id"] == "mine-1"
+    wait(lambda: any('"answered"' in line and '"mine-1"' in line for line in server.lines))
+    rows = [json.loads(line) for line in server.lines]
+    mine = [row for row in rows if row.get("request_id") == "mine-1"]
+    assert {"accepted", "finished", "answered"} <= {row["message"] for row in mine}
+    assert next(row for row in mine if row["message"] == "finished")["job"] == answer.json["id"]
+    assert not any("a secret plan" in line for line in server.lines)
