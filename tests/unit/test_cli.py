@@ -438,7 +438,7 @@ def test_doctor_says_what_to_repair(cli: Cli, models: Path, tmp_path: Path) -> N
     (broken / "Stable-diffusion" / "half.safetensors").write_bytes(b"<html>")
     done = cli("doctor", "--models-dir", broken, "--output-dir", "/dev/null/x")
     assert done.code == 9
-    assert "-> replace or remove" in done.out
+    assert "-> it is left out; move " in done.out
     assert "holds no T5 text encoder" in done.out
     assert "-> set output_dir to a folder of yours" in done.out
 
