@@ -172,7 +172,7 @@ def test_a_plan_is_true(middling: Path, tmp_path: Path, settings: dict[str, Any]
     """Never more than planned; not much less either, unless the system took pages away meanwhile, as it may."""
     for last in (False, True):
         planned, measured = called_fresh(plan_and_peak, str(middling), str(tmp_path), settings, fields)
-        assert measured <= 1.02 * planned
-        if measured >= 0.8 * planned:
+        assert measured <= planned
+        if measured >= 0.85 * planned:
             break
         assert not last, f"{measured:.0f} MiB of the planned {planned:.0f}"

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -240,10 +241,10 @@ def test_tokenizers_may_lie_beside_the_text_encoders(tmp_path: Path) -> None:
     (folder / "Stable-diffusion").mkdir(parents=True)
     shutil.move(elsewhere / "Stable-diffusion" / "small.safetensors", folder / "Stable-diffusion")
     shutil.copytree(TINY / "tokenizers", elsewhere / "tokenizers")
-    named = {"t5": "text_encoder/t5", "clip": "text_encoder/clip", "vae": "VAE/ae"}
-    named = {name: str(elsewhere / f"{path}.safetensors") for name, path in named.items()}
+    places = {"t5": "text_encoder/t5", "clip": "text_encoder/clip", "vae": "VAE/ae"}
+    named: Any = {name: str(elsewhere / f"{path}.safetensors") for name, path in places.items()}
     engine = LightweightEngine(Config(models_dir=folder, cache_dir=tmp_path, device="cpu", offline=True, **named))
-    assert engine.networks.tokenizers
+    assert [bool(tokenizer.encode("a cat")) for tokenizer in engine.networks.tokenizers] == [True, True]
 
 
 def test_a_schedule_that_the_weights_speak_against_is_told(tmp_path: Path) -> None:
