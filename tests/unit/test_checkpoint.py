@@ -78,7 +78,7 @@ TENSOR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         (b'{"error": "not found"}', CorruptCheckpointError, "web page"),
         (b"GGUF\x04\x00\x00\x00" + b"\0" * 64, UnsupportedCheckpointError, "version 4"),
         (b"PK\x03\x04" + b"\0" * 64, CorruptCheckpointError, "zip archive"),
-        (b"\x80\x02}q\x00." + b"\0" * 64, UnsupportedCheckpointError, "pickle .*convert it to safetensors"),
+        (b"\x80\x02}q\x00." + b"\0" * 64, UnsupportedCheckpointError, "pickle .*use the safetensors file"),
         (b"abc", CorruptCheckpointError, "3 bytes"),
         (os.urandom(7) + b"\xff" * 64, CorruptCheckpointError, "not a safetensors file"),
     ],
