@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from lightweight_engine.backend.model_files import open_model
 from lightweight_engine.core.models import ModelLibrary
+from lightweight_engine.extensions.detectors import DetectorLibrary
 from lightweight_engine.extensions.yolov8 import YOLOv8
 from lightweight_engine.flux.lora_files import read_lora
 from lightweight_engine.flux.params import FluxParams
@@ -22,7 +24,7 @@ from tools.tiny import detector, train_autoencoder, train_detector, train_flow, 
 from tools.tiny.captions import FRAMES, UNSEEN_FRAMES, VISIBLE, caption
 from tools.tiny.classifier import EXTRAS_WEIGHTS, WITH_EXTRAS, Classifier, attributes_in, load_classifier, resized
 from tools.tiny.data import KINDS, T5_KEPT, labels_of
-from tools.tiny.detector_accuracy import average_precision
+from tools.tiny.detector_accuracy import average_precision, found_by
 from tools.tiny.draw import SIZES, draw, empty_drawing, training_drawing
 from tools.tiny.evaluate import score, shuffled, unseen_prompts
 from tools.tiny.figure import BACKGROUND, SHIRT
@@ -348,18 +350,18 @@ def test_average_precision_falls_with_misses_and_false_alarms() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_detectors_find_what_was_drawn(kind: str) -> None:
-    network = detector.load_detector(kind)
+    library = DetectorLibrary([TINY])
+    assert set(library.names()) == {f"{name}_tiny.safetensors" for name in KINDS}
+    found_in = partial(found_by, library.find(f"{kind}_tiny"))
     hits, boxes, true = 0, 0, 0
     for number in range(12):
         drawing = training_drawing(901, number, (256, 256), held_out=True)
         wanted = torch.tensor([mark[1:] for mark in drawing.marks if mark.what == kind]).view(-1, 4)
-        found = detector.detect(network, drawing.image, 0.3).boxes
+        found, _ = found_in(drawing.image)
         hits += int((detector.overlaps(wanted[:, None], found[None]) > 0.5).any(1).sum())
         boxes, true = boxes + len(found), true + len(wanted)
     assert hits >= 0.8 * true and hits >= 0.8 * boxes
-    assert (
-        sum(len(detector.detect(network, empty_drawing(901, n, (256, 256)).image, 0.3).boxes) for n in range(12)) <= 1
-    )
+    assert sum(len(found_in(empty_drawing(901, n, (256, 256)).image)[1]) for n in range(12)) <= 1
 
 
 # --- evaluation --------------------------------------------------------------------------------------------------
