@@ -113,8 +113,11 @@ class Supervisor:
         """End the worker for good."""
         if self.state == "stopped":
             return
-        self.state = "stopped"
-        self._send(Quit())
+        before, self.state = self.state, "stopped"
+        if before == "starting":  # it does not listen yet, and has nothing to lose
+            self._child.process.kill()
+        else:
+            self._send(Quit())
         try:
             await asyncio.wait_for(self._gone.wait(), _EXIT_SECONDS)
         except TimeoutError:
@@ -182,6 +185,7 @@ class Supervisor:
             self._child = self._start()
             self._listen(self._child)
         else:
+            self._gone.set()
             message = f"the worker died {MAX_RESTARTS + 1} times in {RESTART_WINDOW / 60:.0f} minutes; see the log"
             self._fail(Fault("WorkerLost", message, 503), 1)
 
