@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -12,38 +11,32 @@ import torch
 from ..backend.devices import (
     Card,
     PeakMemory,
-    available_memory,
     card_of,
-    is_out_of_memory,
     pick_device,
-    release_cached,
-    what_ran_out,
 )
 from ..config import EngineConfig
-from ..errors import ConfigError, MemoryBudgetError, ModelNotFoundError
+from ..errors import ConfigError
 from ..extensions.detection import Detection
 from ..extensions.detectors import DetectorLibrary
 from ..extensions.lora import LoRAManager, reports
 from ..flux.conditioner import EmbeddingCache
 from ..flux.keymaps import Role
-from ..flux.tokenizers import CLIPTokenizer, T5Tokenizer, hub_cache
 from ..request import GenerationRequest, GenerationResult
 from ..upscalers.library import UpscalerLibrary
+from .assembly import assemble, choose_models
 from .describe import describe, device_name, versions
 from .detailing import Workshop, find
-from .download import tokenizer_folder
-from .folders import stray_models
 from .jobs import plan_job
 from .loras import lora_manager
-from .models import ROLES, TINY, HashCache, ModelLibrary, ModelSet
+from .models import ROLES, TINY, HashCache, ModelSet
 from .networks import Networks
 from .passes import Tools, plan_request
 from .pictures import PictureReader
-from .plan import TEXT_ROLES, Plan
-from .precision import choose_precision, memory_manager, settings_in_effect
+from .plan import Plan
+from .precision import settings_in_effect
 from .processing import Batch, Drawn, Job, draw, make
 from .progress import Cancel, OnProgress, Tracker, Watch
-from .quantized_cache import through_cache
+from .recovery import within_memory
 from .upscaling import upscale_picture
 
 if TYPE_CHECKING:
@@ -94,7 +87,7 @@ class LightweightEngine:
         """What reads LoRAs for the model in use; before ``setup``, for the one that would be: nothing is loaded."""
         with self._lock:
             if self._loras is None:
-                models = self._choose_models([]) if self._networks is None else self._networks.models
+                models = choose_models(self.config, []) if self._networks is None else self._networks.models
                 self._loras = self._lora_manager(models)
             return self._loras
 
@@ -129,7 +122,7 @@ class LightweightEngine:
             self._notes = []
             if device.type == "cuda":
                 torch.cuda.set_per_process_memory_fraction(self.config.allocator_fraction, device)
-            networks = self._assemble(device, card_of(device), self._notes, load=True)
+            networks = assemble(self.config, device, card_of(device), self._notes, load=True)
             within_memory(device, lambda: networks.load_all(self._usual_plan(networks)))
             self._networks = networks
 
@@ -217,7 +210,7 @@ class LightweightEngine:
             networks = self._networks
             if networks is None:
                 device = pick_device(self.config.device)
-                networks = self._assemble(device, card_of(device), [], load=False)
+                networks = assemble(self.config, device, card_of(device), [], load=False)
             return find(request, self._tools(networks, self._lora_manager(networks.models)), picture)
 
     def plan(self, request: GenerationRequest, card: Card | None = None) -> Plan:
@@ -231,7 +224,7 @@ class LightweightEngine:
                 return plan_request(request, self._tools(self._networks, self.loras))
             device = pick_device(self.config.device) if card is None else torch.device(card.kind)
             notes: list[str] = []
-            networks = self._assemble(device, card or card_of(device), notes, load=False)
+            networks = assemble(self.config, device, card or card_of(device), notes, load=False)
             if self._networks is None:
                 self._notes = notes
             return plan_request(request, self._tools(networks, self._lora_manager(networks.models)))
@@ -335,60 +328,6 @@ class LightweightEngine:
             warnings=tuple(dict.fromkeys((*self._notes, *(text for each in jobs for text in each.warnings)))),
         )
 
-    def _assemble(self, device: torch.device, card: Card, notes: list[str], *, load: bool) -> Networks:
-        """The networks of the model that the settings name, none of them loaded yet.
-
-        Args:
-            notes: gets what is worth saying of settings and files.
-            load: they will be; what is quantised on load may be kept for the next time.
-        """
-        config = self.config
-        models = self._choose_models(notes)
-        precision = choose_precision(config, models, card, notes)
-        if load:
-            models, precision = through_cache(config, models, precision, device, notes)
-        rules = memory_manager(config, card)
-        networks = Networks(
-            models,
-            device,
-            precision,
-            rules,
-            tokenizers=lambda: self._tokenizers(models),
-            merge_loras=config.lora_merge,
-        )
-        networks.params = networks.params.scheduled_as(config.variant)
-        return networks
-
-    def _choose_models(self, notes: list[str]) -> ModelSet:
-        config = self.config
-        if config.is_set("models_dir") and not config.models_dir.is_dir():
-            raise ModelNotFoundError(f"models_dir: there is no folder {config.models_dir}; correct it or leave it out")
-        named = {"t5": config.t5, "clip": config.clip, "autoencoder": config.vae}
-        roots = [config.models_dir]
-        if config.checkpoint or any(named.values()):
-            return ModelLibrary(roots).choose(config.checkpoint, **named)
-        library = ModelLibrary(roots)
-        if library.has_checkpoint:
-            return library.choose()
-        problems = [entry.problem for entry in library.ls() if entry.problem]
-        unusable = f" ({len(problems)} files there cannot be used: {problems[0]})" if problems else ""
-        notes += filter(None, [stray_models(config.models_dir)])
-        notes.append(
-            f"no Flux checkpoint was found in {config.models_dir}{unusable}: the demonstration model 'tiny' is used, "
-            "which draws small cartoon people and nothing else"
-        )
-        return ModelLibrary([TINY]).choose()
-
-    def _tokenizers(self, models: ModelSet) -> tuple[CLIPTokenizer, T5Tokenizer]:
-        config = self.config
-        beside = (models.parts[role].checkpoint.path.parent for role in TEXT_ROLES)
-        folders = [models.root] if models.is_tiny else [*config.tokenizer_dirs, models.root, *dict.fromkeys(beside)]
-        clip, t5 = (
-            tokenizer_folder(kind, folders, config.cache_dir, hub=hub_cache(dict(os.environ)), offline=config.offline)
-            for kind in ("clip", "t5")
-        )
-        return CLIPTokenizer.load(clip), T5Tokenizer.load(t5)
-
     def _lora_manager(self, models: ModelSet) -> LoRAManager:
         return lora_manager(self.config, models, self._hashes.sha256)
 
@@ -403,23 +342,3 @@ def _draw_all(job: Job, tracker: Tracker) -> Iterator[tuple[Batch, Drawn]]:
     for batch in job.batches:
         tracker.start_batch()
         yield batch, draw(job, batch)
-
-
-def within_memory(device: torch.device, work: Callable[[], T]) -> T:
-    """What ``work`` returns.
-
-    Raises:
-        MemoryBudgetError: it ran out of memory; unused blocks have been given back by then.
-    """
-    try:
-        return work()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        reason = what_ran_out(error)
-    # Not raised above: an error that remembers the failed job's frames would keep its tensors.
-    release_cached(device)
-    raise MemoryBudgetError(
-        f"{device} ran out of memory ({reason}; {available_memory(device) >> 20:,} MiB are free now); "
-        "ask for a smaller picture or fewer at once"
-    )

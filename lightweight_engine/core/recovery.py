@@ -10,6 +10,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
+
 from ..backend.devices import available_memory, is_out_of_memory, release_cached, what_ran_out
 from ..errors import MemoryBudgetError
 from .networks import Networks
@@ -68,3 +70,23 @@ class Recovery:
         sentence = f"memory ran out in the stage {stage!r}; it was done again with less on the device"
         log.warning("%s: %s", sentence, reason)
         self._warnings.append(sentence)
+
+
+def within_memory(device: torch.device, work: Callable[[], T]) -> T:
+    """What ``work`` returns.
+
+    Raises:
+        MemoryBudgetError: it ran out of memory; unused blocks have been given back by then.
+    """
+    try:
+        return work()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = what_ran_out(error)
+    # Not raised above: an error that remembers the failed job's frames would keep its tensors.
+    release_cached(device)
+    raise MemoryBudgetError(
+        f"{device} ran out of memory ({reason}; {available_memory(device) >> 20:,} MiB are free now); "
+        "ask for a smaller picture or fewer at once"
+    )

@@ -119,6 +119,7 @@ ARROWS = {
     "core.loras": "download lora_sources models",
     "core.networks": "adapters models plan precision",
     "core.quantized_cache": "folders models precision",
+    "core.assembly": "download folders models networks plan precision quantized_cache",
     "core.recovery": "networks plan",
     "core.start_pictures": "colours pictures",
     "core.coding": "finite",
@@ -129,8 +130,8 @@ ARROWS = {
     "core.detailing": "limits passes plan processing",
     "core.jobs": "detailing images limits networks passes plan processing progress recovery start_pictures",
     "core.upscaling": "progress",
-    "core.engine": "describe detailing download folders jobs loras models networks passes pictures plan precision "
-    "processing progress quantized_cache upscaling",
+    "core.engine": "assembly describe detailing jobs loras models networks passes pictures plan precision processing "
+    "progress recovery upscaling",
     # apps
     "__main__": "cli",
     "apps.cli": "console",

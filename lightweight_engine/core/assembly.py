@@ -1,0 +1,80 @@
+"""From settings to the networks of a model: files chosen, precision settled, nothing loaded yet."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from ..backend.devices import Card
+from ..config import EngineConfig
+from ..errors import ModelNotFoundError
+from ..flux.tokenizers import CLIPTokenizer, T5Tokenizer, hub_cache
+from .download import tokenizer_folder
+from .folders import stray_models
+from .models import TINY, ModelLibrary, ModelSet
+from .networks import Networks
+from .plan import TEXT_ROLES
+from .precision import choose_precision, memory_manager
+from .quantized_cache import through_cache
+
+
+def assemble(config: EngineConfig, device: torch.device, card: Card, notes: list[str], *, load: bool) -> Networks:
+    """The networks of the model that the settings name, none of them loaded yet.
+
+    Args:
+        notes: gets what is worth saying of settings and files.
+        load: they will be; what is quantised on load may be kept for the next time.
+    """
+    models = choose_models(config, notes)
+    precision = choose_precision(config, models, card, notes)
+    if load:
+        models, precision = through_cache(config, models, precision, device, notes)
+    rules = memory_manager(config, card)
+    networks = Networks(
+        models,
+        device,
+        precision,
+        rules,
+        tokenizers=lambda: read_tokenizers(config, models),
+        merge_loras=config.lora_merge,
+    )
+    networks.params = networks.params.scheduled_as(config.variant)
+    return networks
+
+
+def choose_models(config: EngineConfig, notes: list[str]) -> ModelSet:
+    """The model that the settings name; without one, the first that is found, or the demonstration model.
+
+    Raises:
+        ModelNotFoundError: a folder, a file or a part is missing.
+        ModelError: a named file cannot be used.
+    """
+    if config.is_set("models_dir") and not config.models_dir.is_dir():
+        raise ModelNotFoundError(f"models_dir: there is no folder {config.models_dir}; correct it or leave it out")
+    named = {"t5": config.t5, "clip": config.clip, "autoencoder": config.vae}
+    roots = [config.models_dir]
+    if config.checkpoint or any(named.values()):
+        return ModelLibrary(roots).choose(config.checkpoint, **named)
+    library = ModelLibrary(roots)
+    if library.has_checkpoint:
+        return library.choose()
+    problems = [entry.problem for entry in library.ls() if entry.problem]
+    unusable = f" ({len(problems)} files there cannot be used: {problems[0]})" if problems else ""
+    notes += filter(None, [stray_models(config.models_dir)])
+    notes.append(
+        f"no Flux checkpoint was found in {config.models_dir}{unusable}: the demonstration model 'tiny' is used, "
+        "which draws small cartoon people and nothing else"
+    )
+    return ModelLibrary([TINY]).choose()
+
+
+def read_tokenizers(config: EngineConfig, models: ModelSet) -> tuple[CLIPTokenizer, T5Tokenizer]:
+    """The CLIP and the T5 tokenizer, found beside the model or elsewhere, or fetched once."""
+    beside = (models.parts[role].checkpoint.path.parent for role in TEXT_ROLES)
+    folders = [models.root] if models.is_tiny else [*config.tokenizer_dirs, models.root, *dict.fromkeys(beside)]
+    clip, t5 = (
+        tokenizer_folder(kind, folders, config.cache_dir, hub=hub_cache(dict(os.environ)), offline=config.offline)
+        for kind in ("clip", "t5")
+    )
+    return CLIPTokenizer.load(clip), T5Tokenizer.load(t5)
