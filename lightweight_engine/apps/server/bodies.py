@@ -23,7 +23,7 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
         BodyTooLargeError: it is longer than ``max_bytes``; no more than that was read.
         BodyTimeoutError: it came too slowly.
         MalformedBodyError: it is no JSON object, or has a key twice.
-        RequestError: it holds a number that is not finite.
+        RequestError: it holds a number that is not finite, or a text that no encoding knows.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
@@ -39,9 +39,20 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
         raise MalformedBodyError("the body is nested too deeply; send a flat object of fields") from None
     except ValueError as error:  # also of UTF-8, and of integers with thousands of digits
         raise MalformedBodyError(f"the body is not valid JSON ({str(error)[:100]}); correct it") from None
+    if b"\\u" in body and not _is_text(parsed):
+        raise RequestError("a text holds half a character (a lone surrogate); send whole ones")
     if not isinstance(parsed, dict):
         raise MalformedBodyError(f"the body is {type(parsed).__name__}, and not an object of fields; send one")
     return parsed
+
+
+def _is_text(parsed: Any) -> bool:
+    """Whether all texts can be written as UTF-8."""
+    try:
+        json.dumps(parsed, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:

@@ -22,6 +22,7 @@ from .jobs import Job, JobStore
 from .logs import JOB_ID, REQUEST_ID
 from .messages import Ended, Work
 from .metrics import Metrics
+from .names import check_names
 from .supervisor import Child, Supervisor
 
 CANCEL_SECONDS = 60.0
@@ -113,8 +114,9 @@ class Service:
         """Refuse now what the engine would refuse as soon as the job's turn comes, as far as no model is needed for it.
 
         Raises:
-            RequestError: names the field.
+            EngineError: a field is wrong or over a limit, or a name is none.
         """
+        check_names(request)
         resolve_sampler(request.sampler, request.scheduler, request.compat)
         check_fields(request, self.config)
 

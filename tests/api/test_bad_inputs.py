@@ -1,0 +1,461 @@
+"""Wrong, hostile and odd requests to the real service, by the numbers of the acceptance list, and what it answers.
+
+Every answer that is no success has the one form, and holds no traceback, folder or secret; after all of them the
+service draws the same picture as before.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import pickle
+import re
+import struct
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from loopback import Site, serving
+from PIL import Image
+from running_service import PROJECT, SMALL, Answer, Running, service
+from safetensors.torch import load_file, save_file
+
+TINY_LORA = PROJECT / "lightweight_engine" / "tiny" / "Lora" / "hat.safetensors"
+SECRET = "s3cr3t-t0ken"
+LEAKS = re.compile(rf"Traceback|File \\?\"|{SECRET}|/tmp/|/usr/|site-packages|lightweight_engine/")
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory, site: Site, _same_environment: None) -> Iterator[Running]:
+    """A service with tight limits, hostile files in its folders, and one server that it may ask."""
+    folder = tmp_path_factory.mktemp("strict")
+    models = folder / "models"
+    fill(models, folder)
+    site.files |= {path.name: path.read_bytes() for path in (models / "Lora").glob("*.safetensors")}
+    site.files["hat.zip"] = b"PK\x03\x04"
+    limits = {
+        "fetch_pictures": "true",
+        "allow_hosts": site.name,
+        "max_body_mib": 2,
+        "download_max_gib": 0.002,
+        "download_seconds": 3,
+    }
+    options = [part for name, value in limits.items() for part in ("--set", f"{name}={value}")]
+    with service(folder, "--models-dir", str(models), *options, XDG_CACHE_HOME=str(folder / "cache")) as running:
+        running.ready()
+        before = running.generate(subseed=0).json["images"]
+        yield running
+        assert running.generate(subseed=0).json["images"] == before, "a bad request changed what a good one draws"
+        assert running.get("/models/status").json["restarts"] == 0
+        assert not [line for line in running.lines if "Traceback" in line or SECRET in line]
+
+
+def fill(models: Path, outside: Path) -> None:
+    lora, detectors = models / "Lora", models / "adetailer"
+    for each in (lora, detectors):
+        each.mkdir(parents=True)
+    good = load_file(TINY_LORA)
+    first = next(name for name in good if name.endswith("lora_A.weight"))
+    save_file(good, outside / "out.safetensors")
+    (lora / "linked.safetensors").symlink_to(outside / "out.safetensors")
+    save_file({**good, first: torch.full_like(good[first], torch.nan)}, lora / "nan.safetensors")
+    save_file({**good, first: good[first][:, :-1].contiguous()}, lora / "narrow.safetensors")
+    foreign = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_{}.weight"
+    sd15 = {foreign.format("down"): torch.ones(4, 320), foreign.format("up"): torch.ones(320, 4)}
+    save_file(sd15, lora / "sd15.safetensors")
+    twice = b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
+    (lora / "twice.safetensors").write_bytes(struct.pack("<Q", len(twice)) + twice + b"x")
+    with zipfile.ZipFile(detectors / "evil.pt", "w") as archive:
+        archive.writestr("evil/data.pkl", pickle.dumps({"model": Evil()}, protocol=2))
+        archive.writestr("evil/version", "3")
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (exec, ("raise SystemExit",))
+
+
+def refused(answer: Answer, status: int, *words: str) -> dict[str, Any]:
+    """The error of an answer, which is as it should be."""
+    assert answer.status == status, answer.body[:500]
+    error = answer.error
+    assert not LEAKS.search(answer.body.decode()), error
+    for word in words:
+        assert word.lower() in error["message"].lower(), error
+    return error
+
+
+# --- numbers --------------------------------------------------------------------------------------------------------
+
+NUMBERS: dict[str, tuple[dict[str, Any], int, str]] = {
+    "1 no width": ({"width": 0}, 422, "width"),
+    "2 negative width": ({"width": -512}, 422, "width"),
+    "4 far too large": ({"width": 100_000, "height": 100_000}, 422, "width"),
+    "6 half a pixel": ({"width": 512.5}, 422, "width"),
+    "8 no steps": ({"steps": 0}, 422, "steps"),
+    "9 too many steps": ({"steps": 5000}, 422, "1000"),
+    "10 an empty batch": ({"batch_size": 0}, 422, "batch_size"),
+    "10 a huge batch": ({"batch_size": 1000}, 422, "64"),
+    "11 too much work": ({"width": 4096, "height": 4096, "steps": 300}, 413, "megapixel-steps"),
+    "12 a seed beyond 63 bits": ({"seed": 2**64}, 422, "seed"),
+    "12 seed -2": ({"seed": -2}, 422, "seed"),
+    "12 half a seed": ({"seed": 1.5}, 422, "seed"),
+    "12 a number of 5000 digits": ({"seed": "9" * 5000}, 422, "seed"),
+    "13 negative guidance": ({"cfg_scale": -1}, 422, "cfg_scale"),
+    "13 too much guidance": ({"cfg_scale": 1e9}, 422, "cfg_scale"),
+    "14 negative distilled guidance": ({"distilled_cfg_scale": -1}, 422, "distilled_cfg_scale"),
+    "15 strength below 0": ({"denoising_strength": -0.1}, 422, "denoising_strength"),
+    "15 strength above 1": ({"denoising_strength": 1.1}, 422, "denoising_strength"),
+    "17 hires scale 0": ({"hr_scale": 0}, 422, "hr_scale"),
+    "17 hires scale 100": ({"hr_scale": 100}, 422, "hr_scale"),
+    "18 a hires pass of one pixel": ({"enable_hr": True, "hr_resize_x": 1}, 422, "hr_resize_x"),
+    "65 a hundred LoRAs": ({"loras": ["hat"] * 100}, 422, "16"),
+    "66 a LoRA at a million": ({"loras": [{"name": "hat", "scale": 1e6}]}, 422, "100"),
+}
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+def test_numbers(strict: Running, case: str) -> None:
+    fields, status, word = NUMBERS[case]
+    error = refused(strict.generate(**fields), status, word)
+    assert error["param"]
+
+
+@pytest.mark.parametrize("literal", ["1e999", "Infinity", "-Infinity", "NaN"])
+def test_7_numbers_that_are_not_finite(strict: Running, literal: str) -> None:
+    for field in ("width", "cfg_scale", "adetailer_args"):  # 13, 66
+        refused(strict.post("/generate", f'{{"prompt": "", "{field}": {literal}}}'.encode()), 422, "finite")
+
+
+def test_numbers_that_are_accepted(strict: Running) -> None:
+    odd = strict.generate(width=511, height=64)  # 3
+    assert odd.json["sizes"] == [[504, 64]] and any("504" in warning for warning in odd.json["warnings"])
+    assert strict.generate(width="64").json["sizes"] == [[64, 64]]  # 5: numbers as text, as A1111 has it
+    same = strict.generate(image=as_png(), denoising_strength=0)  # 16
+    assert same.status == 200
+    enlarged = strict.generate(enable_hr=True, hr_scale=2, hr_upscaler="Lanczos", denoising_strength=0)
+    assert enlarged.json["sizes"] == [[128, 128]]
+
+
+# --- names ----------------------------------------------------------------------------------------------------------
+
+NAMES: dict[str, tuple[dict[str, Any], int, str]] = {
+    "19 a sampler": ({"sampler": "Foo"}, 422, "Euler"),
+    "20 a scheduler": ({"scheduler": "Foo"}, 422, "Simple"),
+    "21 a field for checkpoints": ({"sd_model_checkpoint": "flux"}, 422, "no such field"),
+    "21 a LoRA that is nearly there": ({"loras": ["hatt"]}, 404, "did you mean 'hat'"),
+    "22 a LoRA outside": ({"loras": ["../../etc/passwd"]}, 404, "loras"),
+    "22 in the prompt": ({"prompt": "<lora:../../etc/passwd:1>"}, 404, "no LoRA"),
+    "22 an upscaler outside": ({"enable_hr": True, "hr_upscaler": "..\\..\\etc\\passwd"}, 404, "hr_upscaler"),
+    "23 an absolute path": ({"loras": ["/etc/passwd"]}, 403, "paths"),
+    "23 of another system": ({"hr_upscaler": "C:\\x.pth"}, 403, "paths"),
+    "24 a NUL": ({"loras": ["hat\0.safetensors"]}, 422, "NUL"),
+    "25 a link that leads outside": ({"loras": ["linked"]}, 422, "link"),
+    "26 look-alike letters": ({"loras": ["hаt"]}, 404, "no LoRA"),
+    "26 a very long name": ({"loras": ["a" * 4096]}, 404, "no LoRA"),
+    "26 a longer one": ({"loras": ["a" * 4097]}, 422, "4096"),
+    "27 a detector with a program in it": (
+        {"adetailer_passes": [{"ad_model": "evil.pt"}]},
+        422,
+        "exec",
+    ),
+    "28 a script": ({"alwayson_scripts": {"X": {"args": []}}}, 422, "alwayson_scripts"),
+    "29 arguments that are no object": ({"adetailer": True, "adetailer_args": "[1]"}, 422, "adetailer_args"),
+    "29 an unknown key": ({"adetailer_passes": [{"ad_modell": "x"}]}, 422, "ad_modell"),
+    "30 a script's name": ({"script_name": "X/Y/Z plot"}, 422, "script_name"),
+}
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_names(strict: Running, case: str) -> None:
+    fields, status, word = NAMES[case]
+    refused(strict.generate(**fields), status, word)
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------
+
+
+def as_png(image: Image.Image | None = None, kind: str = "PNG", **options: Any) -> str:
+    buffer = io.BytesIO()
+    (image or Image.new("RGB", (64, 64), "teal")).save(buffer, kind, **options)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def png_of(width: int, height: int, *chunks: bytes) -> str:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    data = chunk(b"IDAT", zlib.compress(b"\0" * 100))
+    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + data + chunk(b"IEND", b"")).decode()
+
+
+def coded(content: bytes) -> str:
+    return base64.b64encode(content + b" " * 100).decode()
+
+
+PICTURES: dict[str, tuple[Any, int, str]] = {
+    "31 none": ([], 422, "empty"),
+    "32 an empty text": ("", 422, "picture"),
+    "33 no base64": ("%" * 200, 422, "picture"),
+    "34 a text": (coded(b"hello"), 422, "picture"),
+    "34 a PDF": (coded(b"%PDF-1.7"), 422, "picture"),
+    "34 an SVG": (coded(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), 422, "picture"),
+    "34 a GIF": (as_png(kind="GIF"), 422, "picture"),
+    "34 an EPS": (coded(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), 422, "picture"),
+    "36 a header that claims much": (png_of(30_000, 30_000), 413, "pixels"),
+    "37 compressed text that never ends": (
+        png_of(64, 64, chunk(b"zTXt", b"a\0\0" + zlib.compress(b"\0" * 80_000_000, 9))),
+        422,
+        "image",
+    ),
+    "38 half a JPEG": (as_png(Image.effect_noise((64, 64), 90), "JPEG")[:1200], 422, "image"),
+    "a number": (7, 422, "picture"),
+    "a path": ("/etc/passwd", 422, "picture"),
+    "49 two hosts in one": ("http://good.example\\@127.0.0.1/x.png", 422, ""),
+    "49 a user": ("http://me:pass@good.example/x.png", 422, ""),
+    "49 a NUL": ("http://good.example/%00\0.png", 422, ""),
+    "49 a tab": ("http://good\t.example/x.png", 422, ""),
+    "50 a file": ("file:///etc/passwd", 422, "file"),
+    "50 ftp": ("ftp://good.example/x.png", 422, "ftp"),
+    "50 gopher": ("gopher://good.example/x", 422, "gopher"),
+    "50 text as data": ("data:text/html,<script>", 422, "data"),
+}
+
+
+@pytest.mark.parametrize("case", PICTURES)
+def test_pictures(strict: Running, case: str) -> None:
+    given, status, word = PICTURES[case]
+    answer = strict.generate(image=given)
+    if case == "49 two hosts in one":
+        assert answer.status in (403, 422)
+    error = refused(answer, answer.status if case == "49 two hosts in one" else status, word)
+    assert "pass@" not in error["message"]
+
+
+LOCAL = (
+    *("http://127.0.0.1/x", "http://[::1]/x", "http://0/x", "http://127.1/x", "http://2130706433/x"),  # 45
+    *("http://0x7f000001/x", "http://017700000001/x"),
+    *("http://169.254.169.254/x", "https://[::ffff:169.254.169.254]/x", "https://[64:ff9b::a9fe:a9fe]/x"),  # 46
+    "https://[2002:a9fe:a9fe::]/x",
+)
+
+
+@pytest.mark.parametrize("url", LOCAL)
+def test_45_46_addresses_of_this_machine(strict: Running, url: str) -> None:
+    answer = strict.generate(image=url)
+    refused(answer, 403)
+
+
+def test_44_urls_are_off_at_first(server: Running) -> None:
+    refused(server.generate(image="https://example.com/x.png"), 403, "not fetched")
+
+
+def test_47_a_redirect_to_this_machine(strict: Running, site: Site) -> None:
+    refused(strict.generate(image=site.url("to/x.png?http://127.0.0.1:1/x.png")), 403)
+
+
+def test_pictures_that_are_accepted(strict: Running, site: Site) -> None:
+    teal = Image.new("RGB", (64, 64), "teal")
+    site.files["x.png"] = base64.b64decode(as_png())
+    wrong_mime = f"data:image/jpeg;base64,{as_png()}"  # 35
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    given = [
+        wrong_mime,
+        site.url("x.png"),
+        as_png(teal.convert("CMYK"), "JPEG"),  # 39
+        as_png(Image.fromarray(np.full((64, 64), 40_000, np.uint16))),
+        as_png(teal.convert("P")),
+        as_png(teal.convert("RGBA")),
+        as_png(Image.new("RGB", (64, 128), "teal"), "JPEG", exif=turned),
+    ]
+    for image in given:
+        assert strict.generate(image=image, denoising_strength=0.5).status == 200
+
+
+def test_masks(strict: Running) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    small = strict.generate(image=as_png(noise), mask=as_png(Image.new("L", (32, 32), 255)), denoising_strength=0.5)
+    assert small.status == 200 and any("resized" in warning for warning in small.json["warnings"])  # 40
+    blank = strict.generate(image=as_png(noise), mask=as_png(Image.new("L", (64, 64), 0)), denoising_strength=0.5)
+    drawn = Image.open(io.BytesIO(base64.b64decode(blank.json["images"][0])))
+    assert np.abs(np.asarray(drawn).astype(int) - np.asarray(noise)).max() <= 1  # 41
+
+
+def test_42_a_body_of_two_gigabytes(strict: Running) -> None:
+    connection = strict.connect(10)
+    connection.putrequest("POST", "/generate")
+    for name, value in (("Content-Type", "application/json"), ("Content-Length", str(2 << 30))):
+        connection.putheader(name, value)
+    connection.endheaders()
+    response = connection.getresponse()  # nothing of the body was sent
+    assert response.status == 413 and b"max_body_mib" in response.read()
+
+
+def test_43_a_body_without_a_length(strict: Running) -> None:
+    connection = strict.connect(10)
+    connection.putrequest("POST", "/generate")
+    for name, value in (("Content-Type", "application/json"), ("Transfer-Encoding", "chunked")):
+        connection.putheader(name, value)
+    connection.endheaders()
+    try:
+        for _ in range(64):
+            connection.send(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
+    except OSError:
+        pass  # hung up on
+    assert connection.getresponse().status == 413
+
+
+# --- LoRAs ----------------------------------------------------------------------------------------------------------
+
+LORAS: dict[str, tuple[str, int, str]] = {
+    "52 not there": ("missing.safetensors", 424, "404"),
+    "52 not allowed": ("status/401/a.safetensors", 424, "401"),
+    "52 forbidden": ("status/403/a.safetensors", 424, "403"),
+    "52 broken": ("status/500/a.safetensors", 424, "500"),
+    "53 a page": ("page/a.safetensors", 422, "login"),
+    "54 a redirect to this machine": ("to/a.safetensors?http://127.0.0.1:1/x", 403, ""),
+    "55 ten gigabytes": ("huge/a.safetensors", 413, ""),
+    "55 an endless one": ("endless/a.safetensors", 413, ""),
+    "60 of another model": ("sd15.safetensors", 422, "flux"),
+    "61 of no numbers": ("nan.safetensors", 422, "finite"),
+    "61 a key twice": ("twice.safetensors", 422, "twice"),
+    "62 of other shapes": ("narrow.safetensors", 422, ""),
+    "63 an archive": ("hat.zip", 415, "safetensors"),
+}
+
+
+@pytest.mark.parametrize("case", LORAS)
+def test_loras(strict: Running, site: Site, case: str) -> None:
+    path, status, word = LORAS[case]
+    joint = "&" if "?" in path else "?"
+    refused(strict.generate(lora_urls=[site.url(f"{path}{joint}token={SECRET}")]), status, word)  # 67
+
+
+@pytest.mark.parametrize("name", ["sd15", "nan", "narrow", "twice"])
+def test_loras_of_the_folder(strict: Running, name: str) -> None:
+    refused(strict.generate(loras=[name]), 422, "")
+
+
+def test_52_a_server_that_speaks_no_tls(strict: Running, site: Site) -> None:
+    refused(strict.generate(lora_urls=[f"https://{site.name}/hat.safetensors"]), 424)
+
+
+def test_56_a_trickle(strict: Running, site: Site) -> None:
+    site.files["slow.safetensors"] = TINY_LORA.read_bytes()
+    site.pause, site.piece = 0.05, 1
+    try:
+        refused(strict.generate(lora_urls=[site.url("slow.safetensors")]), 504)
+    finally:
+        site.pause, site.piece = 0.0, 1 << 16
+
+
+def test_57_not_the_file_that_was_meant(strict: Running, site: Site) -> None:
+    site.files["pinned.safetensors"] = TINY_LORA.read_bytes()
+    refused(strict.generate(loras=[{"url": site.url("pinned.safetensors"), "sha256": "0" * 64}]), 422, "expected")
+
+
+def test_58_64_67_a_lora_that_is_fetched(strict: Running, site: Site) -> None:
+    site.files["good.safetensors"] = TINY_LORA.read_bytes()
+    site.cut, site.ranges = [1000], False
+    answers: list[Answer] = []
+    fields = {**SMALL, "lora_urls": [site.url(f"good.safetensors?token={SECRET}")]}
+    threads = [threading.Thread(target=lambda: answers.append(strict.post("/generate", fields))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    site.cut, site.ranges = [], True
+    assert [answer.status for answer in answers] == [200, 200], answers[0].body[:300]
+    assert site.count("good.safetensors") == 2  # the broken one and the whole one
+    named = strict.generate(loras=["hat"], subseed=0).json
+    assert answers[0].json["loras"][0]["sha256"] == named["loras"][0]["sha256"]
+    told = answers[0].body.decode() + strict.get("/metrics").body.decode() + "".join(strict.lines)
+    assert SECRET not in told and SECRET.encode() not in base64.b64decode(answers[0].json["images"][0])
+
+
+# --- prompts --------------------------------------------------------------------------------------------------------
+
+PROMPTS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "68 none": ("", (200,)),
+    "69 a megabyte": ("a" * 1_000_000, (422,)),
+    "70 marks of all kinds": ("🎨 مرحبا é́́ 中文 \u202e", (200,)),
+    "70 half a character": ("\ud800", (422,)),
+    "70 a NUL": ("a\0b", (200, 422)),
+    "71 brackets": ("(" * 10_000, (200, 422, 507)),  # a token each: not every machine has room for as many
+    "71 a tag without end": ("<lora:x:", (200, 422)),
+    "72 a LoRA twice": ("<lora:hat:1><lora:hat:1>", (200,)),
+    "72 at another strength": ("<lora:hat:1><lora:hat:0.5>", (200,)),
+    "66 a strength that is no number": ("<lora:hat:much>", (422,)),
+}
+
+
+@pytest.mark.parametrize("case", PROMPTS)
+def test_prompts(strict: Running, case: str) -> None:
+    prompt, statuses = PROMPTS[case]
+    answer = strict.generate(prompt=prompt)
+    assert answer.status in statuses, answer.body[:300]
+    if answer.status != 200:
+        refused(answer, answer.status)
+    elif case.startswith("70"):
+        assert answer.json["infotexts"][0].startswith(prompt)
+
+
+# --- protocol -------------------------------------------------------------------------------------------------------
+
+BODIES: dict[str, tuple[bytes, int]] = {
+    "nothing": (b"", 400),
+    "half": (b'{"prompt": ', 400),
+    "a list": (b"[]", 400),
+    "a key twice": (b'{"steps": 1, "steps": 2}', 400),
+    "deep": (b'{"prompt": ' + b"[" * 10_000 + b"]" * 10_000 + b"}", 400),
+    "another encoding": ('{"prompt": "é"}'.encode("latin-1"), 400),
+    "an endless integer": (b'{"seed": ' + b"9" * 5000 + b"}", 400),
+    "of another type": (b'{"prompt": {"a": 1}}', 422),
+}
+
+
+@pytest.mark.parametrize("case", BODIES)
+def test_73_bodies(strict: Running, case: str) -> None:
+    body, status = BODIES[case]
+    for path in ("/generate", "/jobs"):
+        refused(strict.post(path, body), status)
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded", ""]
+)
+def test_73_other_types(strict: Running, kind: str) -> None:
+    refused(strict.post("/generate", json.dumps(SMALL).encode(), Content_Type=kind), 415, "application/json")
+
+
+def test_addresses(strict: Running) -> None:
+    refused(strict.get("/nothing"), 404)
+    refused(strict.get("/generate"), 405)
+    refused(strict.get("/jobs/..%2f..%2fetc%2fpasswd/images/0"), 404)
+    refused(strict.get("/jobs/none/images/x"), 422)
+    refused(strict.post("/jobs?preview_every=-1", SMALL), 422)
+    refused(strict.post("/jobs?preview_every=x", SMALL), 422)
+    refused(strict.post("/jobs", SMALL, Idempotency_Key="k" * 300), 400)
+
+
+def test_77_cancelling(strict: Running) -> None:
+    refused(strict.ask("DELETE", "/jobs/unknown"), 404)
+    job = strict.job(SMALL)
+    strict.until(job, "succeeded")
+    refused(strict.ask("DELETE", f"/jobs/{job}"), 409)
