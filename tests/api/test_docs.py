@@ -1,0 +1,38 @@
+"""The page about the service: its examples run, and its tables name what there is."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from running_service import PROJECT, Running
+
+from lightweight_engine.config import EngineConfig
+
+PAGE = (PROJECT / "docs" / "service.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the examples are written with curl")
+def test_the_examples_run(server: Running, tmp_path: Path) -> None:
+    script = "set -e\n" + "\n".join(EXAMPLES).replace("localhost:7860", f"localhost:{server.port}")
+    script = script.replace("curl -s ", "curl -s -S -w '\\n%{http_code}\\n' ")
+    script = script.replace(" > job.json", " | head -1 > job.json")
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=99, check=False)
+    assert done.returncode == 0, done.stderr
+    statuses = re.findall(r"^(\d{3})$", done.stdout, re.MULTILINE)
+    assert len(statuses) == len(re.findall(r"^curl", "\n".join(EXAMPLES), re.MULTILINE)) - 1  # one goes into a file
+    assert set(statuses) == {"200", "409"} and statuses.count("409") == 1  # the job is over when it is cancelled
+    assert (tmp_path / "woman.webp").read_bytes()[8:12] == b"WEBP"
+    assert (tmp_path / "picture.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_settings_and_metrics_are_those_that_there_are(server: Running) -> None:
+    rows = re.findall(r"^\| (`[a-z_`, ]+`) \| ", PAGE.partition("## Operate")[2], re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert named <= set(EngineConfig.model_fields) and len(named) >= 9
+    told = server.get("/metrics").body.decode()
+    assert {f"# HELP {name} " for name in re.findall(r"`(lwe_\w+)`", PAGE)} <= set(re.findall(r"# HELP \w+ ", told))
