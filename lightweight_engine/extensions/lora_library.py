@@ -43,15 +43,15 @@ class LoraLibrary:
         self._read: dict[tuple[Path, int, int], LoraEntry] = {}
 
     def ls(self) -> list[LoraEntry]:
-        """Every file, by name. Links that lead out of their folder are problems."""
-        found: dict[Path, tuple[LoraEntry, Path]] = {}
+        """Every file, by name; of two at the same place in different folders, the first. Links that lead out of their
+        folder are problems."""
+        found: dict[str, LoraEntry] = {}
         for folder in self._folders():
             for path in sorted(folder.rglob(f"*{SUFFIX}")):
-                found.setdefault(path.resolve(), (self._entry(path, folder), folder))
-        stems = [entry.path.stem for entry, _ in found.values()]
+                found.setdefault(str(path.relative_to(folder).with_suffix("")), self._entry(path, folder))
+        stems = [entry.path.stem for entry in found.values()]
         entries = [
-            entry if stems.count(entry.path.stem) == 1 else _with_folders(entry, folder)
-            for entry, folder in found.values()
+            entry if stems.count(entry.path.stem) == 1 else replace(entry, name=place) for place, entry in found.items()
         ]
         return sorted(entries, key=lambda entry: entry.name.lower())
 
@@ -111,7 +111,3 @@ def _read_entry(path: Path, size: int) -> LoraEntry:
     except (EngineError, OSError) as error:
         return LoraEntry(path.stem, path, size, problem=str(error))
     return LoraEntry(path.stem, path, size, alias if alias != path.stem else None)
-
-
-def _with_folders(entry: LoraEntry, folder: Path) -> LoraEntry:
-    return replace(entry, name=str(entry.path.relative_to(folder).with_suffix("")))

@@ -140,6 +140,14 @@ class TestNames:
             assert library.find(name).path == folder / "night.safetensors"
         assert library.find("people/hat").path == folder / "people" / "hat.safetensors"
 
+    def test_of_two_folders_the_first_wins(self, folder: Path, tmp_path: Path) -> None:
+        other = tmp_path / "other" / "Lora"
+        other.mkdir(parents=True)
+        for place in (folder, other):
+            lora_file(place, PLAIN, name="night.safetensors")
+        assert LoraLibrary([folder.parent, other.parent]).find("night").path.parent == folder
+        assert LoraLibrary([other.parent, folder.parent]).find("night").path.parent == other
+
     def test_what_is_not_there(self, folder: Path) -> None:
         lora_file(folder, PLAIN, name="night.safetensors")
         library = LoraLibrary([folder.parent])
