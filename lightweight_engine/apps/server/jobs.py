@@ -15,7 +15,7 @@ from .messages import Moved, Outcome
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 KEY_SECONDS = 24 * 3600.0  # that an idempotency key is remembered
-MAX_REMEMBERED = 10_000  # jobs that are over
+MAX_REMEMBERED = 10_000  # jobs that are over, and keys
 
 
 @dataclass(eq=False)
@@ -164,7 +164,8 @@ class JobStore:
     def tidy(self) -> None:
         """Drop what is too old or too much."""
         now = time.monotonic()
-        self._keys = {key: each for key, each in self._keys.items() if each.until > now}
+        alive = [(key, each) for key, each in self._keys.items() if each.until > now]
+        self._keys = dict(alive[-MAX_REMEMBERED:])
         over = [job for job in self if job.over]
         keyed = {each.job.id for each in self._keys.values()}
         for job in [job for job in over if job.id not in keyed][: max(len(over) - MAX_REMEMBERED, 0)]:

@@ -52,7 +52,7 @@ def _add_generate(router: APIRouter, service: Service) -> None:
         responses={200: {"content": pictures}, **errors(400, 401, 406, 408, 413, 415, 422, 429, 503, 504, 507)},
         openapi_extra=_BODY,
     )
-    async def generate(request: Request) -> Response | Generated:
+    async def generate(request: Request) -> Response:
         """Draw pictures and wait for them. `Accept: image/png` (or jpeg, webp, *) gives one as it is.
 
         Headers: `X-Request-Timeout` (seconds that the job may wait and run), `Idempotency-Key`. A caller who hangs up
@@ -70,7 +70,7 @@ def _add_generate(router: APIRouter, service: Service) -> None:
             return Response(status_code=CLIENT_GONE)
         if job.fault is not None:
             raise _Failed(job)
-        return Generated.of(job) if kind == "json" else _picture(job, 0)
+        return await asyncio.to_thread(_told, job) if kind == "json" else _picture(job, 0)
 
 
 def _add_jobs(router: APIRouter, service: Service) -> None:
@@ -220,6 +220,11 @@ async def _wait(request: Request, job: Job) -> bool:
 async def _gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _told(job: Job) -> Response:
+    """All of a result. It may be long: it is written in a thread of its own, and not looked through once more."""
+    return Response(Generated.of(job).model_dump_json(), media_type="application/json")
 
 
 def _picture(job: Job, n: int) -> Response:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
+import queue
 import threading
 import time
 from collections import deque
@@ -29,6 +30,7 @@ _EXIT_SECONDS = 5.0  # that a worker is given to end when its pipe is closed
 
 State = Literal["starting", "ready", "failed", "stopped"]
 OnMoved = Callable[[Moved], None]
+Outbox = queue.SimpleQueue[ToWorker | None]
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +78,7 @@ class Supervisor:
         self.state: State = "starting"
         self.facts: Mapping[str, Any] = {}
         self.restarts = 0
-        self._listen(child)
+        self._outbox = self._open(child)
 
     @property
     def pid(self) -> int | None:
@@ -95,14 +97,14 @@ class Supervisor:
         ended = self._loop.create_future()
         self._current = work.job, ended, on_moved
         try:
-            self._send(work)
+            self._outbox.put(work)
             return await ended
         finally:
             self._current = None
 
     def cancel(self, job: str) -> None:
         """Ask for the end of a job within a step; nothing happens if it is over."""
-        self._send(Cancel(job))
+        self._outbox.put(Cancel(job))
 
     def kill(self) -> None:
         """End the worker at once, as it does not answer. Another one is started."""
@@ -117,7 +119,7 @@ class Supervisor:
         if before == "starting":  # it does not listen yet, and has nothing to lose
             self._child.process.kill()
         else:
-            self._send(Quit())
+            self._outbox.put(Quit())
         try:
             await asyncio.wait_for(self._gone.wait(), _EXIT_SECONDS)
         except TimeoutError:
@@ -132,27 +134,34 @@ class Supervisor:
             return 0
         return next((int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmRSS")), 0)
 
-    def _listen(self, child: Child) -> None:
+    def _open(self, child: Child) -> Outbox:
+        """Talk with a worker, in threads: a long message to one that does not listen must not hold up the front."""
+        outbox: Outbox = queue.SimpleQueue()
+
+        def send() -> None:
+            try:
+                while (message := outbox.get()) is not None:
+                    child.connection.send(message)
+            except OSError:  # it has just died, which the other thread notices
+                pass
+
         def receive() -> None:
             try:
                 while True:
                     self._soon(self._told, child.connection.recv())
             except (EOFError, OSError):
                 child.process.join()
+                outbox.put(None)
                 self._soon(self._lost, child)
 
-        threading.Thread(target=receive, name="from worker", daemon=True).start()
+        for function in (send, receive):
+            threading.Thread(target=function, name=f"worker {function.__name__}", daemon=True).start()
+        return outbox
 
     def _soon(self, function: Callable[..., None], *args: Any) -> None:
         try:
             self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:  # the loop is closed: nobody waits any more
-            pass
-
-    def _send(self, message: ToWorker) -> None:
-        try:
-            self._child.connection.send(message)
-        except OSError:  # it has just died; the thread that listens says so
             pass
 
     def _told(self, message: FromWorker) -> None:
@@ -183,7 +192,7 @@ class Supervisor:
         if self._may_restart():
             self.restarts += 1
             self._child = self._start()
-            self._listen(self._child)
+            self._outbox = self._open(self._child)
         else:
             self._gone.set()
             message = f"the worker died {MAX_RESTARTS + 1} times in {RESTART_WINDOW / 60:.0f} minutes; see the log"

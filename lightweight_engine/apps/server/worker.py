@@ -22,6 +22,7 @@ from ...core.images import encode
 from ...core.loras import lora_library
 from ...core.pictures import PictureReader
 from ...errors import EngineError
+from ...extensions.lora_library import LoraLibrary
 from ...request import GenerationRequest, GenerationResult, Progress
 from .faults import Fault, without_paths
 from .logs import JOB_ID, REQUEST_ID, set_up_logs
@@ -37,7 +38,11 @@ def serve_jobs(connection: Connection, config: EngineConfig, secrets: tuple[str,
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     set_up_logs(secrets)
-    Worker(connection, config).run()
+    try:
+        Worker(connection, config).run()
+    except Exception:
+        log.exception("the worker cannot go on")
+        raise SystemExit(1) from None
 
 
 class Worker:
@@ -49,13 +54,15 @@ class Worker:
         self._reader = _reader(config)
         self._waiting: queue.SimpleQueue[Work] = queue.SimpleQueue()
         self._cancels: dict[str, threading.Event] = {}
+        self._loras: LoraLibrary | None = None  # kept, as it remembers the headers that it has read
 
     def run(self) -> None:
         threading.Thread(target=self._listen, name="listener", daemon=True).start()
         try:
             engine = LightweightEngine(self._config)
             engine.setup()
-            self._tell(Ready(facts_of(engine)))
+            self._loras = lora_library(self._config, with_tiny=engine.models.is_tiny)
+            self._tell(Ready(facts_of(engine, self._loras)))
         except EngineError as error:
             self._tell(Broken(Fault.of(error), error.exit_code))
             return
@@ -97,7 +104,8 @@ class Worker:
             fault = Fault.unexpected()
         finally:
             del self._cancels[work.job]
-        return Ended(work.job, outcome, fault, facts_of(engine))
+        assert self._loras is not None
+        return Ended(work.job, outcome, fault, facts_of(engine, self._loras))
 
     def _draw(self, engine: LightweightEngine, work: Work) -> Outcome:
         def on_progress(progress: Progress) -> None:
@@ -158,7 +166,7 @@ def outcome_of(result: GenerationResult) -> Outcome:
     return Outcome(kind, [file.data for file in files], stages, told)
 
 
-def facts_of(engine: LightweightEngine) -> dict[str, Any]:
+def facts_of(engine: LightweightEngine, loras: LoraLibrary) -> dict[str, Any]:
     """What the engine works with, as JSON data: its model, and what can be chosen by name."""
     models, networks = engine.models, engine.networks
     return {
@@ -170,9 +178,7 @@ def facts_of(engine: LightweightEngine) -> dict[str, Any]:
         "held_bytes": networks.held,
         "upscalers": engine.upscalers.names(),
         "detectors": engine.detectors.names(),
-        "loras": [
-            entry.name for entry in lora_library(engine.config, with_tiny=models.is_tiny).ls() if not entry.problem
-        ],
+        "loras": [entry.name for entry in loras.ls() if not entry.problem],
         "notes": [without_paths(note) for note in engine.notes],
     }
 
