@@ -236,7 +236,7 @@ class Service:
         self.metrics.waited.observe(time.time() - job.accepted)
         work = Work(job.id, job.request, job.request_id, job.preview_every)
         job.start()
-        running = asyncio.create_task(self.supervisor.run(work, job.move))
+        running = self.supervisor.run(work, job.move)
         try:
             done, _ = await asyncio.wait([running], timeout=max(job.deadline - begin, 0.0))
             late = not done
@@ -246,10 +246,8 @@ class Service:
             self.pace.saw(job.cost, time.monotonic() - begin)
         except EngineError as error:
             self._finish(job, Fault.of(error))
-        finally:
-            running.cancel()
 
-    async def _stop(self, job: Job, running: asyncio.Task[Ended]) -> bool:
+    async def _stop(self, job: Job, running: asyncio.Future[Ended]) -> bool:
         """Cancel a job that is late; whether the worker had to be ended for it."""
         self.supervisor.cancel(job.id)
         done, _ = await asyncio.wait([running], timeout=CANCEL_SECONDS)

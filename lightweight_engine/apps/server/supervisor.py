@@ -88,19 +88,16 @@ class Supervisor:
         """Wait until there is a worker with a model."""
         await self._ready.wait()
 
-    async def run(self, work: Work, on_moved: OnMoved) -> Ended:
-        """Give a job to the worker, which is ready, and wait until it is over.
+    def run(self, work: Work, on_moved: OnMoved) -> asyncio.Future[Ended]:
+        """Give a job to the worker, which is ready; what is sent after this call comes after the job.
 
-        Raises:
-            UnavailableError: the worker died.
+        Returns:
+            How the job ended; UnavailableError, if the worker died meanwhile.
         """
-        ended = self._loop.create_future()
+        ended: asyncio.Future[Ended] = self._loop.create_future()
         self._current = work.job, ended, on_moved
-        try:
-            self._outbox.put(work)
-            return await ended
-        finally:
-            self._current = None
+        self._outbox.put(work)
+        return ended
 
     def cancel(self, job: str) -> None:
         """Ask for the end of a job within a step; nothing happens if it is over."""
@@ -174,9 +171,10 @@ class Supervisor:
         elif self._current is not None and message.job == self._current[0]:
             if isinstance(message, Moved):
                 self._current[2](message)
-            elif not self._current[1].done():
+            else:
                 self.facts = message.facts
                 self._current[1].set_result(message)
+                self._current = None
 
     def _lost(self, child: Child) -> None:
         if self.state in ("stopped", "failed"):
@@ -186,9 +184,10 @@ class Supervisor:
         log.error("the worker died", extra={"exit_code": code})
         self.state = "starting"
         self._ready.clear()
-        if self._current is not None and not self._current[1].done():
+        if self._current is not None:
             told = f"the worker ended while it drew (exit code {code}); another is started: send the request again"
             self._current[1].set_exception(UnavailableError(told, headers={"Retry-After": "10"}))
+            self._current = None
         if self._may_restart():
             self.restarts += 1
             self._child = self._start()
