@@ -7,18 +7,12 @@ import json
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 
 import pytest
 from running_service import LONG, SMALL, Answer, Running, service, wait
 
 KEY = "a-key-that-must-never-be-seen"
-
-
-def resident(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmRSS"))
 
 
 def gone(pid: int) -> bool:
@@ -181,32 +175,3 @@ def test_a_service_that_is_not_ready_says_so(tmp_path: Path) -> None:
         assert early.status == 503 and "loaded" in early.error["message"]
         assert running.stop() == 0
         assert all(json.loads(line) for line in running.lines)
-
-
-def test_results_are_dropped_by_size(tmp_path: Path) -> None:
-    with service(tmp_path, "--set", "keep_results_mib=0.001") as running:
-        running.ready()
-        first, second = running.job(SMALL), running.job(SMALL)
-        running.until(second, "succeeded")
-        answer = running.get(f"/jobs/{first}/images/0")
-        assert answer.status == 410 and running.get(f"/jobs/{first}").json["pictures_gone"]
-        assert running.get(f"/jobs/{second}/images/0").status == 200
-
-
-def test_watchers_that_leave_cost_nothing(tmp_path: Path) -> None:
-    with service(tmp_path) as running:
-        running.ready()
-        job = running.job(LONG)
-        running.until(job, "running")
-        before = resident(running.process.pid)
-        for _ in range(200):
-            connection = running.connect()
-            connection.request("GET", f"/jobs/{job}/events")
-            connection.getresponse().read(20)
-            connection.close()
-        time.sleep(0.5)
-        assert running.ask("DELETE", f"/jobs/{job}").status == 200
-        running.idle()
-        assert resident(running.process.pid) < before + (16 << 20)
-        assert len(os.listdir(f"/proc/{running.process.pid}/fd")) < 40
-        assert running.generate().status == 200

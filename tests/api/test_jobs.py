@@ -1,0 +1,89 @@
+"""Jobs that are remembered: what is kept, how long, and for which key."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from lightweight_engine.apps.server import jobs
+from lightweight_engine.apps.server.faults import ConflictError, DeadlineError, Fault, GoneError, UnknownJobError
+from lightweight_engine.apps.server.jobs import Job, JobStore
+from lightweight_engine.apps.server.messages import Moved, Outcome
+
+
+def job(name: str, **fields: Any) -> Job:
+    return Job(name, None, "", deadline=0.0, cost=1.0, **fields)
+
+
+def done(name: str, size: int = 100) -> Job:
+    made = job(name)
+    made.succeed(Outcome("png", [bytes(size)], [], {}))
+    return made
+
+
+def test_pictures_are_kept_up_to_a_size_the_newest_in_any_case() -> None:
+    store = JobStore(250, 60.0)
+    for name in "abc":
+        store.add(done(name))
+    store.tidy()
+    assert [each.gone for each in store] == [True, False, False] and store.kept_bytes == 200
+    with pytest.raises(GoneError):
+        store.get("a").result()
+    store.add(done("d", 1000))
+    store.tidy()
+    assert [each.gone for each in store] == [True, True, True, False]
+
+
+def test_pictures_are_kept_for_a_time() -> None:
+    store = JobStore(1000, 60.0)
+    old = done("a")
+    store.add(old)
+    old.finished = time.time() - 61
+    store.tidy()
+    assert old.gone and store.kept_bytes == 0
+
+
+def test_old_jobs_are_forgotten_unless_a_key_stands_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "MAX_REMEMBERED", 3)
+    store = JobStore(10_000, 60.0)
+    store.add(done("keyed"), "key", "digest")
+    for number in range(5):
+        store.add(done(str(number)))
+    store.add(job("waits"))
+    store.tidy()
+    assert [each.id for each in store] == ["keyed", "3", "4", "waits"]
+    with pytest.raises(UnknownJobError):
+        store.get("0")
+
+
+def test_keys() -> None:
+    store = JobStore(1000, 60.0)
+    kept = done("a")
+    store.add(kept, "key", "digest")
+    assert store.of_key("key", "digest") is kept and store.of_key("other", "digest") is None
+    with pytest.raises(ConflictError):
+        store.of_key("key", "another")
+    late = job("b")
+    late.fail(Fault.of(DeadlineError("late")))
+    store.add(late, "late", "digest")
+    assert store.of_key("late", "digest") is None
+
+
+def test_who_watches_is_told_the_latest() -> None:
+    async def watch() -> list[int]:
+        watched, seen = job("a"), []
+        ended = asyncio.create_task(watched.ended())
+        version = await asyncio.wait_for(watched.changed(-1), 1)
+        for step in range(3):
+            watched.move(Moved("a", {"step": step}))
+        version = await asyncio.wait_for(watched.changed(version), 1)
+        seen.append(watched.progress["step"])
+        watched.fail(Fault.unexpected())
+        await asyncio.wait_for(ended, 1)
+        assert await watched.changed(version) > version
+        return seen
+
+    assert asyncio.run(watch()) == [2]
