@@ -22,6 +22,7 @@ _HOMES = {
     "EngineConfig": "config",
     "GenerationRequest": "request",
     "GenerationResult": "request",
+    "LoraSpec": "request",
     "Progress": "request",
     "EngineError": "errors",
 }
@@ -33,6 +34,7 @@ __all__ = [
     "GenerationRequest",
     "GenerationResult",
     "LightweightEngine",
+    "LoraSpec",
     "Progress",
     "__version__",
 ]
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from .config import Config, EngineConfig
     from .core.engine import LightweightEngine
     from .errors import EngineError
-    from .request import GenerationRequest, GenerationResult, Progress
+    from .request import GenerationRequest, GenerationResult, LoraSpec, Progress
 
 
 def __getattr__(name: str) -> Any:

@@ -90,7 +90,7 @@ class LoraSpec(_Frozen):
         sha256: of the file, in hex; another file is refused.
     """
 
-    name: str | None = Field(default=None, max_length=4096)
+    name: str | None = Field(default=None, min_length=1, max_length=4096)
     url: str | None = Field(default=None, max_length=8192, repr=False)
     scale: LoraScale = 1.0
     text_scale: LoraScale | None = None

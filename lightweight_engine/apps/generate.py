@@ -105,12 +105,16 @@ def _as_data(result: GenerationResult, saved: list[Saved], warnings: list[str]) 
             "width": result.images[i].width,
             "height": result.images[i].height,
             "infotext": result.infotexts[i],
+            "stages": [str(path) for path in row.stages],
+            "detailer": result.details[i].model_dump(mode="json") if result.details else None,
         }
         for i, row in enumerate(saved)
     ]
     return {
         "images": images,
         "models": [file.model_dump() for file in result.models],
+        "loras": [row.model_dump(mode="json") for row in result.loras],
+        "settings": result.settings,
         "device": result.device,
         "timings": result.timings,
         "peak_memory": result.peak_memory,

@@ -35,7 +35,7 @@ def replay(
         recipe = read_recipe(image)
         given = _given(settings)
         same = [*_same_settings(recipe.sidecar, given), *settings["assignments"]]
-        config = load_config({**_same_files(recipe.sidecar), **given, "assignments": same})
+        config = load_config({**_same_files(recipe.sidecar, load_config(given)), **given, "assignments": same})
         check_request(recipe.request, config)
         if save:
             check_folder(config.output_dir)
@@ -73,14 +73,17 @@ def _same_settings(sidecar: Mapping[str, Any] | None, given: Collection[str]) ->
     ]
 
 
-def _same_files(sidecar: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The settings that choose the files which the picture was made with, where they are still there."""
-    from ..core.models import TINY
+def _same_files(sidecar: Mapping[str, Any] | None, config: EngineConfig) -> dict[str, Any]:
+    """The settings that choose the files which the picture was made with, where they are still there.
+
+    The demonstration model needs none in a folder without another: LoRAs of that folder act on it too.
+    """
+    from ..core.models import TINY, ModelLibrary
 
     rows = (sidecar or {}).get("models") or ()
     paths = {ROLES[row["role"]]: Path(row["path"]) for row in rows if row.get("role") in ROLES}
     if paths and all(path.parent.parent.name == TINY.name and _ours(path, TINY) for path in paths.values()):
-        return {"models_dir": TINY}
+        return {"models_dir": TINY} if ModelLibrary([config.models_dir]).has_checkpoint else {}
     return {name: str(path) for name, path in paths.items() if path.is_file()}
 
 

@@ -30,11 +30,25 @@ def check_request(request: GenerationRequest, config: EngineConfig) -> None:
 
     resolve_sampler(request.sampler, request.scheduler, request.compat)
     check_fields(request, config)
+    check_loras(request, config)
     reader = PictureReader.of(config)
     for field in ("image", "mask"):
         given = getattr(request, field)
         if isinstance(given, str) and "://" not in given:  # a URL is asked once, by the engine
             reader.read(given, field)
+
+
+def check_loras(request: GenerationRequest, config: EngineConfig) -> None:
+    """Refuse names and tags of LoRAs that are not there or cannot be read."""
+    from ..core.loras import lora_library
+    from ..flux.prompt import parse_networks, read_lora_tag
+
+    tags = [read_lora_tag(tag).name for tag in parse_networks(request.prompt)[1] if tag.kind == "lora"]
+    names = [*(spec.name for spec in request.loras if spec.name), *tags]
+    library = lora_library(config) if names else None
+    for name in names:
+        assert library is not None
+        library.find(name)
 
 
 def start_engine(console: Console, config: EngineConfig) -> LightweightEngine:

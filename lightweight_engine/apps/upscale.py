@@ -49,12 +49,17 @@ def upscale(
         from ..core.engine import LightweightEngine
         from ..core.images import check_folder, save
         from ..core.pictures import PictureReader
+        from ..core.upscaling import usual_upscaler
 
         check_folder(config.output_dir)
         picture = PictureReader.of(config).read(source)
         begin = time.perf_counter()
+        engine = LightweightEngine(config)
+        name = upscaler or usual_upscaler(config, engine.upscalers)
+        if upscaler is None and name != config.hr_upscaler:
+            console.warn(f"{config.hr_upscaler} is not there: enlarged by {name}, which knows drawings only")
         with watched(console) as options:
-            made = LightweightEngine(config).upscale(picture, by, upscaler, **options)
+            made = engine.upscale(picture, by, name, **options)
         saved = save(made, config.output_dir, _free_name(config.output_dir, source, by), format=format, quality=quality)
         if json:
             console.result({"path": str(saved.path), "width": made.width, "height": made.height})

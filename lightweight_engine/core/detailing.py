@@ -99,6 +99,11 @@ def detailing_of(request: GenerationRequest, tools: Tools) -> Detailing | None:
 def passes_of(request: GenerationRequest, tools: Tools) -> Passes:
     """The passes of a request: its own list, or those of ``predict()`` for faces and hands."""
     if request.adetailer_passes:
+        for number, each in enumerate(request.adetailer_passes):
+            if isinstance(each, Mapping) and not each.get("ad_model"):
+                raise RequestError(
+                    f"adetailer_passes: pass {number + 1} names no ad_model; name a detector", field="adetailer_passes"
+                )
         return read_passes(list(request.adetailer_passes), request.compat, "adetailer_passes")
     if not request.adetailer:
         return Passes(())

@@ -26,18 +26,18 @@ from ..upscalers.library import UpscalerLibrary
 from .assembly import assemble, choose_models
 from .describe import describe, device_name, versions
 from .detailing import Workshop, find
-from .jobs import plan_job
+from .jobs import plan_job, plan_request
 from .loras import lora_manager
 from .models import ROLES, TINY, HashCache, ModelSet
 from .networks import Networks
-from .passes import Tools, plan_request
+from .passes import Tools
 from .pictures import PictureReader
 from .plan import Plan
 from .precision import settings_in_effect
 from .processing import Batch, Drawn, Job, draw, make
 from .progress import Cancel, OnProgress, Tracker, Watch
 from .recovery import within_memory
-from .upscaling import upscale_picture
+from .upscaling import upscale_picture, usual_upscaler
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -192,7 +192,7 @@ class LightweightEngine:
         with self._lock:
             device = self._networks.device if self._networks else pick_device(self.config.device)
             self._upscalers.device = device
-            name = upscaler or self.config.hr_upscaler
+            name = upscaler or usual_upscaler(self.config, self._upscalers)
             return within_memory(
                 device, lambda: upscale_picture(picture, by, name, self._upscalers, self.config, watch)
             )

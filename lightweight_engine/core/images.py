@@ -217,6 +217,7 @@ class Saved:
     path: Path
     sidecar: Path | None
     warnings: tuple[str, ...] = ()
+    stages: tuple[Path, ...] = ()
 
 
 def save(

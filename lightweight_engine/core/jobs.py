@@ -39,7 +39,8 @@ def plan_job(
     config, networks = tools.config, tools.networks
     check_fields(request, config)
     warnings: list[str] = []
-    request = at_home(request, tools)
+    request = at_home(request, tools, warnings)
+    warnings += without_effect(request)
     first = first_pass(request, tools, warnings, fetching(watch), prompts)
     second, target = hires_pass(first, tools, warnings, fetching(watch))
     for each in (first, second) if second else (first,):
@@ -64,6 +65,20 @@ def plan_job(
     method = _method(request, tools, plan, tracker)
     again = {batch.first: batch for batch in second.batches}
     return replace(job, hires=Hires(hires, target, method, again)), tracker
+
+
+def plan_request(request: GenerationRequest, tools: Tools) -> Plan:
+    """The memory plan of a request: what it takes of the device, pass by pass and stage by stage.
+
+    Raises:
+        EngineError: as ``plan_job``, but for pictures, which are not read.
+    """
+    request = at_home(request, tools, [])
+    first = first_pass(request, tools, [], lambda *_: None)
+    memory = plan_passes(first, *hires_pass(first, tools, [], lambda *_: None), tools)
+    detailing = detailing_of(request, tools)
+    details = plan_detailing(request, detailing, first.size, tools) if detailing else []
+    return replace(memory, then={**memory.then, **{f"detail {i}": plan for i, plan in enumerate(details, 1)}})
 
 
 def _job(
@@ -122,6 +137,27 @@ def _method(request: GenerationRequest, tools: Tools, plan: Plan, tracker: Track
         return None
     room = max((stage.tiles for stage in plan.stages if stage.name == "upscale"), default=0)
     return tools.upscalers.find(name, field="hr_upscaler", room=room, after_tile=tracker.after_tile)
+
+
+def without_effect(request: GenerationRequest) -> list[str]:
+    """Fields that were set for a pass which the request does not ask for, a sentence for each pass."""
+    usual = type(request).model_fields
+    set_for = {
+        "adetailer": []
+        if request.adetailer
+        else ["adetailer_args", "adetailer_args_hands", "ad_prompt", "ad_hands_prompt"],
+        "lora_urls": [] if request.lora_urls else ["lora_scales"],
+        "image": [] if request.image is not None else ["img2img_upscaler", "color_correction", "resize_mode"],
+        "mask": [] if request.mask is not None else ["inpainting_mask_invert", "inpaint_full_res", "mask_blur"],
+        "a hires pass (hr_scale)": []
+        if request.hires
+        else ["hr_prompt", "hr_negative_prompt", "hr_sampler", "hr_scheduler"],
+    }
+    asked = {
+        what: [name for name in names if getattr(request, name) != usual[name].default]
+        for what, names in set_for.items()
+    }
+    return [f"{', '.join(names)} had no effect without {what}" for what, names in asked.items() if names]
 
 
 def _previewer(networks: Networks) -> Callable[[Tensor], Image.Image]:

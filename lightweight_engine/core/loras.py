@@ -85,7 +85,13 @@ def remove_lora(config: EngineConfig, name: str) -> LoraEntry:
         ModelNotFoundError: there is none of that name.
         OutputError: it cannot be removed.
     """
-    entry = lora_library(config, with_tiny=False).find(name, broken=True)
+    own = lora_library(config, with_tiny=False)
+    shipped = [entry.name for entry in LoraLibrary([TINY]).ls()]
+    if name in shipped and name not in [entry.name for entry in own.ls()]:
+        raise AdapterError(
+            f"{name} ships with the package, which keeps it; only files of {config.models_dir} are removed"
+        )
+    entry = own.find(name, broken=True)
     try:
         entry.path.unlink()
     except OSError as error:

@@ -25,11 +25,11 @@ from .networks import Networks
 from .pictures import PictureReader
 from .plan import T5_LENGTH, Plan, Shape, Upscaling, make_plan
 from .processing import Batch, plan_schedule, sampler_options
+from .upscaling import TINY_UPSCALER
 
 # (height, width) where a request names none: of the production job, and of the demonstration model.
 NATIVE_SIZE = (1344, 768)
 TINY_SIZE = (256, 256)
-TINY_UPSCALER = "4x_tiny"
 
 HIRES = "hires"
 USUAL_SCALE = 4  # of upscaling networks
@@ -72,11 +72,13 @@ class Pass:
         return self.forecast.reports if self.forecast else self.request.steps
 
 
-def at_home(request: GenerationRequest, tools: Tools) -> GenerationRequest:
+def at_home(request: GenerationRequest, tools: Tools, warnings: list[str]) -> GenerationRequest:
     """A request with the demonstration model's own upscaler, where that of the production job is asked for in vain."""
     usual = GenerationRequest.model_fields["hr_upscaler"].default
     if not tools.networks.models.is_tiny or request.hr_upscaler != usual or usual in tools.upscalers.names():
         return request
+    if request.hires:
+        warnings.append(f"{usual} is not there: the demonstration model enlarges with its own {TINY_UPSCALER}")
     return request.model_copy(update={"hr_upscaler": TINY_UPSCALER})
 
 
@@ -159,6 +161,8 @@ def with_loras(
     if parse_networks(request.negative_prompt)[1] and request.compat == "fixed":
         warnings.append("tags in the negative prompt have no effect; put them into the prompt")
     sets = {prompt: loras.use(specs_of(request, prompt, warnings), request.compat, progress) for prompt in prompts}
+    partly = {use.file.report for each in sets.values() for use in each.uses if use.file.report.ignored}
+    warnings += [str(report) for report in partly if str(report) not in warnings]
     first = next(iter(sets.values()))
     found: list[Batch] = []
     for batch in batches:
@@ -166,13 +170,6 @@ def with_loras(
             rows = list(group)
             found.append(Batch.of(rows, sets.get(rows[0][2], first)))
     return tuple(found)
-
-
-def plan_request(request: GenerationRequest, tools: Tools) -> Plan:
-    """The memory plan of a request: what it takes of the device, pass by pass and stage by stage."""
-    request = at_home(request, tools)
-    first = first_pass(request, tools, [], lambda *_: None)
-    return plan_passes(first, *hires_pass(first, tools, [], lambda *_: None), tools)
 
 
 def _walk(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,17 +27,29 @@ def save_result(result: GenerationResult, folder: Path, *, quality: int = DEFAUL
     saved = []
     for index, image in enumerate(result.images):
         name = f"{next_number(folder):05}-{result.seeds[index]}"
-        for stage, picture in (result.stages[index] if result.stages else {}).items():
-            save(picture, folder, f"{name}-{stage}", format=result.request.output_format, quality=quality)
-        saved.append(
+        stages = result.stages[index] if result.stages else {}
+        kept = [
             save(
-                image,
+                picture,
                 folder,
-                name,
+                f"{name}-{stage.replace(' ', '-')}",
                 format=result.request.output_format,
-                infotext=result.infotexts[index],
                 quality=quality,
-                sidecar=sidecar(result, index),
+            )
+            for stage, picture in stages.items()
+        ]
+        saved.append(
+            replace(
+                save(
+                    image,
+                    folder,
+                    name,
+                    format=result.request.output_format,
+                    infotext=result.infotexts[index],
+                    quality=quality,
+                    sidecar=sidecar(result, index),
+                ),
+                stages=tuple(row.path for row in kept),
             )
         )
     return saved

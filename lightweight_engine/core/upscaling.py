@@ -12,6 +12,14 @@ from ..upscalers.resampling import resample, resample_levels, scaled, to_image, 
 from .progress import Watch
 
 LARGEST = 16.0
+TINY_UPSCALER = "4x_tiny"
+"""That ships with the engine."""
+
+
+def usual_upscaler(config: EngineConfig, library: UpscalerLibrary) -> str:
+    """The upscaler of the settings; where nobody set it and its file is not there, the one that ships with us."""
+    there = config.is_set("hr_upscaler") or config.hr_upscaler in library.names()
+    return config.hr_upscaler if there else TINY_UPSCALER
 
 
 def upscale_picture(

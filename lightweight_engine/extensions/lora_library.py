@@ -67,6 +67,9 @@ class LoraLibrary:
         wanted = name.removesuffix(SUFFIX)
         matches = [e for e in entries if wanted == e.name] or [e for e in entries if wanted == e.path.stem]
         matches = matches or [e for e in entries if name == e.alias]
+        head, colon, tail = name.rpartition(":")
+        if not matches and colon and head in [entry.name for entry in entries]:
+            raise RequestError(f"{tail!r:.40} is no strength; write {head}:0.8", field="loras")
         if not matches:
             raise ModelNotFoundError(f"there is no LoRA called {name!r:.120}; {self._hint(name, entries)}")
         if len(matches) > 1:

@@ -124,7 +124,7 @@ ARROWS = {
     "core.start_pictures": "colours pictures",
     "core.coding": "finite",
     "core.processing": "coding finite images networks recovery start_pictures",
-    "core.passes": "limits networks pictures plan processing",
+    "core.passes": "limits networks pictures plan processing upscaling",
     "core.describe": "infotext infotext_parse lora_sources pictures",
     "core.replay": "describe filenames images infotext_parse",
     "core.detailing": "limits passes plan processing",
