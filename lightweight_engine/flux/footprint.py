@@ -85,7 +85,7 @@ class Library:
 
 LIBRARIES = {
     "cuda": Library(base=64 << 20, convolution=4.4, unfolding=0, scratch=1.0, kept=0.0),
-    "cpu": Library(base=50 << 20, convolution=0.0, unfolding=9, scratch=2.0, kept=0.55),
+    "cpu": Library(base=58 << 20, convolution=0.0, unfolding=9, scratch=2.0, kept=0.55),
 }
 
 
