@@ -6,15 +6,14 @@ Files lie in the folder ``adetailer`` of a models folder. A YOLOv8 network is ru
 
 from __future__ import annotations
 
-import os
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..backend.kept_files import KeptFiles, files_below
 from ..errors import ModelNotFoundError, RequestError, UnsupportedCheckpointError, closest
 from .detection import Detector, YOLODetector
 from .detector_files import DetectorFile, open_detector
@@ -53,13 +52,12 @@ class DetectorLibrary:
     def __init__(self, roots: Sequence[Path], device: torch.device | str = "cpu", *, keep: int = 4) -> None:
         self.roots = tuple(roots)
         self.device = device
-        self.keep = keep
-        self._loaded: OrderedDict[Path, tuple[tuple[int, int], Detector]] = OrderedDict()
+        self._loaded: KeptFiles[Detector] = KeptFiles(keep)
 
     def entries(self) -> list[Entry]:
         """The files that are there, sorted by name."""
         found: dict[str, Entry] = {}
-        for path in (path for root in self.roots for path in _files(root)):
+        for path in (path for root in self.roots for path in files_below(root / FOLDER, SUFFIXES)):
             found.setdefault(path.name, Entry(path.name, path))
         return sorted(found.values(), key=lambda entry: entry.name.lower())
 
@@ -87,15 +85,7 @@ class DetectorLibrary:
             ModelError, MissingDependencyError: the file cannot be used; says why.
         """
         entry = self.require(name)
-        status = entry.path.stat()
-        version = (status.st_mtime_ns, status.st_size)
-        kept = self._loaded.pop(entry.path, None)
-        if kept is None or kept[0] != version:
-            kept = version, open_network(entry, self.device)
-        self._loaded[entry.path] = kept
-        while len(self._loaded) > self.keep:
-            self._loaded.popitem(last=False)
-        return kept[1]
+        return self._loaded.get(entry.path, lambda: open_network(entry, self.device))
 
     def release(self) -> None:
         """Drop all networks."""
@@ -104,7 +94,7 @@ class DetectorLibrary:
     @property
     def held(self) -> int:
         """Bytes of the networks that are kept."""
-        return sum(detector.nbytes for _, detector in self._loaded.values())
+        return sum(detector.nbytes for detector in self._loaded.values())
 
     def _unknown(self, name: str) -> RequestError | ModelNotFoundError:
         names = ", ".join(self.names()) or "none"
@@ -161,16 +151,3 @@ def open_yolov8(name: str, file: DetectorFile, device: torch.device | str = "cpu
     nbytes = sum(tensor.nbytes for tensor in network.state_dict().values())
     classes = file.names_of(network.sizes.classes)
     return YOLODetector(name, look, classes, file.image_size, device, nbytes=nbytes)
-
-
-def _files(root: Path) -> Iterator[Path]:
-    """Files of detectors below a models folder; links to folders are followed once."""
-    seen: set[str] = set()
-    for current, below, names in os.walk(root / FOLDER, followlinks=True):
-        real = os.path.realpath(current)
-        if real in seen:
-            below.clear()
-            continue
-        seen.add(real)
-        below.sort()
-        yield from (Path(current, name) for name in sorted(names) if name.lower().endswith(SUFFIXES))

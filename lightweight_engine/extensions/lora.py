@@ -6,7 +6,6 @@ tags in a prompt. Names are looked up in the list of files that are there, never
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -24,20 +23,10 @@ from ..labels import Compat
 from ..request import MAX_LORA_SCALE, MAX_LORAS, AppliedLora, GenerationRequest, LoraSpec
 from .lora_library import LoraLibrary
 
-log = logging.getLogger(__name__)
-
 # LoRA files that stay open, those used last: their pages are given back, and they need not be read and checked again.
 FILES_KEPT = 8
 
 Progress = Callable[[int, int | None], None]
-
-
-class Fetched(Protocol):
-    """A file that was fetched."""
-
-    path: Path
-    name: str
-    sha256: str
 
 
 class Fetch(Protocol):

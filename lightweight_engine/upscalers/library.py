@@ -6,14 +6,13 @@ Listing reads names of files only.
 
 from __future__ import annotations
 
-import os
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from ..backend.kept_files import KeptFiles, files_below
 from ..errors import ModelNotFoundError, RequestError, closest
 from .networks import AfterTile, NetworkUpscaler, Tiling, open_network
 from .upscaler import PLAIN, Resampling, Upscaler
@@ -88,8 +87,7 @@ class UpscalerLibrary:
     def __init__(self, roots: Sequence[Path], device: torch.device | str = "cpu", *, keep: int = 2) -> None:
         self.roots = tuple(roots)
         self.device = device
-        self.keep = keep
-        self._loaded: OrderedDict[Path, tuple[tuple[int, int], NetworkUpscaler]] = OrderedDict()
+        self._loaded: KeptFiles[NetworkUpscaler] = KeptFiles(keep)
 
     def entries(self) -> list[Entry]:
         """The files that are there, sorted by name."""
@@ -150,19 +148,13 @@ class UpscalerLibrary:
     @property
     def held(self) -> int:
         """Bytes of the networks that are kept."""
-        return sum(network.nbytes for _, network in self._loaded.values())
+        return sum(network.nbytes for network in self._loaded.values())
 
     def _load(self, entry: Entry) -> NetworkUpscaler:
-        status = entry.path.stat()
-        version = (status.st_mtime_ns, status.st_size)
-        kept = self._loaded.pop(entry.path, None)
-        if kept is None or kept[0] != version:
-            network = open_network(entry.path)
-            kept = version, NetworkUpscaler(entry.name, network, entry.family.tiling, self.device)
-        self._loaded[entry.path] = kept
-        while len(self._loaded) > self.keep:
-            self._loaded.popitem(last=False)
-        return kept[1]
+        def read() -> NetworkUpscaler:
+            return NetworkUpscaler(entry.name, open_network(entry.path), entry.family.tiling, self.device)
+
+        return self._loaded.get(entry.path, read)
 
     def _unknown(self, name: str, field: str) -> RequestError | ModelNotFoundError:
         if name in REFUSED:
@@ -191,17 +183,5 @@ def _scan(root: Path) -> Iterator[Entry]:
         return
     for folder in folders:
         family = wanted[folder.name.lower()]
-        for path in _files(folder):
+        for path in files_below(folder, SUFFIXES):
             yield Entry(family.names.get(path.stem, path.stem), path, family)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    seen: set[str] = set()
-    for current, below, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(current)
-        if real in seen:
-            below.clear()
-            continue
-        seen.add(real)
-        below.sort()
-        yield from (Path(current, name) for name in sorted(names) if name.lower().endswith(SUFFIXES))

@@ -1,0 +1,54 @@
+"""Files below a folder, and what is read from files and kept for the next time. Loads no torch."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+def files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+    """Files with one of these suffixes (lower case), in order. Links to folders are followed, each folder once."""
+    seen: set[str] = set()
+    for current, below, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(current)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        below.sort()
+        yield from (Path(current, name) for name in sorted(names) if name.lower().endswith(suffixes))
+
+
+class KeptFiles(Generic[T]):
+    """What was read from files, the last used ones; a file that has changed is read anew.
+
+    Args:
+        keep: at most so many.
+    """
+
+    def __init__(self, keep: int) -> None:
+        self.keep = keep
+        self._kept: OrderedDict[Path, tuple[tuple[int, int], T]] = OrderedDict()
+
+    def get(self, path: Path, read: Callable[[], T]) -> T:
+        """What ``read`` makes of the file at ``path``, or made of it before."""
+        status = path.stat()
+        version = (status.st_mtime_ns, status.st_size)
+        kept = self._kept.pop(path, None)
+        if kept is None or kept[0] != version:
+            kept = version, read()
+        self._kept[path] = kept
+        while len(self._kept) > self.keep:
+            self._kept.popitem(last=False)
+        return kept[1]
+
+    def values(self) -> list[T]:
+        return [value for _, value in self._kept.values()]
+
+    def clear(self) -> None:
+        self._kept.clear()
