@@ -167,6 +167,12 @@ class EngineConfig(BaseModel):
     download_cache_gib: float = _setting(
         20.0, "network", "Most that fetched files may take together in cache_dir, in GiB; those used last stay.", gt=0
     )
+    checkpoint_max_gib: float = _setting(
+        32.0, "network", "Longest checkpoint that predict() fetches by URL, in GiB.", gt=0
+    )
+    checkpoint_cache_gib: float = _setting(
+        64.0, "network", "Most that fetched checkpoints may take together in cache_dir, in GiB.", gt=0
+    )
 
     max_side: int = _setting(4096, "limits", "Longest side of a picture, in pixels.", ge=16, le=16384)
     max_outputs: int = _setting(64, "limits", "Pictures in one request.", ge=1, le=1024)

@@ -1,4 +1,5 @@
-"""The only place that opens sockets to others: a guarded GET, which can go on from where an earlier one broke off.
+"""The only place that opens sockets to others: a guarded GET, which can go on from where an earlier one broke off, and
+a guarded POST.
 
 Guards: https on its own port only, public addresses only (checked after the name is resolved, and the checked address
 is the one that is connected to, so that a second answer of the name server changes nothing), at most five redirects,
@@ -33,6 +34,7 @@ from .addresses import is_public
 from .urls import PORTS, Target, check_url
 
 MAX_REDIRECTS = 5
+USER_AGENT = "lightweight-engine"
 CHUNK = 1 << 18
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
@@ -317,6 +319,27 @@ def get(
             connection.close()
 
 
+def post(url: str, body: bytes, content_type: str, limits: Limits, access: Access | None = None) -> int:
+    """Send ``body`` to ``url`` and return the status of the answer, which is not read; a redirect is not followed.
+
+    Raises:
+        DownloadError: refused by a guard, not reached, or not answered in time.
+    """
+    access = access or Access()
+    target = check_url(url, access.allow)
+    clock = _Clock(limits.max_seconds)
+    connection = _Connection(target, limits.timeout, clock)
+    try:
+        with clock.errors(target.shown):
+            headers = {"Content-Type": content_type, "User-Agent": USER_AGENT}
+            connection.request("POST", target.path, body, headers)
+            with closing(connection.getresponse()) as answer:
+                return answer.status
+    finally:
+        clock.stop()
+        connection.close()
+
+
 def _joined(url: str, location: str) -> str:
     try:
         return urljoin(url, location)
@@ -330,7 +353,7 @@ def _token(target: Target, access: Access, token: str | None) -> str | None:
 
 
 def _headers(resume: Resume | None, token: str | None) -> dict[str, str]:
-    headers = {"Accept-Encoding": "identity", "User-Agent": "lightweight-engine"}
+    headers = {"Accept-Encoding": "identity", "User-Agent": USER_AGENT}
     if token:
         headers["Authorization"] = f"Bearer {token}"
     if resume is not None:

@@ -167,6 +167,10 @@ ARROWS = {
     "apps.server.status": "server.metrics server.native server.schemas server.service",
     "apps.server.app": "server.faults server.guards server.native server.schemas server.service server.status",
     "apps.server.run": "server.app server.service server.supervisor",
+    # predict() under Cog
+    "apps.predictor.requests": "predictor.inputs",
+    "apps.predictor.predictor": "predictor.inputs predictor.outputs predictor.postback predictor.requests "
+    "server.faults server.logs",
 }
 
 # Package -> the only modules that may import it ("" is nobody). A name ending in "." stands for a whole folder.
@@ -210,6 +214,7 @@ LIGHT = (
     "extensions.detailer_args",
     "apps.cli",
     "apps.server.run",
+    "apps.predictor.inputs",
 )
 
 

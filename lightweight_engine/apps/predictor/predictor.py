@@ -1,0 +1,215 @@
+"""What ``predict()`` does: checks inputs, has the engine draw in a thread, tells progress, writes the files."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ...config import EngineConfig
+from ...core.download import GIB, Downloads
+from ...core.engine import LightweightEngine
+from ...core.file_cache import FileCache, Held
+from ...core.pictures import PictureReader
+from ...core.progress import Watch, fetching
+from ...errors import EngineError
+from ...request import GenerationRequest, GenerationResult, Progress
+from ..server.faults import without_paths
+from ..server.logs import Redactor, set_up_logs
+from .inputs import read_inputs
+from .outputs import OutputFolder
+from .postback import Postback
+from .requests import model_of, request_of
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.05
+LINE_SECONDS = 1.0  # between two lines of progress in one stage
+WARM_UP = {"prompt": "", "width": 256, "height": 256, "steps": 1, "enable_hr": False, "seed": 0}
+
+
+class PredictionError(Exception):
+    """A prediction that failed; its text may be shown to the caller."""
+
+
+class Predictor:
+    """One engine and one job at a time.
+
+    Args:
+        config: left out, as ``EngineConfig.load`` finds it.
+    """
+
+    def __init__(self, config: EngineConfig | None = None) -> None:
+        self._config = config or EngineConfig.load()
+        self._model: dict[str, Any] = {}
+        self._held: Held | None = None  # keeps a fetched checkpoint in the cache while it is in use
+        self._outputs = OutputFolder()
+        secrets = [token.get_secret_value() for token in self._config.tokens.values()]
+        self._redact = Redactor(secrets)
+        set_up_logs(secrets, logging.WARNING)
+        self._engine = LightweightEngine(self._config)
+        self._ready = False
+
+    def setup(self) -> None:
+        """Load the model and draw once, so that the first caller does not wait for what only the first job does.
+
+        Raises:
+            EngineError: a file is missing, or a setting is wrong.
+        """
+        begin = time.perf_counter()
+        self._engine.setup()
+        self._engine.run(GenerationRequest(**WARM_UP))
+        for note in self._engine.notes:
+            print(self._shown(note))
+        self._ready = True
+        print(f"ready in {time.perf_counter() - begin:.1f} s: model {self._engine.models.name}")
+
+    def healthy(self) -> bool:
+        """Whether jobs can be done."""
+        return self._ready
+
+    def predict(self, values: Mapping[str, Any]) -> list[Path]:
+        """The files of one job. Whatever is raised in this thread meanwhile, as Cog's cancellation, stops the job
+        within a step and goes on to the caller.
+
+        Raises:
+            PredictionError: says what is wrong, and what to do about it.
+        """
+        self._outputs.clear()
+        try:
+            inputs = read_inputs(values)
+            request = request_of(inputs, PictureReader.of(self._config, paths=False))
+            result = self._drawn(inputs, request)
+            paths, warnings = self._outputs.write(result)
+        except EngineError as error:
+            raise PredictionError(self._shown(f"{type(error).__name__}: {error}")) from None
+        except Exception:
+            log.exception("a prediction failed unexpectedly")
+            raise PredictionError("an error that should not have happened; the log has it") from None
+        for warning in (*result.warnings, *warnings):
+            print(self._shown(f"warning: {warning}"))
+        print(f"seeds: {', '.join(map(str, result.seeds))}; {sum(result.timings.values()):.1f} s")
+        return paths
+
+    def _shown(self, text: str) -> str:
+        return self._redact(without_paths(text))
+
+    def _drawn(self, inputs: Mapping[str, Any], request: GenerationRequest) -> GenerationResult:
+        url = inputs["postback_url"]
+        postback = Postback(url, self._config.allow_hosts) if url else None
+        status = "failed"
+        try:
+            run = _Run(lambda run: self._work(inputs, request, run, 1 if postback else 0))
+            result = run.follow(_Teller(postback))
+            status = "succeeded"
+            return result
+        except Exception:
+            raise
+        except BaseException:  # of Cog, in this thread
+            status = "canceled"
+            raise
+        finally:
+            if postback is not None:
+                postback.close(status)
+
+    def _work(
+        self, inputs: Mapping[str, Any], request: GenerationRequest, run: _Run, preview_every: int
+    ) -> GenerationResult:
+        """In the thread of the job."""
+        self._use_model(inputs, run)
+        return self._engine.run(request, on_progress=run.progress.put, cancel=run.cancel, preview_every=preview_every)
+
+    def _use_model(self, inputs: Mapping[str, Any], run: _Run) -> None:
+        """Have the engine ready with the model that is asked for; the one used last is not loaded again."""
+        url = inputs["debug_flux_checkpoint_url"]
+        held = fetch_checkpoint(url, self._config, run) if url else None
+        wanted = model_of(inputs, self._config, held.path if held else None)
+        if wanted != self._model or inputs["force_model_reload"]:
+            self._engine.close()
+            self._engine = LightweightEngine(self._config.model_copy(update=wanted))
+            self._model = wanted
+        self._held, old = held, self._held
+        if old is not None:
+            old.close()
+        self._engine.setup()
+
+
+class _Run:
+    """A job in a thread of its own.
+
+    Cog cancels by raising in the thread of ``predict()``, anywhere; the engine is only ever stopped where it agrees
+    to be.
+    """
+
+    def __init__(self, work: Any) -> None:
+        self.cancel = threading.Event()
+        self.progress: queue.SimpleQueue[Progress] = queue.SimpleQueue()
+        self._result: GenerationResult | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._do, args=(work,), name="job")
+
+    def _do(self, work: Any) -> None:
+        try:
+            self._result = work(self)
+        except BaseException as error:  # noqa: BLE001 - it is raised again where somebody waits for it
+            self._error = error
+
+    def fetched(self, received: int, size: int | None) -> None:
+        """Progress of a download, which ends when the job is to."""
+        fetching(Watch(self.progress.put, self.cancel))(received, size)
+
+    def follow(self, tell: _Teller) -> GenerationResult:
+        """Start, tell progress until it is done, and return the result or raise what the job did."""
+        self._thread.start()
+        try:
+            while self._thread.is_alive():
+                self._tell_all(tell)
+                self._thread.join(POLL_SECONDS)
+            self._tell_all(tell)
+        finally:
+            self.cancel.set()
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
+        assert self._result is not None
+        return self._result
+
+    def _tell_all(self, tell: _Teller) -> None:
+        while not self.progress.empty():
+            tell(self.progress.get())
+
+
+class _Teller:
+    """Progress as lines on stdout, which is what Cog shows and sends to webhooks, and to a postback."""
+
+    def __init__(self, postback: Postback | None) -> None:
+        self._postback = postback
+        self._stage, self._last = "", 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        if self._postback is not None:
+            self._postback.tell(progress)
+        now = time.monotonic()
+        last_step = 0 < progress.steps == progress.step
+        if progress.stage == self._stage and now - self._last < LINE_SECONDS and not last_step:
+            return
+        self._stage, self._last = progress.stage, now
+        steps = f" {progress.step}/{progress.steps}" if progress.steps else ""
+        print(f"{progress.fraction:4.0%} {progress.stage}{steps}", flush=True)
+
+
+def fetch_checkpoint(url: str, config: EngineConfig, run: _Run) -> Held:
+    """A checkpoint by URL, behind the same guards as a LoRA, with limits and a cache of its own.
+
+    Raises:
+        DownloadError: by kind of fault.
+    """
+    downloads = Downloads.of(config)
+    cache = FileCache(config.cache_dir / "checkpoints", int(config.checkpoint_cache_gib * GIB))
+    limits = replace(downloads.limits, max_bytes=int(config.checkpoint_max_gib * GIB))
+    return Downloads(cache, limits, downloads.access, offline=config.offline).lora(url, progress=run.fetched)
