@@ -87,7 +87,7 @@ class Predictor:
             result = self._drawn(inputs, request)
             paths, warnings = self._outputs.write(result)
         except EngineError as error:
-            raise PredictionError(self._shown(f"{type(error).__name__}: {error}")) from None
+            raise PredictionError(self._shown(_told(error))) from None
         except Exception:
             log.exception("a prediction failed unexpectedly")
             raise PredictionError("an error that should not have happened; the log has it") from None
@@ -137,6 +137,13 @@ class Predictor:
         if old is not None:
             old.close()
         self._engine.setup()
+
+
+def _told(error: EngineError) -> str:
+    """Kind, input and text of an error."""
+    field, text = getattr(error, "field", None), str(error)
+    where = f"{field}: " if field and not text.startswith(str(field)) else ""
+    return f"{type(error).__name__}: {where}{text}"
 
 
 class _Run:
