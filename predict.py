@@ -2,15 +2,14 @@
 
 from cog import BasePredictor, Input, Path
 
-from lightweight_engine.apps.predictor.predictor import Predictor as FluxPredictor
+from lightweight_engine.apps.predictor.predictor import start
 
 
 class Predictor(BasePredictor):
     """Flux.1 as the service on Forge offered it."""
 
     def setup(self) -> None:
-        self.flux = FluxPredictor()
-        self.flux.setup()
+        self.flux = start()
 
     def healthcheck(self) -> bool:
         return self.flux.healthy()

@@ -166,7 +166,10 @@ def test_a_checkpoint_by_url_is_for_its_job_alone(service: Running, site: Site) 
     modules = {"enable_clip_l": True, "enable_t5xxl_fp16": True, "enable_ae": True}
     told = ask(service, debug_flux_checkpoint_url=url, **modules)
     assert told["status"] == "succeeded", told
+    assert ask(service, debug_flux_checkpoint_url=url, **modules)["status"] == "succeeded"
+    assert site.count("checkpoint.safetensors") == 1
     assert drawn(service) == plain and drawn(service, force_model_reload=True) == plain
+    assert "PredictionError" in failed(service, debug_flux_checkpoint_url=site.url("hat.safetensors"))
 
 
 def test_progress_is_in_the_log_of_the_prediction(service: Running) -> None:

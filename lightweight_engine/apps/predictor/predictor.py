@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import EngineConfig
+from ...core.assembly import choose_models
 from ...core.download import GIB, Downloads
 from ...core.engine import LightweightEngine
 from ...core.file_cache import FileCache, Held
@@ -49,9 +50,7 @@ class Predictor:
         self._model: dict[str, Any] = {}
         self._held: Held | None = None  # keeps a fetched checkpoint in the cache while it is in use
         self._outputs = OutputFolder()
-        secrets = [token.get_secret_value() for token in self._config.tokens.values()]
-        self._redact = Redactor(secrets)
-        set_up_logs(secrets, logging.WARNING)
+        self._redact = Redactor(secrets_of(self._config))
         self._engine = LightweightEngine(self._config)
         self._ready = False
 
@@ -130,8 +129,10 @@ class Predictor:
         held = fetch_checkpoint(url, self._config, run) if url else None
         wanted = model_of(inputs, self._config, held.path if held else None)
         if wanted != self._model or inputs["force_model_reload"]:
+            config = self._config.model_copy(update=wanted)
+            choose_models(config, [])  # what cannot be used is told while the model in use is still loaded
             self._engine.close()
-            self._engine = LightweightEngine(self._config.model_copy(update=wanted))
+            self._engine = LightweightEngine(config)
             self._model = wanted
         self._held, old = held, self._held
         if old is not None:
@@ -144,6 +145,24 @@ def _told(error: EngineError) -> str:
     field, text = getattr(error, "field", None), str(error)
     where = f"{field}: " if field and not text.startswith(str(field)) else ""
     return f"{type(error).__name__}: {where}{text}"
+
+
+def start() -> Predictor:
+    """A predictor as this machine is configured, ready, with its log on stderr as lines of JSON without secrets.
+
+    Raises:
+        EngineError: a setting is wrong, or a model file is missing.
+    """
+    config = EngineConfig.load()
+    set_up_logs(secrets_of(config), logging.WARNING)
+    predictor = Predictor(config)
+    predictor.setup()
+    return predictor
+
+
+def secrets_of(config: EngineConfig) -> list[str]:
+    """What no log and no message may hold."""
+    return [token.get_secret_value() for token in config.tokens.values()]
 
 
 class _Run:
