@@ -105,11 +105,13 @@ class FileCache:
 
     Args:
         limit: bytes that its files may take together; those used longest ago go first, and those in use never.
+        setting: where the limit comes from, for messages.
     """
 
-    def __init__(self, folder: Path, limit: int) -> None:
+    def __init__(self, folder: Path, limit: int, setting: str = "download_cache_gib") -> None:
         self.folder = folder
         self.limit = limit
+        self.setting = setting
         self._secret: bytes | None = None
 
     # --- looking up -----------------------------------------------------------------------------------------------
@@ -199,7 +201,7 @@ class FileCache:
         """
         if state.reserved > self.limit:
             raise CacheStorageError(
-                f"{state.reserved:,} bytes are more than the cache may hold ({self.limit:,}); raise download_cache_gib"
+                f"{state.reserved:,} bytes are more than the cache may hold ({self.limit:,}); raise {self.setting}"
             )
         with self._alone():
             items = self._items()
@@ -211,7 +213,7 @@ class FileCache:
             if sum(item.size for item in unused) < excess or self._evict(unused, excess) < excess:
                 raise CacheStorageError(
                     f"no room for {state.reserved:,} bytes in {self.folder}: the rest is in use, or the disk is full; "
-                    "free space, or raise download_cache_gib"
+                    f"free space, or raise {self.setting}"
                 )
             write_whole(self.part(key, "json"), json.dumps(asdict(state)).encode())
 

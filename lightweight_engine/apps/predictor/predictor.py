@@ -236,6 +236,7 @@ def fetch_checkpoint(url: str, config: EngineConfig, run: _Run) -> Held:
         DownloadError: by kind of fault.
     """
     downloads = Downloads.of(config)
-    cache = FileCache(config.cache_dir / "checkpoints", int(config.checkpoint_cache_gib * GIB))
+    room = int(config.checkpoint_cache_gib * GIB)
+    cache = FileCache(config.cache_dir / "checkpoints", room, "checkpoint_cache_gib")
     limits = replace(downloads.limits, max_bytes=int(config.checkpoint_max_gib * GIB))
     return Downloads(cache, limits, downloads.access, offline=config.offline).lora(url, progress=run.fetched)
