@@ -136,7 +136,8 @@ class Observed(Networks):
         self._stage = None
 
     def follow(self, plan: Plan) -> None:
-        self.seen.plans.append(plan)
+        if not self.seen.plans or self.seen.plans[-1] is not plan:  # every stage says it again
+            self.seen.plans.append(plan)
         super().follow(plan)
 
     def enter(self, name: StageName, plan: Plan) -> None:
