@@ -34,11 +34,14 @@ def blur(mask: Image.Image, x: float, y: float) -> Image.Image:
 def _blurred_rows(levels: NDArray[np.uint8], sigma: float) -> NDArray[np.uint8]:
     kernel = _kernel(sigma)
     reach = len(kernel) // 2
-    wide = np.pad(levels.astype(np.int32), ((0, 0), (reach, reach)), "reflect" if levels.shape[1] > 1 else "edge")
+    # 16 bits hold it all: the weights sum to 256.
+    wide = np.pad(levels.astype(np.uint16), ((0, 0), (reach, reach)), "reflect" if levels.shape[1] > 1 else "edge")
     width = levels.shape[1]
-    total = np.full(levels.shape, _ONE // 2, np.int32)
-    for i, weight in enumerate(kernel):
-        total += weight * wide[:, i : i + width]
+    total = wide[:, reach : reach + width] * kernel[reach] + _ONE // 2
+    for i, weight in enumerate(kernel[:reach]):
+        if weight:
+            mirrored = len(kernel) - 1 - i
+            total += (wide[:, i : i + width] + wide[:, mirrored : mirrored + width]) * weight
     return (total // _ONE).astype(np.uint8)
 
 
