@@ -63,6 +63,7 @@ LORAS = (
 LORA_BASES = ("bfl_bf16", "tiny_text_encoders_f32")
 
 OUTPUT_FAMILIES = ("rng", "infotext", "infotext_parse", "quote", "filenames", "metadata")
+API_FAMILIES = ("api_models", "api_validation")
 
 
 def slim_core(source: Path, target: Path) -> None:
@@ -175,7 +176,7 @@ def main() -> None:
         record = recorded_tokenizers.record(made / "core")
         write_json(made / "tokens.json", record)
         slim_models(arguments.golden / "models", made / "models", record)
-        slim_pipelines(arguments.golden / "pipelines", made / "pipelines", OUTPUT_FAMILIES)
+        slim_pipelines(arguments.golden / "pipelines", made / "pipelines", (*OUTPUT_FAMILIES, *API_FAMILIES))
         slim_checkpoints(arguments.golden / "ckpt", made / "ckpt")
         slim_loras(arguments.golden / "lora", made / "lora")
         shutil.copytree(arguments.golden / "quant", made / "quant", copy_function=shutil.copyfile)

@@ -17,8 +17,8 @@ ELSEWHERE = {
     "quote": "test_output",
     "filenames": "test_output",
     "metadata": "test_output",
-    "api_models": "the service",
-    "api_validation": "the service",
+    "api_models": "test_api",
+    "api_validation": "test_api",
 }
 FAMILIES = [family for family in pipeline_families() if family not in ELSEWHERE]
 

@@ -214,6 +214,7 @@ LIGHT = (
     "extensions.detailer_args",
     "apps.cli",
     "apps.server.run",
+    "apps.server.sdapi.models",
     "apps.predictor.inputs",
 )
 
