@@ -33,6 +33,7 @@ MAX_INPUT_PIXELS = 8192 * 8192
 FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
 _MAX_SIDE = {"PNG": 2**31 - 1, "JPEG": 65500, "WEBP": 16383}
 _READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+PREVIEW_QUALITY = 75
 
 
 # --- pixels -------------------------------------------------------------------------------------------------------
@@ -349,3 +350,10 @@ def _output_error(error: OSError | ValueError, path: Path) -> OutputError:
     number, text = (error.errno, error.strerror) if isinstance(error, OSError) else (None, None)
     reason, fix = _REASONS.get(number or 0, (text or str(error), "choose another output folder"))
     return OutputError(f"cannot write {path}: {reason}; {fix}")
+
+
+def preview_jpeg(picture: Image) -> bytes:
+    """A preview as a small file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=PREVIEW_QUALITY)
+    return buffer.getvalue()

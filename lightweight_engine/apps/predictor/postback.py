@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import logging
 import queue
@@ -14,6 +13,7 @@ from typing import Any
 
 from ...backend.net import Access, Limits, post
 from ...backend.urls import check_url
+from ...core.images import preview_jpeg
 from ...errors import DownloadError
 from ...request import Progress
 
@@ -21,7 +21,6 @@ EVERY_SECONDS = 1.0
 POST_SECONDS = 5.0  # that one may take
 CLOSE_SECONDS = 0.8  # that an answer waits for the last one
 MAX_FAILURES = 3
-PREVIEW_QUALITY = 75
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +89,4 @@ class Postback:
 
 
 def _data_url(picture: Any) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=PREVIEW_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return "data:image/jpeg;base64," + base64.b64encode(preview_jpeg(picture)).decode()

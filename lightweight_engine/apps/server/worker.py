@@ -6,7 +6,6 @@ processes of a service are left to the front.
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import queue
@@ -18,7 +17,7 @@ from typing import Any
 from ...config import EngineConfig
 from ...core.describe import device_name, versions
 from ...core.engine import LightweightEngine
-from ...core.images import encode
+from ...core.images import encode, preview_jpeg
 from ...core.loras import lora_library
 from ...core.pictures import PictureReader
 from ...errors import EngineError
@@ -27,8 +26,6 @@ from ...request import GenerationRequest, GenerationResult, Progress
 from .faults import Fault, without_paths
 from .logs import JOB_ID, REQUEST_ID, set_up_logs
 from .messages import Broken, Cancel, Ended, FromWorker, Moved, Outcome, Ready, ToWorker, Work
-
-PREVIEW_QUALITY = 75
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +106,7 @@ class Worker:
 
     def _draw(self, engine: LightweightEngine, work: Work) -> Outcome:
         def on_progress(progress: Progress) -> None:
-            preview = None if progress.preview is None else _as_jpeg(progress.preview)
+            preview = None if progress.preview is None else preview_jpeg(progress.preview)
             self._tell(Moved(work.job, progress.model_dump(exclude={"preview"}), preview))
 
         result = engine.run(
@@ -181,9 +178,3 @@ def facts_of(engine: LightweightEngine, loras: LoraLibrary) -> dict[str, Any]:
         "loras": [entry.name for entry in loras.ls() if not entry.problem],
         "notes": [without_paths(note) for note in engine.notes],
     }
-
-
-def _as_jpeg(picture: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=PREVIEW_QUALITY)
-    return buffer.getvalue()
