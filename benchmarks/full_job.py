@@ -23,6 +23,7 @@ from benchmarks.lora_swap import write_lora
 from benchmarks.observe import model_of, observed_engine
 from benchmarks.report import publish
 from lightweight_engine import GenerationRequest
+from lightweight_engine.core.describe import device_name
 from lightweight_engine.extensions.detection import Detection, Detector, YOLODetector
 from lightweight_engine.extensions.detectors import DetectorLibrary
 from lightweight_engine.extensions.detectors import Entry as File
@@ -137,8 +138,7 @@ def main() -> None:
             for scale in args.hr_scales
             for row in rows_of(folder, storage, {**fields, "hr_scale": scale})
         ]
-    gpu = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    publish("full_job_quick" if args.quick else "full_job", rows, device=gpu)
+    publish("full_job_quick" if args.quick else "full_job", rows, device=device_name(device))
 
 
 if __name__ == "__main__":
