@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from .errors import ConfigError, RequestError
-from .labels import resolve_sampler
+from .labels import resolve_sampler, storage_format
 from .request import GenerationRequest, ImageFormat, NoiseSource
 
 PREFIX = "LWE_"
@@ -34,29 +34,6 @@ FILE_NAME = "engine.toml"
 FILE_VARIABLE = f"{PREFIX}CONFIG"
 
 DType = Literal["auto", "bf16", "fp16", "fp32"]
-
-# Forge's names of storage types; each may be followed by " (fp16 LoRA)".
-_FORGE_STORAGE = {
-    "Automatic": "auto",
-    "FP16": "fp16",
-    "FP32": "fp32",
-    "bnb-nf4": "nf4",
-    "bnb-fp4": "fp4",
-    "float8-e4m3fn": "fp8_e4m3",
-    "float8-e5m2": "fp8_e5m2",
-}
-STORAGE = (
-    *("auto", "bf16", "fp16", "fp32", "fp8_e4m3", "fp8_e5m2", "nf4", "fp4"),
-    *("gguf:Q8_0", "gguf:Q5_1", "gguf:Q5_0", "gguf:Q4_1", "gguf:Q4_0"),
-)
-"""What weights can be kept as; other GGUF types are read, not written."""
-
-
-def storage_name(text: str) -> str | None:
-    """The storage format of a name of ours or Forge's, in any case; None where there is no such format."""
-    names = {name.lower(): name for name in STORAGE} | {name.lower(): ours for name, ours in _FORGE_STORAGE.items()}
-    return names.get(text.strip().lower().removesuffix(" (fp16 lora)"))
-
 
 # Variables of other programs -> the host that their tokens are for. What is set here wins.
 TOKEN_VARIABLES = {
@@ -361,10 +338,7 @@ class EngineConfig(BaseModel):
     @field_validator("storage_dtype", "text_storage_dtype", mode="after")
     @classmethod
     def _storage(cls, value: str) -> str:
-        name = storage_name(value)
-        if name is None:
-            raise ValueError(f"must be one of {', '.join([*STORAGE, *_FORGE_STORAGE])}")
-        return name
+        return storage_format(value)
 
     @model_validator(mode="after")
     def _as_request(self) -> EngineConfig:

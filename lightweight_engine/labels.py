@@ -1,4 +1,4 @@
-"""The names of samplers and schedulers, and how a request's names become a pair that can run. Loads no torch.
+"""The names of samplers, schedulers and storage formats, and how a request's become what can run. Loads no torch.
 
 ``flux.samplers`` and ``flux.schedules`` hold the functions behind these labels; a test holds both sides equal.
 """
@@ -199,3 +199,38 @@ def _refusal(field: str, given: str | None, known: bool, valid: list[str]) -> Re
 def _folded(name: str) -> str:
     """A name as slips are measured: other programs write dpmpp_2m for DPM++ 2M."""
     return name.lower().replace("_", " ").replace("pp", "++")
+
+
+# Forge's names of storage types; each may be followed by " (fp16 LoRA)".
+_FORGE_STORAGE = {
+    "Automatic": "auto",
+    "FP16": "fp16",
+    "FP32": "fp32",
+    "bnb-nf4": "nf4",
+    "bnb-fp4": "fp4",
+    "float8-e4m3fn": "fp8_e4m3",
+    "float8-e5m2": "fp8_e5m2",
+}
+STORAGE = (
+    *("auto", "bf16", "fp16", "fp32", "fp8_e4m3", "fp8_e5m2", "nf4", "fp4"),
+    *("gguf:Q8_0", "gguf:Q5_1", "gguf:Q5_0", "gguf:Q4_1", "gguf:Q4_0"),
+)
+"""What weights can be kept as; other GGUF types are read, not written."""
+
+
+def storage_name(text: str) -> str | None:
+    """The storage format of a name of ours or Forge's, in any case; None where there is no such format."""
+    names = {name.lower(): name for name in STORAGE} | {name.lower(): ours for name, ours in _FORGE_STORAGE.items()}
+    return names.get(text.strip().lower().removesuffix(" (fp16 lora)"))
+
+
+def storage_format(text: str) -> str:
+    """As ``storage_name``, of a setting or a field.
+
+    Raises:
+        ValueError: there is no such format; lists those that there are.
+    """
+    name = storage_name(text)
+    if name is None:
+        raise ValueError(f"must be one of {', '.join([*STORAGE, *_FORGE_STORAGE])}")
+    return name

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from .errors import RequestError, closest
+from .labels import storage_format
 
 Profile = Literal["native", "cog", "a1111"]
 Compat = Literal["fixed", "forge"]
@@ -48,6 +49,7 @@ _hires = partial(_field, "Hires fix")
 _detailer = partial(_field, "Detailer")
 _lora = partial(_field, "LoRA")
 _file = partial(_field, "Files")
+_model = partial(_field, "Model", None, min_length=1, max_length=4096)
 
 
 def _one_line(error: ValidationError, fields: Iterable[str]) -> tuple[str, str | None]:
@@ -236,6 +238,13 @@ class GenerationRequest(_Frozen):
         (), "Passes in place of those two: a JSON object of ad_… arguments each.", max_length=MAX_DETAILER_PASSES
     )
     skip_img2img: bool = _detailer(False, "Detail the start picture as it is, without drawing it anew.")
+    checkpoint: str | None = _model("Checkpoint for this request, as `models ls` names it; left out, as configured.")
+    t5: str | None = _model("T5 text encoder for this request; left out, as configured.")
+    clip: str | None = _model("CLIP text encoder for this request; left out, as configured.")
+    vae: str | None = _model("Autoencoder for this request; left out, as configured.")
+    storage_dtype: str | None = _model(
+        "How the transformer's weights are kept for this request, as the setting has it; left out, as configured."
+    )
     save_stages: bool = _file(
         False, "Keep the picture of every stage, as first pass and enlarged one, beside the last."
     )
@@ -281,6 +290,11 @@ class GenerationRequest(_Frozen):
         except (ValueError, RecursionError) as error:
             raise ValueError(f"it is no JSON ({str(error)[:80]}); give objects of ad_… arguments") from None
 
+    @field_validator("storage_dtype")
+    @classmethod
+    def _storage(cls, value: str | None) -> str | None:
+        return None if value is None else storage_format(value)
+
     @field_validator("width", "height", "hr_resize_x", "hr_resize_y")
     @classmethod
     def _size(cls, value: int | None, info: ValidationInfo) -> int | None:
@@ -304,6 +318,15 @@ class GenerationRequest(_Frozen):
     def hires(self) -> bool:
         """Whether a hires pass is asked for."""
         return self.hr_scale > 1 if self.enable_hr is None else self.enable_hr
+
+
+def _fields_of(section: str) -> tuple[str, ...]:
+    extras: Any = {name: info.json_schema_extra for name, info in GenerationRequest.model_fields.items()}
+    return tuple(name for name, extra in extras.items() if extra["section"] == section)
+
+
+MODEL_FIELDS = _fields_of("Model")
+"""Those that stand for settings of the same names, for one request; a command line has those settings already."""
 
 
 def profile_defaults(profile: Profile) -> dict[str, Any]:

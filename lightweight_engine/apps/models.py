@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..config import storage_name
 from ..errors import ConfigError, EngineError, ModelError, OutputError, RequestError
+from ..labels import storage_name
 from .console import Console, human_bytes, table
 from .options import Debug, Grouped, Json, check_models_dir, load_config, takes_settings
 

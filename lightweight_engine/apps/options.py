@@ -18,7 +18,7 @@ from typer.core import TyperCommand
 
 from ..config import EngineConfig
 from ..errors import ConfigError
-from ..request import GenerationRequest
+from ..request import MODEL_FIELDS, GenerationRequest
 from .console import option
 
 # Settings that have an option of their own; --set reaches the others.
@@ -40,6 +40,9 @@ SHORT = {"width": "-W", "height": "-H", "steps": "-s", "num_outputs": "-n", "out
 _ENDLESS = 1_000_000  # an upper bound that says nothing to a person
 
 METAVARS = {"loras": "LORA", "image": "PICTURE", "models_dir": "FOLDER", "output_dir": "FOLDER"}
+
+# Fields of the request that are options; those of its model are settings here.
+_FIELDS = {name: info for name, info in GenerationRequest.model_fields.items() if name not in MODEL_FIELDS}
 
 # Request fields whose upper bound is a setting, which may be far below what the field itself allows.
 CAPPED_BY = {"width": "max_side", "height": "max_side", "num_outputs": "max_outputs"}
@@ -91,9 +94,8 @@ def takes_request(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def request_parameters() -> list[inspect.Parameter]:
-    """An option for every field of the request but the prompt, which is an argument."""
-    fields = GenerationRequest.model_fields
-    return [_parameter(name, info) for name, info in fields.items() if name != "prompt"]
+    """An option for every such field but the prompt, which is an argument."""
+    return [_parameter(name, info) for name, info in _FIELDS.items() if name != "prompt"]
 
 
 def setting_parameters() -> list[inspect.Parameter]:
@@ -104,7 +106,7 @@ def setting_parameters() -> list[inspect.Parameter]:
 
 def split_request(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The request fields that were given, and the values that are about settings."""
-    fields = {name: value for name, value in values.items() if name in GenerationRequest.model_fields}
+    fields = {name: value for name, value in values.items() if name in _FIELDS}
     given = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items() if v not in (None, [])}
     return given, {name: value for name, value in values.items() if name not in fields}
 

@@ -26,7 +26,7 @@ from lightweight_engine.flux.autoencoder import Autoencoder
 from lightweight_engine.flux.clip import CLIPText
 from lightweight_engine.flux.t5 import T5Encoder
 from lightweight_engine.labels import sampler_labels
-from lightweight_engine.request import GenerationRequest, Progress
+from lightweight_engine.request import MODEL_FIELDS, GenerationRequest, Progress
 
 PROJECT = Path(__file__).resolve().parents[2]
 TOKENIZERS = PROJECT / "lightweight_engine" / "tiny" / "tokenizers"
@@ -78,8 +78,9 @@ def test_every_error_has_a_documented_exit_code() -> None:
 
 def test_every_request_field_is_an_option(cli: Cli) -> None:
     text = cli("generate", "--help").out
-    names = [name for name in GenerationRequest.model_fields if name != "prompt"]
+    names = [name for name in GenerationRequest.model_fields if name not in ("prompt", *MODEL_FIELDS)]
     assert [name for name in names if option(name) not in text] == []
+    assert all(text.count(f"{option(name)} ") <= 1 for name in MODEL_FIELDS), "a setting has one option"
 
 
 def test_help_is_in_groups(cli: Cli) -> None:

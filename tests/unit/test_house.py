@@ -28,7 +28,7 @@ FLOORS = {"": 0, "backend": 1, "flux": 2, "upscalers": 2, "extensions": 3, "core
 # neighbours.
 ARROWS = {
     # floor 0
-    "request": "errors",
+    "request": "errors labels",
     "labels": "errors",
     "config": "errors labels request",
     # backend
@@ -123,7 +123,7 @@ ARROWS = {
     "core.recovery": "networks plan",
     "core.start_pictures": "colours pictures",
     "core.coding": "finite",
-    "core.processing": "coding finite images networks recovery start_pictures",
+    "core.processing": "coding finite images networks progress recovery start_pictures",
     "core.passes": "limits networks pictures plan processing upscaling",
     "core.describe": "infotext infotext_parse lora_sources pictures",
     "core.replay": "describe filenames images infotext_parse",

@@ -13,11 +13,11 @@ from factories import save_drawable
 from lightweight_engine import Config, GenerationRequest, LightweightEngine
 from lightweight_engine.backend.devices import Card
 from lightweight_engine.backend.memory_manager import GIB
-from lightweight_engine.config import STORAGE
 from lightweight_engine.core import precision
 from lightweight_engine.core.models import TINY, ModelLibrary, ModelSet
 from lightweight_engine.core.precision import Precision, choose_precision, memory_manager
 from lightweight_engine.flux.load import Storage
+from lightweight_engine.labels import STORAGE
 
 GPU = Card("a card", "cuda", 24 * GIB, 24 * GIB)
 HOST = Card("CPU", "cpu", 64 * GIB, 64 * GIB)

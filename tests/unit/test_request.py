@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from lightweight_engine.config import EngineConfig
 from lightweight_engine.errors import RequestError
-from lightweight_engine.request import MAX_SEED, GenerationRequest, profile_defaults
+from lightweight_engine.request import MAX_SEED, MODEL_FIELDS, GenerationRequest, profile_defaults
 
 
 def test_the_profiles_have_the_defaults_of_their_services() -> None:
@@ -101,3 +102,23 @@ def test_hires_follows_the_scale_unless_it_is_set(fields: dict, hires: bool) -> 
 def test_zero_and_null_sizes_are_left_out() -> None:
     assert GenerationRequest(width=0, height=None).width is None
     assert GenerationRequest(prompt=None).prompt == ""
+
+
+def test_a_model_for_one_request() -> None:
+    assert set(MODEL_FIELDS) == {"checkpoint", "t5", "clip", "vae", "storage_dtype"} <= set(EngineConfig.model_fields)
+    assert not any(GenerationRequest().model_dump(include=set(MODEL_FIELDS)).values())
+    assert GenerationRequest(checkpoint="small", storage_dtype="bnb-nf4 (fp16 LoRA)").storage_dtype == "nf4"
+
+
+@pytest.mark.parametrize("field", MODEL_FIELDS)
+@pytest.mark.parametrize("value", ["", "a" * 4097, 7])
+def test_what_is_no_name_of_a_model(field: str, value: object) -> None:
+    with pytest.raises(RequestError, match=field) as caught:
+        GenerationRequest(**{field: value})
+    assert caught.value.field == field
+
+
+def test_a_storage_format_that_is_none() -> None:
+    with pytest.raises(RequestError, match="must be one of auto, bf16") as caught:
+        GenerationRequest(storage_dtype="int3")
+    assert caught.value.field == "storage_dtype"

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...config import EngineConfig, storage_name
+from ...config import EngineConfig
 from ...core.assembly import choose_models
 from ...core.models import ModelLibrary, title_of
 from ...core.pictures import PictureReader
 from ...errors import ModelNotFoundError, RequestError
-from ...labels import resolve_sampler
+from ...labels import resolve_sampler, storage_name
 from ...request import GenerationRequest
 from .inputs import ASPECT_RATIOS, AUTOMATIC, INPUTS
 
