@@ -163,9 +163,11 @@ ARROWS = {
     "apps.server.bodies": "server.faults",
     "apps.server.schemas": "server.jobs server.messages",
     "apps.server.guards": "server.faults server.logs server.metrics",
-    "apps.server.native": "server.bodies server.faults server.jobs server.schemas server.service",
+    "apps.server.asking": "server.faults server.jobs server.service",
+    "apps.server.native": "server.asking server.bodies server.faults server.jobs server.schemas server.service",
     "apps.server.status": "server.metrics server.native server.schemas server.service",
-    "apps.server.app": "server.faults server.guards server.native server.schemas server.service server.status",
+    "apps.server.app": "server.asking server.faults server.guards server.native server.schemas server.service "
+    "server.status",
     "apps.server.run": "server.app server.service server.supervisor",
     # predict() under Cog
     "apps.predictor.requests": "predictor.inputs",

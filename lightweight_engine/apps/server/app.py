@@ -12,9 +12,10 @@ from starlette.responses import JSONResponse
 
 from ... import __version__
 from ...errors import EngineError
+from .asking import JobFailed
 from .faults import Fault
 from .guards import Guard, Rules, answer
-from .native import JobFailed, native_routes
+from .native import native_routes
 from .schemas import request_schema
 from .service import Service
 from .status import status_routes
@@ -53,7 +54,7 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(JobFailed)
     async def job_failed(request: Request, error: JobFailed) -> JSONResponse:
-        return told(request, error.fault or Fault.unexpected())
+        return told(request, error.fault)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:

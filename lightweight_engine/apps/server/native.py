@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,15 +12,14 @@ from starlette.responses import StreamingResponse
 
 from ...errors import RequestError
 from ...request import GenerationRequest
+from .asking import CLIENT_GONE, finished, seconds_of, submit
 from .bodies import read_json
-from .faults import MalformedBodyError, NotAcceptableError, UnknownJobError
+from .faults import NotAcceptableError, UnknownJobError
 from .jobs import Job
 from .schemas import EXAMPLE, MEDIA_TYPES, ErrorAnswer, Generated, JobAnswer, as_base64
 from .service import Service
 
 HEARTBEAT_SECONDS = 15.0  # between signs of life in a stream of events, as proxies close silent ones
-CLIENT_GONE = 499  # nobody reads it; it is for the log
-MAX_KEY = 255  # characters of an idempotency key
 
 _BODY: dict[str, Any] = {
     "requestBody": {
@@ -63,13 +61,9 @@ def _add_generate(router: APIRouter, service: Service) -> None:
         drawn = _as_request(service, _with_format(fields, kind))
         if kind != "json" and drawn.num_outputs > 1:
             raise NotAcceptableError("an answer that is a picture holds one; ask for num_outputs 1, or accept JSON")
-        job = _submit(service, request, drawn)
-        if not await _wait(request, job):
-            if not job.keyed and not job.over:
-                service.cancel(job)
+        job = submit(service, request, drawn)
+        if not await finished(service, request, job):
             return Response(status_code=CLIENT_GONE)
-        if job.fault is not None:
-            raise _Failed(job)
         return await asyncio.to_thread(_told, job) if kind == "json" else _picture(job, 0)
 
 
@@ -89,7 +83,7 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
         if not 0 <= preview_every <= 1000:
             raise RequestError("preview_every: give 0 to 1000 steps", field="preview_every")
         drawn = _as_request(service, await read_json(request, service.max_body))
-        job = _submit(service, request, drawn, preview_every)
+        job = submit(service, request, drawn, preview_every)
         response.headers["Location"] = f"/jobs/{job.id}"
         return told(job)
 
@@ -127,17 +121,6 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
         return _picture(service.jobs.get(job_id), n)
 
 
-class _Failed(Exception):
-    """A job ended with a fault, which is the answer."""
-
-    def __init__(self, job: Job) -> None:
-        super().__init__(job.id)
-        self.fault = job.fault
-
-
-JobFailed = _Failed
-
-
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What OpenAPI says of the failures of a route."""
     return {status: {"model": ErrorAnswer} for status in statuses}
@@ -161,7 +144,7 @@ def wanted_format(accept: str) -> str | None:
 def _weighed(part: str) -> tuple[str, float]:
     kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
     weight = next((text[2:] for text in parameters if text.startswith("q=")), "1")
-    return kind, _seconds(weight) or 0.0
+    return kind, seconds_of(weight) or 0.0
 
 
 def _with_format(fields: dict[str, Any], kind: str | None) -> dict[str, Any]:
@@ -179,47 +162,6 @@ def _as_request(service: Service, fields: dict[str, Any]) -> GenerationRequest:
         if fields.get(side) is not None and getattr(request, side) is None:  # 0 is how the Cog service leaves it out
             raise RequestError(f"{side}: a side is at least 16 pixels; leave it out for the model's own", field=side)
     return request
-
-
-def _submit(service: Service, request: Request, drawn: GenerationRequest, preview_every: int = 0) -> Job:
-    key = request.headers.get("idempotency-key")
-    if key is not None and not 0 < len(key) <= MAX_KEY:
-        raise MalformedBodyError(f"an Idempotency-Key has 1 to {MAX_KEY} characters", param="Idempotency-Key")
-    text = request.headers.get("x-request-timeout")
-    seconds = None if text is None else _seconds(text)
-    if text is not None and not seconds:
-        raise RequestError("X-Request-Timeout: give seconds, more than 0", field="X-Request-Timeout")
-    return service.submit(
-        drawn,
-        request_id=request.state.request_id,
-        seconds=seconds,
-        key=None if key is None else f"{request.state.caller}:{key}",
-        preview_every=preview_every,
-    )
-
-
-def _seconds(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) and number > 0 else None
-
-
-async def _wait(request: Request, job: Job) -> bool:
-    """Wait until the job is over, and say so; or that the caller has hung up before."""
-    over, gone = asyncio.create_task(job.ended()), asyncio.create_task(_gone(request))
-    try:
-        await asyncio.wait({over, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return over.done()
-    finally:
-        over.cancel()
-        gone.cancel()
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _told(job: Job) -> Response:

@@ -1,0 +1,87 @@
+"""How a route has a job done: submitted as its headers say, waited for, and cancelled where its caller hangs up."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+from starlette.requests import Request
+
+from ...errors import RequestError
+from ...request import GenerationRequest
+from .faults import Fault, MalformedBodyError
+from .jobs import Job
+from .service import Service
+
+CLIENT_GONE = 499  # nobody reads it; it is for the log
+MAX_KEY = 255  # characters of an idempotency key
+
+
+class JobFailed(Exception):
+    """A job ended with a fault, which is the answer."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.message)
+        self.fault = fault
+
+
+def submit(service: Service, request: Request, drawn: GenerationRequest, preview_every: int = 0) -> Job:
+    """Have the service accept a job, with the idempotency key and the time that the headers give.
+
+    Raises:
+        Refusal, RequestError: a header is wrong, or as of ``Service.submit``.
+    """
+    key = request.headers.get("idempotency-key")
+    if key is not None and not 0 < len(key) <= MAX_KEY:
+        raise MalformedBodyError(f"an Idempotency-Key has 1 to {MAX_KEY} characters", param="Idempotency-Key")
+    text = request.headers.get("x-request-timeout")
+    seconds = None if text is None else seconds_of(text)
+    if text is not None and not seconds:
+        raise RequestError("X-Request-Timeout: give seconds, more than 0", field="X-Request-Timeout")
+    return service.submit(
+        drawn,
+        request_id=request.state.request_id,
+        seconds=seconds,
+        key=None if key is None else f"{request.state.caller}:{key}",
+        preview_every=preview_every,
+    )
+
+
+def seconds_of(text: str) -> float | None:
+    """A number above 0; None where a text is none."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and number > 0 else None
+
+
+async def finished(service: Service, request: Request, job: Job) -> bool:
+    """Wait until the job is over. False: the caller has hung up, and the job is cancelled unless it has a key.
+
+    Raises:
+        JobFailed: it ended with a fault.
+    """
+    if not await _wait(request, job):
+        if not job.keyed and not job.over:
+            service.cancel(job)
+        return False
+    if job.fault is not None:
+        raise JobFailed(job.fault)
+    return True
+
+
+async def _wait(request: Request, job: Job) -> bool:
+    """Wait until the job is over, and say so; or that the caller has hung up before."""
+    over, gone = asyncio.create_task(job.ended()), asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({over, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return over.done()
+    finally:
+        over.cancel()
+        gone.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
