@@ -157,6 +157,9 @@ class EngineConfig(BaseModel):
         40.0, "limits", "Megapixels of a picture that a request brings; more are not decoded.", gt=0, le=1000
     )
     max_prompt_chars: int = _setting(20_000, "limits", "Characters in a prompt.", ge=1)
+    max_prompt_tokens: int = _setting(
+        4_096, "limits", "Tokens of T5 in a prompt, of which each part between BREAKs takes 256 or more.", ge=256
+    )
     max_megapixel_steps: float = _setting(
         4_000.0, "limits", "Cost of one request: megapixels x model calls x pictures.", gt=0
     )

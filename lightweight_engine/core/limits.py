@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from ..config import EngineConfig
 
 
+PROMPTS = ("prompt", "negative_prompt", "hr_prompt", "hr_negative_prompt")
+"""Fields that the text encoders read."""
+
+
 def check_fields(request: GenerationRequest, config: EngineConfig) -> None:
     """Refuse a request with a field that is larger than the configuration allows; no model is needed to tell.
 
@@ -18,7 +22,7 @@ def check_fields(request: GenerationRequest, config: EngineConfig) -> None:
         RequestError: names the field, the limit, and the setting that holds it.
     """
     _check_sides(request.height, request.width, config)
-    for field in ("prompt", "negative_prompt", "hr_prompt", "hr_negative_prompt"):
+    for field in PROMPTS:
         length = len(getattr(request, field))
         if length > config.max_prompt_chars:
             raise RequestError(
@@ -31,6 +35,16 @@ def check_fields(request: GenerationRequest, config: EngineConfig) -> None:
             f"num_outputs: {request.num_outputs} is over the limit of {config.max_outputs} (setting max_outputs); "
             "ask for less",
             field="num_outputs",
+        )
+
+
+def check_tokens(field: str, tokens: int, config: EngineConfig) -> None:
+    """Refuse a prompt of more tokens than the configuration allows. Raises RequestError."""
+    if tokens > config.max_prompt_tokens:
+        raise RequestError(
+            f"{field}: {tokens:,} tokens are over the limit of {config.max_prompt_tokens:,} (setting "
+            "max_prompt_tokens; a part between BREAKs counts as the longest, and as 256 at least); shorten it",
+            field=field,
         )
 
 

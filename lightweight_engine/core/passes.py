@@ -11,6 +11,7 @@ from ..errors import RequestError
 from ..extensions.detectors import DetectorLibrary
 from ..extensions.hires_fix import LATENT_MODES, Target, second_pass, target_size
 from ..extensions.lora import LoRAManager, Progress, specs_of
+from ..flux.chunks import t5_length
 from ..flux.conditioner import EmbeddingCache
 from ..flux.noise import random_seed
 from ..flux.prompt import parse_networks, plan_negative, plan_prompt
@@ -20,7 +21,7 @@ from ..labels import resolve_sampler, schedule_steps
 from ..request import MAX_SEED, GenerationRequest
 from ..upscalers.library import Entry, UpscalerLibrary
 from ..upscalers.networks import tile_bytes
-from .limits import check_target
+from .limits import PROMPTS, check_target, check_tokens
 from .networks import Networks
 from .pictures import PictureReader
 from .plan import T5_LENGTH, Plan, Shape, Upscaling, make_plan
@@ -85,10 +86,25 @@ def at_home(request: GenerationRequest, tools: Tools, warnings: list[str]) -> Ge
 def first_pass(
     request: GenerationRequest, tools: Tools, warnings: list[str], progress: Progress, prompts: Sequence[str] = ()
 ) -> Pass:
+    check_prompts(request, prompts, tools)
     size = picture_size(request, tools.networks, warnings)
     walk = _walk(request, tools.networks, entered=request.image is not None)
     batches = with_loras(request, plan_batches(request, walk[0], prompts), tools.loras, warnings, progress)
     return Pass(request, size, *walk, numbered(batches))
+
+
+def check_prompts(request: GenerationRequest, prompts: Sequence[str], tools: Tools) -> None:
+    """Refuse a text that is too long to be encoded, before anything works on it that takes longer than its length.
+
+    The texts of a schedule are parts of it, and no longer.
+
+    Raises:
+        RequestError: names the field, its tokens and the limit.
+    """
+    texts = [("prompt", text) for text in dict.fromkeys(prompts)] + [(name, getattr(request, name)) for name in PROMPTS]
+    for field, text in texts:
+        tokens = _text_tokens(parse_networks(text)[0], tools.networks)
+        check_tokens(field, tokens, tools.config)
 
 
 def hires_pass(first: Pass, tools: Tools, warnings: list[str], progress: Progress) -> tuple[Pass | None, Target | None]:
@@ -232,12 +248,7 @@ def _plan_memory(each: Pass, networks: Networks, *, picture: bool, up: Upscaling
 
 
 def _text_tokens(text: str, networks: Networks) -> int:
-    """T5 tokens that a text takes at most; a short one is padded, and needs no counting."""
-    chunks = text.count("BREAK") + 1
-    tokens = len(text) + 1
-    if tokens > T5_LENGTH:
-        tokens = len(networks.tokenizers[1].encode(text)) + 1
-    return chunks * max(T5_LENGTH, tokens)
+    return t5_length(text, lambda: networks.tokenizers[1], T5_LENGTH)
 
 
 def asked_size(request: GenerationRequest, networks: Networks) -> tuple[int, int]:

@@ -179,7 +179,7 @@ def plan_negative(text: str, steps: int, *, base_steps: int | None = None) -> Pr
 # --- emphasis ---------------------------------------------------------------------------------------------------
 
 _TOKEN = re.compile(r"\\[()\[\]\\]?|:\s*([-+]?[.\d]+)\s*\)|[()\[\]:]|[^\\()\[\]:]+")
-_BREAK = re.compile(r"\bBREAK\b")
+BREAK_WORD = re.compile(r"\bBREAK\b")
 _FACTOR = {"(": 1.1, "[": 1 / 1.1}
 
 
@@ -195,7 +195,7 @@ class _Weights:
 
     def add(self, text: str) -> None:
         """Append text; the word BREAK, with the blanks around it, becomes a break."""
-        pieces = _BREAK.split(text)
+        pieces = BREAK_WORD.split(text)
         for i, piece in enumerate(pieces):
             if i > 0:
                 self.breaks.add(len(self.texts))

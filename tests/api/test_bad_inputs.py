@@ -397,7 +397,9 @@ PROMPTS: dict[str, tuple[str, tuple[int, ...]]] = {
     "70 marks of all kinds": ("🎨 مرحبا é́́ 中文 \u202e", (200,)),
     "70 half a character": ("\ud800", (422,)),
     "70 a NUL": ("a\0b", (200, 422)),
-    "71 brackets": ("(" * 10_000, (200, 422, 507)),  # a token each: not every machine has room for as many
+    "71 brackets": ("(" * 10_000, (422,)),
+    "71 brackets around words": ("(a" * 2_000 + ")" * 2_000, (422,)),
+    "71 parts without end": ("BREAK " * 3_000, (422,)),
     "71 a tag without end": ("<lora:x:", (200, 422)),
     "72 a LoRA twice": ("<lora:hat:1><lora:hat:1>", (200,)),
     "72 at another strength": ("<lora:hat:1><lora:hat:0.5>", (200,)),
@@ -411,7 +413,8 @@ def test_prompts(strict: Running, case: str) -> None:
     answer = strict.generate(prompt=prompt)
     assert answer.status in statuses, answer.body[:300]
     if answer.status != 200:
-        refused(answer, answer.status)
+        error = refused(answer, answer.status)
+        assert not case.startswith("71 b") or "max_prompt_tokens" in error["message"]
     elif case.startswith("70"):
         assert answer.json["infotexts"][0].startswith(prompt)
 

@@ -1,0 +1,72 @@
+"""How long a prompt may be: counted in linear time before anything is parsed, for every way into the engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command_line import command_line
+
+from lightweight_engine import Config, GenerationRequest, LightweightEngine
+from lightweight_engine.errors import RequestError
+from lightweight_engine.flux.chunks import segments_of, t5_chunks, t5_length
+
+SMALL = {"width": 64, "height": 64, "steps": 1, "seed": 1}
+LONG = {
+    "brackets": "(" * 10_000,
+    "weights": "(a:1.1)" * 2_000,
+    "nested words": "(a" * 5_000,
+    "choices": "[a|b]" * 4_000,
+    "parts": "BREAK " * 3_000,
+    "letters that become several": "\ufdfa" * 2_000,
+}
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LightweightEngine]:
+    folder = tmp_path_factory.mktemp("engine")
+    made = LightweightEngine(Config(models_dir=folder, cache_dir=folder / "cache", device="cpu", offline=True))
+    made.setup()
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt", "hr_prompt", "hr_negative_prompt"])
+@pytest.mark.parametrize("case", LONG)
+def test_a_long_prompt_is_refused_at_once(engine: LightweightEngine, field: str, case: str) -> None:
+    begin = time.perf_counter()
+    with pytest.raises(RequestError, match=rf"{field}: [\d,]+ tokens .*4,096 .*max_prompt_tokens") as raised:
+        engine.run(GenerationRequest(**{"prompt": "a woman", **SMALL, field: LONG[case]}))
+    assert raised.value.field == field
+    assert time.perf_counter() - begin < 2
+
+
+def test_the_plan_and_the_command_line_refuse_it_too(
+    engine: LightweightEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RequestError, match="max_prompt_tokens"):
+        engine.plan(GenerationRequest(prompt=LONG["brackets"], **SMALL))
+    done = command_line(capsys, tmp_path, monkeypatch)("generate", LONG["brackets"], "--steps", 1, "--device", "cpu")
+    assert done.code == 2 and "max_prompt_tokens" in done.err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a smiling woman",
+        "a woman BREAK with red hair BREAK",
+        "(a:1.2)[b](c)" * 60,
+        "word " * 700,
+        "short BREAK " + "word " * 400,
+        "½ﷺ" * 120,
+        "a\\(b\\) " * 100,
+    ],
+)
+def test_what_is_counted_is_never_less_than_what_is_encoded(engine: LightweightEngine, text: str) -> None:
+    tokenizer = engine.networks.tokenizers[1]
+    chunks = t5_chunks(segments_of(text), tokenizer)
+    encoded = sum(len(chunk.ids) for chunk in chunks)
+    assert encoded <= t5_length(text, lambda: tokenizer) <= 8 * encoded
