@@ -27,6 +27,7 @@ class SamplerLabel:
         discard_next_to_last: runs on a schedule of one more step whose next-to-last sigma is dropped.
         uses_ensd: its noise after the first is that of ``eta_noise_seed_delta``, which the picture's text then names.
         valid: makes sense for a flow model.
+        aliases: other spellings that callers use, which are k-diffusion's names.
     """
 
     label: str
@@ -35,6 +36,7 @@ class SamplerLabel:
     discard_next_to_last: bool = False
     uses_ensd: bool = False
     valid: bool = True
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,20 +52,22 @@ class SchedulerLabel:
 SAMPLERS: dict[str, SamplerLabel] = {
     row.label: row
     for row in (
-        SamplerLabel("DPM++ 2M", "Karras"),
-        SamplerLabel("DPM++ SDE", "Karras", second_order=True),
-        SamplerLabel("DPM++ 2M SDE", "Exponential"),
-        SamplerLabel("DPM++ 2M SDE Heun", "Exponential"),
-        SamplerLabel("DPM++ 2S a", "Karras", second_order=True, uses_ensd=True),
-        SamplerLabel("DPM++ 3M SDE", "Exponential", discard_next_to_last=True),
-        SamplerLabel("Euler a", uses_ensd=True),
-        SamplerLabel("Euler"),
-        SamplerLabel("LMS"),
-        SamplerLabel("Heun", second_order=True),
-        SamplerLabel("DPM2", "Karras", second_order=True, discard_next_to_last=True),
-        SamplerLabel("DPM2 a", "Karras", second_order=True, discard_next_to_last=True, uses_ensd=True),
-        SamplerLabel("DPM fast", uses_ensd=True),
-        SamplerLabel("DPM adaptive", uses_ensd=True),
+        SamplerLabel("DPM++ 2M", "Karras", aliases=("k_dpmpp_2m",)),
+        SamplerLabel("DPM++ SDE", "Karras", second_order=True, aliases=("k_dpmpp_sde",)),
+        SamplerLabel("DPM++ 2M SDE", "Exponential", aliases=("k_dpmpp_2m_sde",)),
+        SamplerLabel("DPM++ 2M SDE Heun", "Exponential", aliases=("k_dpmpp_2m_sde_heun",)),
+        SamplerLabel("DPM++ 2S a", "Karras", second_order=True, uses_ensd=True, aliases=("k_dpmpp_2s_a",)),
+        SamplerLabel("DPM++ 3M SDE", "Exponential", discard_next_to_last=True, aliases=("k_dpmpp_3m_sde",)),
+        SamplerLabel("Euler a", uses_ensd=True, aliases=("k_euler_a", "k_euler_ancestral")),
+        SamplerLabel("Euler", aliases=("k_euler",)),
+        SamplerLabel("LMS", aliases=("k_lms",)),
+        SamplerLabel("Heun", second_order=True, aliases=("k_heun",)),
+        SamplerLabel("DPM2", "Karras", second_order=True, discard_next_to_last=True, aliases=("k_dpm_2",)),
+        SamplerLabel(
+            "DPM2 a", "Karras", second_order=True, discard_next_to_last=True, uses_ensd=True, aliases=("k_dpm_2_a",)
+        ),
+        SamplerLabel("DPM fast", uses_ensd=True, aliases=("k_dpm_fast",)),
+        SamplerLabel("DPM adaptive", uses_ensd=True, aliases=("k_dpm_ad", "k_dpm_adaptive")),
         SamplerLabel("Restart", "Karras", second_order=True),
         SamplerLabel("HeunPP2"),
         SamplerLabel("IPNDM"),
@@ -176,7 +180,8 @@ def _spellings(row: SchedulerLabel) -> tuple[str, ...]:
 def _find(rows: dict[str, SamplerLabel], name: str, *, ignore_case: bool) -> SamplerLabel | None:
     if not ignore_case:
         return rows.get(name)
-    return next((row for label, row in rows.items() if label.lower() == name.strip().lower()), None)
+    wanted = name.strip().lower()
+    return next((row for label, row in rows.items() if wanted in (label.lower(), *row.aliases)), None)
 
 
 def _find_scheduler(name: str, *, ignore_case: bool) -> SchedulerLabel | None:
