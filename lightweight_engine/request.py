@@ -396,6 +396,9 @@ class GenerationResult(_Frozen):
     ``settings`` are those that decide the numbers of a picture beside its request.
 
     ``stages`` are, for each picture, those that came before it, by name in their order; with ``save_stages``.
+
+    ``interrupted``: an interrupt ended the job or a batch early. Pictures may be missing, unfinished, or without their
+    later passes.
     """
 
     images: tuple[Any, ...]
@@ -409,6 +412,7 @@ class GenerationResult(_Frozen):
     details: tuple[DetailReport, ...] = ()
     timings: dict[str, float] = Field(default_factory=dict)
     peak_memory: int = 0
+    interrupted: bool = False
     device: str = "cpu"
     versions: dict[str, str] = Field(default_factory=dict)
     settings: dict[str, Any] = Field(default_factory=dict)

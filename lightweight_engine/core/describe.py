@@ -141,6 +141,7 @@ def sidecar(result: GenerationResult, index: int) -> dict[str, Any]:
         "settings": result.settings,
         "timings": result.timings,
         "peak_memory": result.peak_memory,
+        "interrupted": result.interrupted,
         "warnings": list(result.warnings),
     }
 

@@ -68,6 +68,11 @@ class Workshop:
     reports: list[DetailReport] = field(default_factory=list)
     stages: list[dict[str, Image.Image]] = field(default_factory=list)
 
+    def leave_out(self) -> None:
+        """The next picture is left as it is."""
+        self.reports.append(DetailReport())
+        self.stages.append({})
+
     def refiner(self, job: Job, batch: Batch) -> Callable[[list[Image.Image]], list[Image.Image]]:
         """What is done to the pictures of a batch."""
         return partial(detail, job, batch, self) if job.detailing else list
@@ -177,6 +182,10 @@ def detail(job: Job, batch: Batch, workshop: Workshop, images: Sequence[Image.Im
     assert job.detailing is not None
     results = []
     for number, image in enumerate(images):
+        if job.ends():
+            workshop.leave_out()
+            results.append(image)
+            continue
         outer = _outer(job, batch.first + number)
         prompt = outer.prompts[outer.index]
         workshop.enter("detect")
@@ -217,14 +226,19 @@ def _painted(job: Job, index: int) -> Image.Image | None:
     return prepared.overlay_mask if prepared.paste_to is None else None
 
 
-def _paint(job: Job, repaint: Repaint, outer_prompt: str, workshop: Workshop) -> Image.Image:
-    """Paint one mask by a job of its own."""
+def _paint(job: Job, repaint: Repaint, outer_prompt: str, workshop: Workshop) -> Image.Image | None:
+    """Paint one mask by a job of its own; None where it was interrupted, or would be now."""
+    if job.ends():
+        return None
     workshop.enter("detail")
     inner = workshop.plan(request_of(job.request, repaint, outer_prompt))
     workshop.jobs.append(inner)
     (batch,) = inner.batches
-    (image,) = finished(inner, batch, draw(inner, batch).pixels)
+    drawn = draw(inner, batch)
     workshop.enter("detect")
+    if job.ends():
+        return None
+    (image,) = finished(inner, batch, drawn.pixels)
     return image
 
 

@@ -35,7 +35,7 @@ from .pictures import PictureReader
 from .plan import Plan
 from .precision import settings_in_effect
 from .processing import Batch, Drawn, Job, draw, make
-from .progress import Cancel, OnProgress, Tracker, Watch
+from .progress import Cancel, Interrupt, OnProgress, Tracker, Watch
 from .recovery import within_memory
 from .upscaling import upscale_picture, usual_upscaler
 
@@ -145,6 +145,7 @@ class LightweightEngine:
         on_progress: OnProgress | None = None,
         cancel: Cancel | None = None,
         preview_every: int = 0,
+        interrupt: Interrupt | None = None,
     ) -> GenerationResult:
         """Do one request.
 
@@ -152,13 +153,14 @@ class LightweightEngine:
             on_progress: called at every stage and step, in this thread.
             cancel: an event; once set, the job ends within one step.
             preview_every: steps between previews in ``on_progress``; 0 is none.
+            interrupt: ends the job, or a batch of it, within one step with the pictures so far.
 
         Raises:
             RequestError: a field is wrong or over a limit.
             GenerationCancelled: ``cancel`` was set.
             MemoryBudgetError: the device ran out of memory. The engine stays usable after each of these.
         """
-        watch = Watch(on_progress, cancel, preview_every)
+        watch = Watch(on_progress, cancel, preview_every, interrupt)
         with self._lock:
             networks = self.networks
             memory = PeakMemory(networks.device)
@@ -299,7 +301,8 @@ class LightweightEngine:
         files = networks.models.files(self._hashes)
         images, stages, seeds, subseeds, infotexts = [], [], [], [], []
         for batch in job.batches:
-            tracker.start_batch()
+            if not tracker.start_batch():
+                break
             pictures, kept = make(job, batch, workshop.refiner(job, batch))
             details = workshop.stages[len(images) :] or [{} for _ in kept]
             stages += [{**before, **after} for before, after in zip(kept, details, strict=True)]
@@ -324,6 +327,7 @@ class LightweightEngine:
             peak_memory=memory.bytes(),
             device=device_name(networks.device),
             versions=versions(),
+            interrupted=tracker.interrupted,
             settings=settings_in_effect(self.config, networks.models, networks.manager.card),
             warnings=tuple(dict.fromkeys((*self._notes, *(text for each in jobs for text in each.warnings)))),
         )

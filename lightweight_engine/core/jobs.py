@@ -114,6 +114,7 @@ def _job(
         attempt=attempt,
         enter=enter,
         after_step=tracker.after_step,
+        ends=tracker.ends,
         warnings=warnings,
         batches=each.batches,
     )

@@ -32,6 +32,7 @@ from .coding import Start, decode_latent, encode_pixels, start_of
 from .finite import check_finite
 from .images import to_images
 from .networks import Networks
+from .progress import Interrupted
 from .recovery import Recovery
 from .start_pictures import StartPictures
 
@@ -56,7 +57,8 @@ class Job:
         begin: the pictures that it starts from.
         attempt: does a piece of a stage's work, once more with less on the device where memory runs out.
         enter: called with the name of a stage as it begins.
-        after_step: called with (step, latent, denoised); may raise to stop.
+        after_step: called with (step, latent, denoised); raises Interrupted to stop with what there is.
+        ends: whether the caller wants the batch as it is, so that what would follow is left out.
         batches: what is drawn at once, in order.
         hires: the pass that follows.
         detailing: what is done to the finished pictures.
@@ -75,6 +77,7 @@ class Job:
     attempt: Recovery
     enter: Callable[[str], None]
     after_step: Callable[[int, Tensor, Tensor], None]
+    ends: Callable[[], bool]
     warnings: list[str]
     batches: tuple[Batch, ...]
     hires: Hires | None = None
@@ -159,12 +162,17 @@ def draw(job: Job, batch: Batch) -> Drawn:
     job.enter("encode")
     texts = job.attempt("encode", lambda: encode_prompts(job, batch))
     if job.hires is None:
-        latent = walk(job, batch, texts, start_of(job, batch))
-        job.enter("decode")
-        return Drawn(latent, job.attempt("decode", lambda: decode_latent(job, latent)))
+        return decoded(job, walk(job, batch, texts, start_of(job, batch)))
     second, again = job.hires.job, job.hires.batches[batch.first]
     later = job.attempt("encode", lambda: encode_prompts(second, again))
-    return refine(job, walk(job, batch, texts, start_of(job, batch)), again, later)
+    latent = walk(job, batch, texts, start_of(job, batch))
+    return decoded(job, latent) if job.ends() else refine(job, latent, again, later)
+
+
+def decoded(job: Job, latent: Tensor, stages: Mapping[str, Tensor] | None = None) -> Drawn:
+    """The finished latent of a pass with its pixels, where no pass follows."""
+    job.enter("decode")
+    return Drawn(latent, job.attempt("decode", lambda: decode_latent(job, latent)), stages or {})
 
 
 def walk(job: Job, batch: Batch, texts: Texts, start: Start) -> Tensor:
@@ -187,7 +195,10 @@ def walk(job: Job, batch: Batch, texts: Texts, start: Start) -> Tensor:
     latent = job.schedule.start(
         first, init, noise_multiplier=request.initial_noise_multiplier, extra_noise=request.img2img_extra_noise
     )
-    latent = run(job.schedule, painted or guided, latent, noise, job.after_step, sampler_options(request))
+    try:
+        latent = run(job.schedule, painted or guided, latent, noise, job.after_step, sampler_options(request))
+    except Interrupted as interrupted:
+        latent = interrupted.denoised
     latent = painted.blend(latent) if painted else latent
     check_finite(networks, "transformer", [latent])
     return latent
@@ -213,15 +224,19 @@ def refine(job: Job, latent: Tensor, batch: Batch, texts: Texts) -> Drawn:
         second.networks.enter("decode", second.attempt.plan)
         return second.attempt("decode", lambda: encode_pixels(second, pixels, batch.seeds))
 
-    start = hires_start(latent, hires.target, hires.method, Passes(decode, encode, enlarge))
+    try:
+        start = hires_start(latent, hires.target, hires.method, Passes(decode, encode, enlarge))
+    except Interrupted:
+        start = None
+    if start is None or job.ends():
+        return Drawn(latent, kept["base"]) if "base" in kept else decoded(job, latent)
     if job.request.save_stages and "base" not in kept:
         decode(latent)
     stages = kept if job.request.save_stages else {}
     if not second.schedule.levels and "upscaled" in kept:
         return Drawn(start, hires.target.cut_pixels(kept["upscaled"], second.networks.autoencoder_factor), stages)
     latent = walk(second, batch, texts, Start(start)) if second.schedule.levels else start
-    second.enter("decode")
-    return Drawn(latent, second.attempt("decode", lambda: decode_latent(second, latent)), stages)
+    return decoded(second, latent, stages)
 
 
 def encode_prompts(job: Job, batch: Batch) -> Texts:

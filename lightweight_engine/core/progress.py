@@ -1,7 +1,8 @@
-"""Where a job is: stage, step, speed and time left, and the point at which it can be stopped."""
+"""Where a job is: stage, step, speed and time left, and the points at which it can be cancelled or interrupted."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,13 +24,59 @@ class Cancel(Protocol):
     def is_set(self) -> bool: ...
 
 
+class Interrupt:
+    """Ends a job early with what there is, where a cancel gives nothing. Any thread may call it, at any time.
+
+    What is being sampled is decoded as the network takes it to be at that step; passes that would follow are left out.
+    """
+
+    def __init__(self) -> None:
+        self._stopped, self._skipped = threading.Event(), threading.Event()
+
+    def stop(self) -> None:
+        """End the job with the pictures so far."""
+        self._stopped.set()
+
+    def skip(self) -> None:
+        """End the batch that is being drawn, and go on with the next."""
+        self._skipped.set()
+
+    def start_batch(self) -> None:
+        """A skip is for the batch in which it came, and no other."""
+        self._skipped.clear()
+
+    @property
+    def ends_job(self) -> bool:
+        return self._stopped.is_set()
+
+    @property
+    def ends_batch(self) -> bool:
+        return self._stopped.is_set() or self._skipped.is_set()
+
+
+class Interrupted(Exception):
+    """Leaves the work that an interrupt ends; within the engine only. ``denoised`` is what sampling has come to."""
+
+    def __init__(self, denoised: Any = None) -> None:
+        super().__init__("interrupted")
+        self.denoised = denoised
+
+
 @dataclass(frozen=True)
 class Watch:
-    """How a caller follows a job: a function told of its progress, an event that stops it, steps between previews."""
+    """How a caller follows and ends a job.
+
+    Args:
+        on_progress: told of its progress.
+        cancel: ends it with nothing.
+        preview_every: steps between previews; 0 is none.
+        interrupt: ends it with what there is.
+    """
 
     on_progress: OnProgress | None = None
     cancel: Cancel | None = None
     preview_every: int = 0
+    interrupt: Interrupt | None = None
 
     def check(self) -> None:
         """Raises GenerationCancelled where the caller asked to stop."""
@@ -56,6 +103,9 @@ class Tracker:
         batch_sizes: pictures of each batch.
         watch: who is told.
         preview: makes a picture of a latent.
+
+    Attributes:
+        interrupted: something was left out because the caller asked for it.
     """
 
     def __init__(
@@ -66,6 +116,7 @@ class Tracker:
         preview: Callable[[Any], Any] | None = None,
     ) -> None:
         self.timings: dict[str, float] = {}
+        self.interrupted = False
         self._passes, self._pass = list(steps), 0
         self._batch_sizes = batch_sizes
         self._watch, self._preview = watch, preview
@@ -74,8 +125,23 @@ class Tracker:
         self._fraction = 0.0
         self._stage_start = self._sample_start = time.perf_counter()
 
-    def start_batch(self) -> None:
+    def start_batch(self) -> bool:
+        """Begin the next batch; false where the caller wants no more of them."""
+        interrupt = self._watch.interrupt
+        if interrupt is not None and interrupt.ends_job:
+            self.interrupted = True
+            return False
+        if interrupt is not None:
+            interrupt.start_batch()
         self._batch += 1
+        return True
+
+    def ends(self) -> bool:
+        """Whether the caller wants this batch as it is. Asked only where something is left out if so."""
+        interrupt = self._watch.interrupt
+        ends = interrupt is not None and interrupt.ends_batch
+        self.interrupted |= ends
+        return ends
 
     @property
     def steps(self) -> int:
@@ -93,12 +159,14 @@ class Tracker:
         self._report(_BEFORE.get(stage, 0.0))
 
     def after_step(self, step: int, latent: Any, denoised: Any) -> None:
-        """A step is finished. Raises GenerationCancelled where the caller asked to stop."""
+        """A step is finished. Raises GenerationCancelled or Interrupted where the caller asked for it."""
         part = min((step + 1) / max(self.steps, 1), 1.0)
         picture = None
         if self._preview and (step + 1) % self._watch.preview_every == 0:
             picture = self._preview(denoised)
         self._report(_ENCODE + (1 - _ENCODE - _DECODE) * part, step + 1, picture)
+        if step + 1 != self.steps and self.ends():
+            raise Interrupted(denoised)
 
     def inner(self) -> Watch:
         """For a job inside this one: its steps are told as those of the stage ``detail``, at the fraction of this."""
@@ -110,15 +178,17 @@ class Tracker:
             places = {"image_index": self._first_picture, "image_count": sum(self._batch_sizes)}
             tell(progress.model_copy(update={**own, **places}))
 
-        return Watch(on_progress if tell else None, self._watch.cancel)
+        return Watch(on_progress if tell else None, self._watch.cancel, interrupt=self._watch.interrupt)
 
     @property
     def _first_picture(self) -> int:
         return sum(self._batch_sizes[: max(self._batch, 0)])
 
     def after_tile(self, done: int, total: int) -> None:
-        """Tiles of a picture that is enlarged are finished. Raises GenerationCancelled likewise."""
+        """Tiles of a picture that is enlarged are finished. Raises likewise."""
         self._report(0.0, tiles=(done, total))
+        if self.ends():
+            raise Interrupted
 
     def finish(self) -> None:
         self.enter("done")

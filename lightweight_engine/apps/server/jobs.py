@@ -25,6 +25,7 @@ class Job:
     Attributes:
         deadline: on the clock of ``time.monotonic``.
         cost: megapixel-steps, roughly.
+        interrupted: its pictures are not all that was asked for, or not finished, as its caller wanted it.
         keyed: it has an idempotency key, so that its caller may come back for it.
         version: counts changes, for those who watch.
     """
@@ -46,6 +47,7 @@ class Job:
     fault: Fault | None = None
     gone: bool = False
     cancelled: bool = False
+    interrupted: bool = False
     version: int = 0
     _event: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -55,8 +57,8 @@ class Job:
 
     @property
     def to_repeat(self) -> bool:
-        """Whether the same request may succeed another time."""
-        return self.state == "cancelled" or (self.fault is not None and self.fault.status >= 500)
+        """Whether the same request may bring more another time."""
+        return self.interrupted or self.state == "cancelled" or (self.fault is not None and self.fault.status >= 500)
 
     def start(self) -> None:
         self.state, self.started = "running", time.time()
@@ -67,7 +69,7 @@ class Job:
         self._tell()
 
     def succeed(self, outcome: Outcome) -> None:
-        self.outcome = outcome
+        self.outcome, self.interrupted = outcome, bool(outcome.told.get("interrupted"))
         self._end("succeeded")
 
     def fail(self, fault: Fault) -> None:
@@ -149,7 +151,8 @@ class JobStore:
         return job
 
     def of_key(self, key: str, digest: str) -> Job | None:
-        """The job that an idempotency key stands for; one that failed by no fault of the request is to be done anew.
+        """The job that an idempotency key stands for; one that failed by no fault of the request, or was
+        interrupted, is to be done anew.
 
         Raises:
             ConflictError: it stands for another request.

@@ -28,6 +28,14 @@ class Cancel:
 
 
 @dataclass(frozen=True)
+class Interrupt:
+    """To the worker: end this job with the pictures so far; or with ``skip`` the batch that it draws, and go on."""
+
+    job: str
+    skip: bool = False
+
+
+@dataclass(frozen=True)
 class Quit:
     """To the worker: end now."""
 
@@ -80,5 +88,5 @@ class Ended:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-ToWorker = Work | Cancel | Quit
+ToWorker = Work | Cancel | Interrupt | Quit
 FromWorker = Ready | Broken | Moved | Ended

@@ -14,7 +14,7 @@ from ...errors import RequestError
 from ...request import GenerationRequest
 from .asking import CLIENT_GONE, finished, seconds_of, submit
 from .bodies import read_json
-from .faults import NotAcceptableError, UnknownJobError
+from .faults import ConflictError, NotAcceptableError, UnknownJobError
 from .jobs import Job
 from .schemas import EXAMPLE, MEDIA_TYPES, ErrorAnswer, Generated, JobAnswer, as_base64
 from .service import Service
@@ -47,7 +47,7 @@ def _add_generate(router: APIRouter, service: Service) -> None:
     @router.post(
         "/generate",
         response_model=Generated,
-        responses={200: {"content": pictures}, **errors(400, 401, 406, 408, 413, 415, 422, 429, 503, 504, 507)},
+        responses={200: {"content": pictures}, **errors(400, 401, 406, 408, 409, 413, 415, 422, 429, 503, 504, 507)},
         openapi_extra=_BODY,
     )
     async def generate(request: Request) -> Response:
@@ -97,6 +97,20 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
         """Cancel a job: at once if it waits, within a step if it runs. Once more changes nothing."""
         job = service.jobs.get(job_id)
         service.cancel(job)
+        return told(job)
+
+    @router.post("/jobs/{job_id}/interrupt", response_model=JobAnswer, responses=errors(401, 404, 409))
+    async def interrupt_job(job_id: str) -> JobAnswer:
+        """End a running job within a step with the pictures so far: the one being drawn is taken as it is then."""
+        job = service.jobs.get(job_id)
+        service.interrupt(job)
+        return told(job)
+
+    @router.post("/jobs/{job_id}/skip", response_model=JobAnswer, responses=errors(401, 404, 409))
+    async def skip_batch(job_id: str) -> JobAnswer:
+        """End the batch that is being drawn likewise, and go on with the next."""
+        job = service.jobs.get(job_id)
+        service.skip(job)
         return told(job)
 
     @router.get(
@@ -171,6 +185,8 @@ def _told(job: Job) -> Response:
 
 def _picture(job: Job, n: int) -> Response:
     outcome = job.result()
+    if not outcome.images:
+        raise ConflictError(f"job {job.id} was interrupted before its first picture")
     if not 0 <= n < len(outcome.images):
         raise UnknownJobError(f"job {job.id} has {len(outcome.images)} pictures, counted from 0")
     headers = {

@@ -33,6 +33,7 @@ class Told(_Answer):
     details: list[dict[str, Any]] = Field(description="What the detailer found and painted.")
     timings: dict[str, float] = Field(description="Seconds of each stage.")
     peak_memory: int = Field(description="Most memory of the device, in bytes.")
+    interrupted: bool = Field(description="The job was ended early: pictures may be missing, or not finished.")
     device: str
     versions: dict[str, str]
     warnings: list[str] = Field(description="Sentences for a person.")
@@ -95,6 +96,7 @@ class JobAnswer(_Answer):
     finished: float | None = None
     progress: dict[str, Any] = Field(default_factory=dict, description="stage, step, steps, fraction, eta_seconds …")
     result: Result | None = None
+    interrupted: bool = Field(default=False, description="It was ended early, with the pictures that there were.")
     pictures_gone: bool = Field(default=False, description="The pictures are not kept any more.")
     error: Error | None = None
 
@@ -109,6 +111,7 @@ class JobAnswer(_Answer):
             finished=job.finished,
             progress=job.progress,
             result=Result.of(job, job.outcome) if job.outcome else None,
+            interrupted=job.interrupted,
             pictures_gone=job.gone,
             error=Error(**job.fault.body(job.request_id)["error"]) if job.fault else None,
         )

@@ -176,6 +176,29 @@ class Service:
         else:
             self.supervisor.cancel(job.id)
 
+    def interrupt(self, job: Job) -> None:
+        """End a running job within a step, with the pictures so far.
+
+        Raises:
+            ConflictError: it is over, or has not begun.
+        """
+        self._interrupt(job, skip=False)
+
+    def skip(self, job: Job) -> None:
+        """End the batch that a job draws within a step, as it is then, and go on with the next.
+
+        Raises:
+            ConflictError: it is over, or has not begun.
+        """
+        self._interrupt(job, skip=True)
+
+    def _interrupt(self, job: Job, *, skip: bool) -> None:
+        if job.over:
+            raise ConflictError(f"job {job.id} is over: it {job.state}")
+        if job in self.waiting:
+            raise ConflictError(f"job {job.id} has not begun, and has no pictures yet; cancel it instead")
+        self.supervisor.interrupt(job.id, skip=skip)
+
     def seconds_ahead(self) -> float:
         """How long a job that came now would wait, roughly."""
         ahead = [*self.waiting, *([self.running] if self.running else [])]
@@ -243,7 +266,8 @@ class Service:
             if late and await self._stop(job, running):
                 return
             self._end(job, await running, late)
-            self.pace.saw(job.cost, time.monotonic() - begin)
+            if job.state == "succeeded" and not job.interrupted:  # others did not do all of their work
+                self.pace.saw(job.cost, time.monotonic() - begin)
         except EngineError as error:
             self._finish(job, Fault.of(error))
 

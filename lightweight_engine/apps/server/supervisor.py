@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from ...config import EngineConfig
 from .faults import Fault, UnavailableError
-from .messages import Broken, Cancel, Ended, FromWorker, Moved, Quit, Ready, ToWorker, Work
+from .messages import Broken, Cancel, Ended, FromWorker, Interrupt, Moved, Quit, Ready, ToWorker, Work
 
 MAX_RESTARTS = 3
 RESTART_WINDOW = 600.0  # seconds in which they are counted
@@ -102,6 +102,10 @@ class Supervisor:
     def cancel(self, job: str) -> None:
         """Ask for the end of a job within a step; nothing happens if it is over."""
         self._outbox.put(Cancel(job))
+
+    def interrupt(self, job: str, *, skip: bool) -> None:
+        """Ask for the end of a job, or of its batch, with what there is; nothing happens if it is over."""
+        self._outbox.put(Interrupt(job, skip))
 
     def kill(self) -> None:
         """End the worker at once, as it does not answer. Another one is started."""

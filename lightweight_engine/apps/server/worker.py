@@ -11,6 +11,7 @@ import os
 import queue
 import signal
 import threading
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -20,12 +21,13 @@ from ...core.engine import LightweightEngine
 from ...core.images import encode, preview_jpeg
 from ...core.loras import lora_library
 from ...core.pictures import PictureReader
+from ...core.progress import Interrupt as Interrupter
 from ...errors import EngineError
 from ...extensions.lora_library import LoraLibrary
 from ...request import GenerationRequest, GenerationResult, Progress
 from .faults import Fault, without_paths
 from .logs import JOB_ID, REQUEST_ID, set_up_logs
-from .messages import Broken, Cancel, Ended, FromWorker, Moved, Outcome, Ready, ToWorker, Work
+from .messages import Broken, Cancel, Ended, FromWorker, Interrupt, Moved, Outcome, Ready, ToWorker, Work
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,14 @@ def serve_jobs(connection: Connection, config: EngineConfig, secrets: tuple[str,
         raise SystemExit(1) from None
 
 
+@dataclass(frozen=True)
+class _Stops:
+    """What ends a job before it is done."""
+
+    cancel: threading.Event = field(default_factory=threading.Event)
+    interrupt: Interrupter = field(default_factory=Interrupter)
+
+
 class Worker:
     """Does jobs in the main thread, while another listens: a job is stopped by what arrives meanwhile."""
 
@@ -50,7 +60,7 @@ class Worker:
         self._config = config
         self._reader = _reader(config)
         self._waiting: queue.SimpleQueue[Work] = queue.SimpleQueue()
-        self._cancels: dict[str, threading.Event] = {}
+        self._stops: dict[str, _Stops] = {}
         self._loras: LoraLibrary | None = None  # kept, as it remembers the headers that it has read
 
     def run(self) -> None:
@@ -75,12 +85,20 @@ class Worker:
 
     def _take(self, message: ToWorker) -> None:
         if isinstance(message, Work):
-            self._cancels[message.job] = threading.Event()
+            self._stops[message.job] = _Stops()
             self._waiting.put(message)
-        elif isinstance(message, Cancel):
-            self._cancels.get(message.job, threading.Event()).set()
+        elif isinstance(message, Cancel | Interrupt):
+            self._stop(message, self._stops.get(message.job, _Stops()))
         else:
             os._exit(0)  # whatever the main thread computes: nobody waits for it, and nothing is half written
+
+    def _stop(self, message: Cancel | Interrupt, stops: _Stops) -> None:
+        if isinstance(message, Cancel):
+            stops.cancel.set()
+        elif message.skip:
+            stops.interrupt.skip()
+        else:
+            stops.interrupt.stop()
 
     def _tell(self, message: FromWorker) -> None:
         try:
@@ -100,7 +118,7 @@ class Worker:
             log.exception("a job failed unexpectedly")
             fault = Fault.unexpected()
         finally:
-            del self._cancels[work.job]
+            del self._stops[work.job]
         assert self._loras is not None
         return Ended(work.job, outcome, fault, facts_of(engine, self._loras))
 
@@ -109,10 +127,12 @@ class Worker:
             preview = None if progress.preview is None else preview_jpeg(progress.preview)
             self._tell(Moved(work.job, progress.model_dump(exclude={"preview"}), preview))
 
+        stops = self._stops[work.job]
         result = engine.run(
             with_pictures(work.request, self._reader),
             on_progress=on_progress,
-            cancel=self._cancels[work.job],
+            cancel=stops.cancel,
+            interrupt=stops.interrupt,
             preview_every=work.preview_every,
         )
         return outcome_of(result)
@@ -156,6 +176,7 @@ def outcome_of(result: GenerationResult) -> Outcome:
         "details": [report.model_dump(mode="json") for report in result.details],
         "timings": result.timings,
         "peak_memory": result.peak_memory,
+        "interrupted": result.interrupted,
         "device": result.device,
         "versions": result.versions,
         "warnings": [without_paths(text) for text in warnings],
