@@ -199,12 +199,20 @@ class EngineConfig(BaseModel):
         30.0, "service", "Seconds that a running job is given when it is told to end.", ge=0
     )
     max_body_mib: float = _setting(32.0, "service", "Longest body of a request, in MiB.", gt=0, le=1024)
+    header_seconds: float = _setting(10.0, "service", "Seconds that the head of a request may take to come.", gt=0)
+    body_seconds: float = _setting(60.0, "service", "Seconds that the body of a request may take to come.", gt=0)
     keep_results_mib: float = _setting(
         256.0, "service", "Finished pictures that are kept, in MiB; older ones go.", gt=0
     )
     keep_results_seconds: float = _setting(3600.0, "service", "How long finished pictures are kept.", gt=0)
     fetch_pictures: bool = _setting(
         False, "service", "Fetch start pictures that callers name by URL, behind the guards."
+    )
+    sdapi_cfg: Literal["literal", "distilled"] = _setting(
+        "literal",
+        "service",
+        "What Forge's API does with a cfg_scale that comes without a negative prompt: literal, as it says; distilled, "
+        "1, with the distilled guidance at 3.5, unless that was sent too.",
     )
 
     width: int | None = _request("width")

@@ -162,13 +162,14 @@ ARROWS = {
     "server.supervisor",
     "apps.server.bodies": "server.faults",
     "apps.server.schemas": "server.jobs server.messages",
-    "apps.server.guards": "server.faults server.logs server.metrics",
+    "apps.server.guards": "server.bodies server.faults server.logs server.metrics",
+    "apps.server.protocol": "server.faults server.guards server.metrics",
     "apps.server.asking": "server.faults server.jobs server.service",
     "apps.server.native": "server.asking server.bodies server.faults server.jobs server.schemas server.service",
     "apps.server.status": "server.metrics server.native server.schemas server.service",
     "apps.server.app": "server.asking server.faults server.guards server.native server.schemas server.service "
     "server.status",
-    "apps.server.run": "server.app server.service server.supervisor",
+    "apps.server.run": "server.app server.protocol server.service server.supervisor",
     # predict() under Cog
     "apps.predictor.requests": "predictor.inputs",
     "apps.predictor.predictor": "predictor.inputs predictor.outputs predictor.postback predictor.requests "
@@ -180,6 +181,7 @@ ONLY = {
     "fastapi": "apps.server.",
     "starlette": "apps.server.",
     "uvicorn": "apps.server.",
+    "h11": "apps.server.",
     "typer": "apps.",
     "click": "apps.",
     "rich": "apps.",

@@ -8,11 +8,31 @@ import math
 from typing import Any, NoReturn
 
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message, Receive
 
 from ...errors import RequestError
 from .faults import BodyTimeoutError, BodyTooLargeError, MalformedBodyError, MediaTypeError
 
-BODY_SECONDS = 60.0  # for the whole of a body
+
+def timed(receive: Receive, seconds: float) -> Receive:
+    """The same, with a time for the whole of a body; whoever reads it is told by ``BodyTimeoutError``."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    whole = False
+
+    async def receiving() -> Message:
+        nonlocal whole
+        if whole:  # what comes now is that the caller has hung up
+            return await receive()
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError:
+            told = f"the body took longer than {seconds:g} s (setting body_seconds); send it faster"
+            raise BodyTimeoutError(told, headers={"Connection": "close"}) from None
+        whole = not message.get("more_body", False)
+        return message
+
+    return receiving
 
 
 async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
@@ -21,7 +41,7 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
     Raises:
         MediaTypeError: it is said to be something else.
         BodyTooLargeError: it is longer than ``max_bytes``; no more than that was read.
-        BodyTimeoutError: it came too slowly.
+        BodyTimeoutError: it came too slowly; see ``timed``.
         MalformedBodyError: it is no JSON object, or has a key twice.
         RequestError: it holds a number that is not finite, or a text that no encoding knows.
     """
@@ -61,15 +81,11 @@ async def _read(request: Request, max_bytes: int) -> bytes:
         raise _too_large(max_bytes)
     pieces, size = [], 0
     try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for piece in request.stream():
-                size += len(piece)
-                if size > max_bytes:
-                    raise _too_large(max_bytes)
-                pieces.append(piece)
-    except TimeoutError:
-        message = f"the body took longer than {BODY_SECONDS:.0f} s; send it faster"
-        raise BodyTimeoutError(message, headers={"Connection": "close"}) from None
+        async for piece in request.stream():
+            size += len(piece)
+            if size > max_bytes:
+                raise _too_large(max_bytes)
+            pieces.append(piece)
     except ClientDisconnect:
         raise MalformedBodyError("the body broke off; send it whole") from None
     return b"".join(pieces)

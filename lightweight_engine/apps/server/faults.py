@@ -57,6 +57,16 @@ class NotAcceptableError(Refusal):
     http_status = 406
 
 
+class MalformedHeadError(Refusal):
+    """What came is no HTTP, or its head is too long."""
+
+
+class HeadTimeoutError(Refusal):
+    """The head of a request came too slowly."""
+
+    http_status = 408
+
+
 class BodyTimeoutError(Refusal):
     """The body came too slowly."""
 

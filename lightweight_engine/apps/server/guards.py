@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...config import EngineConfig
+from .bodies import timed
 from .faults import Fault, ForbiddenError, Refusal, UnauthorizedError, WrongHostError
 from .logs import REQUEST_ID
 from .metrics import Metrics
@@ -46,17 +47,20 @@ class Rules:
         names: that the service is known by, beside the address that a connection reached it at.
         origins: of web pages that may call it.
         keys: of which a caller has to send one, where there are any.
+        body_seconds: that a caller may take to send a body.
     """
 
     names: frozenset[str]
     origins: frozenset[str]
     keys: tuple[str, ...]
+    body_seconds: float
 
     @classmethod
     def of(cls, config: EngineConfig) -> Rules:
         names = LOOPBACK_NAMES | {config.host.lower(), *(name.lower() for name in config.host_names)}
         keys = tuple(key.get_secret_value() for key in config.api_keys)
-        return cls(names, frozenset(origin.rstrip("/").lower() for origin in config.allowed_origins), keys)
+        origins = frozenset(origin.rstrip("/").lower() for origin in config.allowed_origins)
+        return cls(names, origins, keys, config.body_seconds)
 
     def check(self, scope: Scope, headers: Headers) -> str:
         """The caller, as a name for its key.
@@ -142,7 +146,7 @@ class Guard:
             await send(message)
 
         try:
-            await self._pass(scope, receive, sending, headers)
+            await self._pass(scope, timed(receive, self.rules.body_seconds), sending, headers)
         except Exception:  # of any kind: the caller learns that there was one, the log which
             log.exception("a request failed unexpectedly")
             if not status:
@@ -169,6 +173,15 @@ def answer(fault: Fault, request_id: str | None, metrics: Metrics) -> JSONRespon
     """The answer to a request that failed."""
     metrics.errors.add(type=fault.type)
     return JSONResponse(fault.body(request_id), fault.status, headers=dict(fault.headers))
+
+
+def answer_unread(fault: Fault, metrics: Metrics) -> JSONResponse:
+    """The answer to what never became a request; the connection ends with it."""
+    request_id = secrets.token_hex(8)
+    response = answer(fault, request_id, metrics)
+    _dress(response.headers, request_id)
+    response.headers["Connection"] = "close"
+    return response
 
 
 def _dress(headers: MutableHeaders, request_id: str) -> None:

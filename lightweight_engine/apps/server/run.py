@@ -14,6 +14,7 @@ import uvicorn
 from ...config import EngineConfig
 from ...errors import ConfigError
 from .app import build_app
+from .protocol import timed_protocol
 from .service import Service
 from .supervisor import Child
 
@@ -68,6 +69,7 @@ def _options(config: EngineConfig, service: Service) -> uvicorn.Config:
         build_app(service),
         host=config.host,
         port=config.port,
+        http=timed_protocol(config, service.metrics),
         log_config=None,
         access_log=False,
         server_header=False,
