@@ -194,6 +194,9 @@ class EngineConfig(BaseModel):
         (), "service", "Web pages that may call the service, as https://example.org; none, only its own."
     )
     queue_max: int = _setting(16, "service", "Jobs that wait at most; more are refused with 429.", ge=1, le=10_000)
+    queue_max_per_key: int = _setting(
+        0, "service", "Jobs of one key, or without keys of one address, that wait at most; 0 is queue_max.", ge=0
+    )
     job_seconds: float = _setting(600.0, "service", "Longest that a job may wait and run, together.", gt=0)
     drain_seconds: float = _setting(
         30.0, "service", "Seconds that a running job is given when it is told to end.", ge=0

@@ -43,8 +43,16 @@ def submit(service: Service, request: Request, drawn: GenerationRequest, preview
         request_id=request.state.request_id,
         seconds=seconds,
         key=None if key is None else f"{request.state.caller}:{key}",
+        caller=_who_waits(service, request),
         preview_every=preview_every,
     )
+
+
+def _who_waits(service: Service, request: Request) -> str:
+    """Whose share of the queue a job takes: a key's, or where there are none, an address'."""
+    if service.config.api_keys:
+        return request.state.caller
+    return request.client.host if request.client else ""
 
 
 def seconds_of(text: str) -> float | None:

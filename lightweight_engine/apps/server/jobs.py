@@ -25,6 +25,7 @@ class Job:
     Attributes:
         deadline: on the clock of ``time.monotonic``.
         cost: megapixel-steps, roughly.
+        caller: who waits for it, as a name for a key or an address.
         interrupted: its pictures are not all that was asked for, or not finished, as its caller wanted it.
         keyed: it has an idempotency key, so that its caller may come back for it.
         version: counts changes, for those who watch.
@@ -35,6 +36,7 @@ class Job:
     request_id: str
     deadline: float
     cost: float
+    caller: str = ""
     preview_every: int = 0
     keyed: bool = False
     accepted: float = field(default_factory=time.time)

@@ -10,7 +10,7 @@ import math
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from ...config import EngineConfig
 from ...core.limits import check_fields
@@ -127,6 +127,7 @@ class Service:
         request_id: str,
         seconds: float | None = None,
         key: str | None = None,
+        caller: str = "",
         preview_every: int = 0,
     ) -> Job:
         """Accept a job, or find the one that its idempotency key stands for.
@@ -134,22 +135,24 @@ class Service:
         Args:
             seconds: that it may wait and run, if less than is configured.
             key: of idempotency, unique to its caller.
+            caller: who is asking, of whose jobs only some may wait at once.
 
         Raises:
             RequestError: a field is wrong.
-            Refusal: the queue is full, the service ends, or the key stands for another request.
+            Refusal: the queue is full, or has its caller's share; the service ends, or the key stands for another request.
         """
         self.check(request)
         digest = _digest(request) if key is not None else ""
         if key is not None and (known := self.jobs.of_key(key, digest)):
             return known
-        self._check_room()
+        self._check_room(caller)
         job = Job(
             id=secrets.token_hex(8),
             request=request,
             request_id=request_id,
             deadline=time.monotonic() + min(seconds or math.inf, self.config.job_seconds),
             cost=cost_of(request),
+            caller=caller,
             preview_every=preview_every,
             keyed=key is not None,
         )
@@ -201,8 +204,11 @@ class Service:
 
     def seconds_ahead(self) -> float:
         """How long a job that came now would wait, roughly."""
-        ahead = [*self.waiting, *([self.running] if self.running else [])]
-        return self.pace.seconds(sum(job.cost for job in ahead))
+        return self._seconds_of(self.waiting)
+
+    def _seconds_of(self, jobs: Iterable[Job]) -> float:
+        """How long the running job and these take, roughly."""
+        return self.pace.seconds(sum(job.cost for job in [*jobs, *([self.running] if self.running else [])]))
 
     async def drain(self) -> None:
         """Accept nothing more, send away what waits, let the running job end or cancel it, and end the worker."""
@@ -223,16 +229,23 @@ class Service:
         await self.supervisor.stop()
         self.ended.set()
 
-    def _check_room(self) -> None:
+    def _check_room(self, caller: str) -> None:
         if self.draining or self.fatal:
             raise _ending()
         if self.supervisor.state != "ready":
             raise UnavailableError("the model is being loaded; try again", headers={"Retry-After": "5"})
+        own = [job for job in self.waiting if job.caller == caller]
         if len(self.waiting) >= self.config.queue_max:
-            self.metrics.refused.add(reason="queue_full")
-            again = str(max(math.ceil(self.seconds_ahead()), 1))
-            message = f"{len(self.waiting)} jobs wait already (setting queue_max); try again in about {again} s"
-            raise QueueFullError(message, headers={"Retry-After": again})
+            raise self._full("queue_full", f"{len(self.waiting)} jobs wait already (setting queue_max)", self.waiting)
+        if 0 < self.config.queue_max_per_key <= len(own):
+            raise self._full("caller_full", f"{len(own)} jobs of yours wait already (setting queue_max_per_key)", own)
+
+    def _full(self, reason: str, told: str, those: Sequence[Job]) -> QueueFullError:
+        """A refusal that says when the first of those that wait will do so no more."""
+        self.metrics.refused.add(reason=reason)
+        before = list(self.waiting)[: self.waiting.index(those[0])]
+        again = str(max(math.ceil(self._seconds_of(before)), 1))
+        return QueueFullError(f"{told}; try again in about {again} s", headers={"Retry-After": again})
 
     async def _dispatch(self) -> None:
         while True:

@@ -114,4 +114,5 @@ def limits_of(config: EngineConfig) -> dict[str, float]:
     """What one request may ask for at most."""
     names = [name for section, name, _, _ in config.rows() if section == "limits"]
     own = {"max_loras": MAX_LORAS, "max_detailer_passes": MAX_DETAILER_PASSES, "max_body_mib": config.max_body_mib}
-    return {**{name: getattr(config, name) for name in names}, "queue_max": config.queue_max, **own}
+    queue = {name: getattr(config, name) for name in ("queue_max", "queue_max_per_key")}
+    return {**{name: getattr(config, name) for name in names}, **queue, **own}
