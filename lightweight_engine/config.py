@@ -198,6 +198,13 @@ class EngineConfig(BaseModel):
         0, "service", "Jobs of one key, or without keys of one address, that wait at most; 0 is queue_max.", ge=0
     )
     job_seconds: float = _setting(600.0, "service", "Longest that a job may wait and run, together.", gt=0)
+    canary_minutes: float = _setting(
+        0.0,
+        "service",
+        "How long a job that went well counts as readiness, in minutes; a tiny job is drawn where there are none for "
+        "half of it. 0 draws none, and readiness is that of the process.",
+        ge=0,
+    )
     drain_seconds: float = _setting(
         30.0, "service", "Seconds that a running job is given when it is told to end.", ge=0
     )

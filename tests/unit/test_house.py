@@ -158,8 +158,9 @@ ARROWS = {
     "apps.server.jobs": "server.faults server.messages",
     "apps.server.metrics": "server.messages",
     "apps.server.names": "server.faults",
-    "apps.server.service": "server.faults server.jobs server.logs server.messages server.metrics server.names "
-    "server.supervisor",
+    "apps.server.canary": "server.faults server.logs server.messages server.metrics server.supervisor",
+    "apps.server.service": "server.canary server.faults server.jobs server.logs server.messages server.metrics "
+    "server.names server.supervisor",
     "apps.server.bodies": "server.faults",
     "apps.server.schemas": "server.jobs server.messages",
     "apps.server.guards": "server.bodies server.faults server.logs server.metrics",

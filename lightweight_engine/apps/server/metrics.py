@@ -65,6 +65,7 @@ class Metrics:
         self.requests = Histogram("lwe_http_request_seconds", "Requests by method, route and status.")
         self.jobs = Counter("lwe_jobs_total", "Jobs that are over, by state.")
         self.refused = Counter("lwe_jobs_refused_total", "Jobs that were not accepted, by reason.")
+        self.canaries = Counter("lwe_canaries_total", "Tiny jobs of the service's own, by result.")
         self.errors = Counter("lwe_errors_total", "Errors that callers were told, by type.")
         self.waited = Histogram("lwe_job_wait_seconds", "Seconds that jobs waited.")
         self.stages = Histogram("lwe_stage_seconds", "Seconds of each stage of a job.")

@@ -17,10 +17,11 @@ from ...core.limits import check_fields
 from ...errors import EngineError, GenerationCancelled
 from ...labels import resolve_sampler
 from ...request import GenerationRequest
+from .canary import Canary
 from .faults import ConflictError, DeadlineError, Fault, QueueFullError, Refusal, UnavailableError
 from .jobs import Job, JobStore
 from .logs import JOB_ID, REQUEST_ID
-from .messages import Ended, Work
+from .messages import Ended, Moved, Work
 from .metrics import Metrics
 from .names import check_names
 from .supervisor import Child, Supervisor
@@ -70,6 +71,7 @@ class Service:
         self.fatal: tuple[Fault, int] | None = None
         self.pace = Pace()
         self.supervisor = Supervisor(start, child, self._give_up)
+        self.canary = Canary(config, self.supervisor, self.metrics)
         self._arrived = asyncio.Event()
         self._tasks = [asyncio.create_task(self._dispatch()), asyncio.create_task(self._watch_clock())]
 
@@ -80,6 +82,8 @@ class Service:
             return "the service is ending"
         if self.supervisor.state != "ready":
             return "the model is being loaded"
+        if reason := self.canary.reason:
+            return reason
         return "the queue is full" if len(self.waiting) >= self.config.queue_max else None
 
     @property
@@ -139,7 +143,8 @@ class Service:
 
         Raises:
             RequestError: a field is wrong.
-            Refusal: the queue is full, or has its caller's share; the service ends, or the key stands for another request.
+            Refusal: the queue is full, or its caller's share of it; the service ends; or the key stands for another
+                request.
         """
         self.check(request)
         digest = _digest(request) if key is not None else ""
@@ -250,9 +255,12 @@ class Service:
     async def _dispatch(self) -> None:
         while True:
             await self.supervisor.ready()
+            if not self.waiting and self.canary.seconds_until_due == 0:
+                await self.canary.send()
+                continue
             if not self.waiting:
                 self._arrived.clear()
-                await self._arrived.wait()
+                await _within(self._arrived.wait(), self.canary.seconds_until_due)
                 continue  # the worker may have died meanwhile, or the job been cancelled
             job = self.running = self.waiting.popleft()
             REQUEST_ID.set(job.request_id)
@@ -272,13 +280,21 @@ class Service:
         self.metrics.waited.observe(time.time() - job.accepted)
         work = Work(job.id, job.request, job.request_id, job.preview_every)
         job.start()
-        running = self.supervisor.run(work, job.move)
+
+        def moved(by: Moved) -> None:
+            job.move(by)
+            if by.progress["step"]:
+                self.canary.lives()
+
+        running = self.supervisor.run(work, moved)
         try:
             done, _ = await asyncio.wait([running], timeout=max(job.deadline - begin, 0.0))
             late = not done
             if late and await self._stop(job, running):
                 return
-            self._end(job, await running, late)
+            ended = await running
+            self.canary.saw(work, ended)
+            self._end(job, ended, late)
             if job.state == "succeeded" and not job.interrupted:  # others did not do all of their work
                 self.pace.saw(job.cost, time.monotonic() - begin)
         except EngineError as error:
@@ -347,7 +363,7 @@ def _late(what: str) -> Refusal:
     return DeadlineError(f"the job {what}; see the setting job_seconds and the header X-Request-Timeout")
 
 
-async def _within(waiting: object, seconds: float) -> None:
+async def _within(waiting: object, seconds: float | None) -> None:
     try:
         await asyncio.wait_for(waiting, seconds)  # type: ignore[arg-type]
     except TimeoutError:
