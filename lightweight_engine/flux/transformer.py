@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backend.attention import attention
+from ..backend.fused import clip_half, gate_residual, gate_residual_norm, gelu_beside, heads, norm_modulate
 from .params import FluxParams
 
 EMBEDDING_DIM = 256
@@ -61,32 +62,6 @@ def rotary_table(positions: Tensor, axes_dim: tuple[int, ...], theta: int) -> Te
     return torch.complex(angle.cos().float(), angle.sin().float())
 
 
-def rotate(x: Tensor, rotary: Tensor) -> Tensor:
-    """Rotate adjacent pairs of the last dimension of ``x`` ``[..., S, K]`` in float32, and cast back."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotary).flatten(-2).to(x.dtype)
-
-
-def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer norm without weights, then ``(1 + scale) * x + shift``; ``x`` is ``[B, S, D]``."""
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
-
-
-def gate_residual(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
-    """``x + gate * update``."""
-    return torch.addcmul(x, gate, update)
-
-
-def gelu_beside(attended: Tensor, mlp: Tensor) -> Tensor:
-    """``[B, S, D]`` and ``[B, S, M]`` to ``[B, S, D + M]``: the attention output beside the activated MLP half."""
-    return torch.cat((attended, F.gelu(mlp, approximate="tanh")), dim=-1)
-
-
-def clip_fp16(x: Tensor) -> Tensor:
-    """Keep a half-precision stream away from infinity, as the reference does; other dtypes pass through."""
-    return x.clamp(-32768, 32768) if x.dtype == torch.float16 else x
-
-
 class MLPEmbedder(nn.Module):
     def __init__(self, in_dim: int, hidden: int) -> None:
         super().__init__()
@@ -98,27 +73,26 @@ class MLPEmbedder(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """RMS norm of one head, ``[..., K]``."""
+    """The gain ``[K]`` of an RMS norm of one head; asked for by a call, so that what is attached to the module acts."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), x.shape[-1:], eps=1e-6).to(x.dtype) * self.scale
+    def forward(self) -> Tensor:
+        return self.scale
 
 
 class QKNorm(nn.Module):
+    """The gains ``[K]`` of queries and keys."""
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.query_norm = HeadNorm(dim)
         self.key_norm = HeadNorm(dim)
 
-    def forward(self, qkv: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Fused projection ``[B, S, 3*N*K]`` to normalised, rotated q and k, and v, each ``[B, N, S, K]``."""
-        head_dim = self.query_norm.scale.shape[0]
-        q, k, v = qkv.unflatten(-1, (3, -1, head_dim)).permute(2, 0, 3, 1, 4)
-        return rotate(self.query_norm(q), rotary), rotate(self.key_norm(k), rotary), v
+    def forward(self) -> tuple[Tensor, Tensor]:
+        return self.query_norm(), self.key_norm()
 
 
 class SelfAttention(nn.Module):
@@ -165,19 +139,17 @@ class DoubleBlock(nn.Module):
         attended = self.attend(
             norm_modulate(img, img_shift1, img_scale1), norm_modulate(txt, txt_shift1, txt_scale1), rotary
         )
-
-        img = gate_residual(img, img_gate1, self.img_attn.proj(attended[:, split:]))
-        img = gate_residual(img, img_gate2, self.img_mlp(norm_modulate(img, img_shift2, img_scale2)))
-        txt = gate_residual(txt, txt_gate1, self.txt_attn.proj(attended[:, :split]))
-        txt = gate_residual(txt, txt_gate2, self.txt_mlp(norm_modulate(txt, txt_shift2, txt_scale2)))
-        return img, clip_fp16(txt)
+        update = self.img_attn.proj(attended[:, split:])
+        img, normed = gate_residual_norm(img, img_gate1, update, img_shift2, img_scale2)
+        img = gate_residual(img, img_gate2, self.img_mlp(normed))
+        update = self.txt_attn.proj(attended[:, :split])
+        txt, normed = gate_residual_norm(txt, txt_gate1, update, txt_shift2, txt_scale2)
+        return img, clip_half(gate_residual(txt, txt_gate2, self.txt_mlp(normed)))
 
     def attend(self, img: Tensor, txt: Tensor, rotary: Tensor) -> Tensor:
         """Joint attention ``[B, S, D]``, text first; apart, so that projections are gone before the MLPs need room."""
-        split = txt.shape[1]
-        txt_heads = self.txt_attn.norm(self.txt_attn.qkv(txt), rotary[:split])
-        img_heads = self.img_attn.norm(self.img_attn.qkv(img), rotary[split:])
-        return attention(*(torch.cat(pair, dim=2) for pair in zip(txt_heads, img_heads, strict=True)))
+        streams = [(each.qkv(x), *each.norm()) for each, x in ((self.txt_attn, txt), (self.img_attn, img))]
+        return attention(*heads(streams, rotary))
 
 
 class SingleBlock(nn.Module):
@@ -195,9 +167,10 @@ class SingleBlock(nn.Module):
         """Joint tokens ``[B, S, D]``; the modulation is ``[B, 1, 3*D]``."""
         shift, scale, gate = mod.chunk(3, dim=-1)
         fused = self.linear1(norm_modulate(x, shift, scale))
-        qkv, mlp = fused.split((3 * x.shape[-1], fused.shape[-1] - 3 * x.shape[-1]), dim=-1)
-        attended = attention(*self.norm(qkv, rotary))
-        return clip_fp16(gate_residual(x, gate, self.linear2(gelu_beside(attended, mlp))))
+        attended = attention(*heads([(fused[..., : 3 * x.shape[-1]], *self.norm())], rotary))
+        # As rows: a product of three dimensions would copy what does not lie close together.
+        update = self.linear2(gelu_beside(attended, fused).flatten(0, 1))
+        return clip_half(gate_residual(x, gate, update.view(x.shape)))
 
 
 class LastLayer(nn.Module):

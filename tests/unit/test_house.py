@@ -32,6 +32,7 @@ ARROWS = {
     "labels": "errors",
     "config": "errors labels request",
     # backend
+    "backend.fused": "kernels kernels.fused",
     "backend.nf4": "kernels kernels.dequantize kernels.quantize packed",
     "backend.fp8": "kernels kernels.dequantize packed",
     "backend.gguf": "block_types kernels kernels.dequantize packed",
@@ -45,6 +46,7 @@ ARROWS = {
     "backend.quantize": "block_types fp8 gguf nf4 packed",
     "backend.kernels": "kernels.launch",
     "backend.kernels.dequantize": "block_types kernels.launch kernels.four_bit kernels.float8 kernels.gguf",
+    "backend.kernels.fused": "kernels.launch kernels.streams",
     "backend.kernels.quantize": "kernels.launch kernels.four_bit",
     "backend.net": "addresses urls",
     "backend.tar_member": "checkpoint",
@@ -121,6 +123,7 @@ ARROWS = {
     "core.quantized_cache": "folders models precision",
     "core.assembly": "download folders models networks plan precision quantized_cache",
     "core.recovery": "networks plan",
+    "core.current_model": "assembly loras models networks plan precision recovery",
     "core.start_pictures": "colours pictures",
     "core.coding": "finite",
     "core.processing": "coding finite images networks progress recovery start_pictures",
@@ -130,7 +133,7 @@ ARROWS = {
     "core.detailing": "limits passes plan processing",
     "core.jobs": "detailing images limits networks passes plan processing progress recovery start_pictures",
     "core.upscaling": "progress",
-    "core.engine": "assembly describe detailing jobs loras models networks passes pictures plan precision processing "
+    "core.engine": "assembly current_model describe detailing jobs limits models networks passes pictures plan precision processing "
     "progress recovery upscaling",
     # apps
     "__main__": "cli",
@@ -168,8 +171,19 @@ ARROWS = {
     "apps.server.asking": "server.faults server.jobs server.service",
     "apps.server.native": "server.asking server.bodies server.faults server.jobs server.schemas server.service",
     "apps.server.status": "server.metrics server.native server.schemas server.service",
-    "apps.server.app": "server.asking server.faults server.guards server.native server.schemas server.service "
-    "server.status",
+    # Forge's API, from its words outwards
+    "apps.server.sdapi.translate": "server.faults server.sdapi.models server.sdapi.options server.sdapi.scripts",
+    "apps.server.sdapi.answers": "server.jobs server.schemas server.sdapi.models server.sdapi.translate",
+    "apps.server.sdapi.session": "server.jobs server.sdapi.options server.service",
+    "apps.server.sdapi.generation": "server.asking server.bodies server.faults server.native server.sdapi.answers "
+    "server.sdapi.models server.sdapi.session server.sdapi.translate",
+    "apps.server.sdapi.lists": "server.native server.sdapi.scripts server.sdapi.session",
+    "apps.server.sdapi.progress": "server.bodies server.native server.schemas server.sdapi.answers "
+    "server.sdapi.models server.sdapi.session",
+    "apps.server.sdapi.routes": "server.sdapi.generation server.sdapi.lists server.sdapi.progress "
+    "server.sdapi.session server.service",
+    "apps.server.app": "server.asking server.faults server.guards server.native server.schemas "
+    "server.sdapi.routes server.service server.status",
     "apps.server.run": "server.app server.protocol server.service server.supervisor",
     # predict() under Cog
     "apps.predictor.requests": "predictor.inputs",
@@ -204,7 +218,7 @@ ONLY = {
 LAZY = ("scipy", "ftfy", "regex", "tokenizers", "rich", "triton", "spandrel", "ultralytics")
 
 # Modules written in Triton's language need it at their top, so that they are lazy themselves.
-LAZY_MODULES = ("backend.kernels.four_bit", "backend.kernels.float8", "backend.kernels.gguf")
+LAZY_MODULES = ("backend.kernels.four_bit", "backend.kernels.float8", "backend.kernels.gguf", "backend.kernels.streams")
 
 # Modules that a program may import without paying for torch.
 LIGHT = (

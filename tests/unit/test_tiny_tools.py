@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lightweight_engine.backend.fused import heads
 from lightweight_engine.backend.model_files import open_model
 from lightweight_engine.core.models import ModelLibrary
 from lightweight_engine.extensions.detectors import DetectorLibrary
@@ -19,7 +20,6 @@ from lightweight_engine.extensions.yolov8 import YOLOv8
 from lightweight_engine.flux.lora_files import read_lora
 from lightweight_engine.flux.params import FluxParams
 from lightweight_engine.flux.schedules import make_sigmas
-from lightweight_engine.flux.transformer import QKNorm
 from tools.tiny import detector, train_autoencoder, train_detector, train_flow, train_texts, upscaler
 from tools.tiny.captions import FRAMES, UNSEEN_FRAMES, VISIBLE, caption
 from tools.tiny.classifier import EXTRAS_WEIGHTS, WITH_EXTRAS, Classifier, attributes_in, load_classifier, resized
@@ -29,7 +29,7 @@ from tools.tiny.draw import SIZES, draw, empty_drawing, training_drawing
 from tools.tiny.evaluate import score, shuffled, unseen_prompts
 from tools.tiny.figure import BACKGROUND, SHIRT
 from tools.tiny.files import CLIP, FLUX, PLACES, T5, TINY, load, save
-from tools.tiny.fused import qk_norm_rotate
+from tools.tiny.fused import heads as compiled_heads
 from tools.tiny.lora import DIALECTS, attach, frozen_copy, save_lora, shapes_of, with_loras
 from tools.tiny.lora_effect import DARK, backdrop_light
 from tools.tiny.pen import Pen
@@ -204,10 +204,10 @@ def test_text_examples_say_what_is_named() -> None:
 
 def test_the_compiled_twin_of_norm_and_rotation_is_equal() -> None:
     torch.manual_seed(0)
-    norm, qkv = QKNorm(8), torch.randn(2, 6, 3 * 4 * 8)
+    streams = [(torch.randn(2, tokens, 3 * 4 * 8), torch.rand(8), torch.rand(8)) for tokens in (2, 4)]
     rotary = torch.polar(torch.ones(6, 4), torch.rand(6, 4) * 6)
-    twin = qk_norm_rotate(qkv, norm.query_norm.scale, norm.key_norm.scale, torch.view_as_real(rotary))
-    for a, b in zip(norm(qkv, rotary), twin, strict=True):
+    twin = compiled_heads(streams, torch.view_as_real(rotary))
+    for a, b in zip(heads(streams, rotary), twin, strict=True):
         torch.testing.assert_close(a, b)
 
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 from goldens import Case
 
+from lightweight_engine.backend.fused import rotate
 from lightweight_engine.errors import RequestError
 from lightweight_engine.flux.prompt import lora_weights
 from lightweight_engine.flux.samplers_ode import deis_weights, lms_weights
 from lightweight_engine.flux.t5 import relative_buckets
-from lightweight_engine.flux.transformer import rotary_table, rotate, timestep_embedding
+from lightweight_engine.flux.transformer import rotary_table, timestep_embedding
 
 TOLERANCE = 1e-5
 THETA = 10_000

@@ -1,0 +1,113 @@
+"""What a transformer block does between its products: each group one function, and on a GPU one pass over memory.
+
+The plain-torch body is what a CPU and training run, and the twin that the programs in ``kernels.fused`` are tested
+against. Those round once where the twins round at each operation, and may write to what a product has just made.
+
+Letters: B batch, S tokens, D hidden, N heads, K head dim, M width of the MLP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import kernels
+
+EPS = 1e-6
+LARGEST_HALF = 32768
+
+Stream = tuple[Tensor, Tensor, Tensor]
+"""A fused projection ``[B, S, 3*N*K]`` and the gains ``[K]`` of its queries and its keys."""
+
+
+def _in_one_pass(x: Tensor) -> bool:
+    return x.is_cuda and not torch.is_grad_enabled() and kernels.available()
+
+
+def clip_half(x: Tensor) -> Tensor:
+    """Keep a half-precision stream away from infinity, as the reference does; other dtypes pass through."""
+    return x.clamp(-LARGEST_HALF, LARGEST_HALF) if x.dtype == torch.float16 else x
+
+
+def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Layer norm without weights, then ``(1 + scale) * x + shift``; ``x`` is ``[B, S, D]``, a vector ``[B, 1, D]``."""
+    if _in_one_pass(x):
+        from .kernels import fused
+
+        return fused.residual_norm(x, None, (shift, scale))[1]
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), 1 + scale)
+
+
+def gate_residual(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
+    """``x + gate * update``."""
+    if _in_one_pass(x):
+        from .kernels import fused
+
+        return fused.residual_norm(x, (gate, update), None)[0]
+    return torch.addcmul(x, gate, update)
+
+
+def gate_residual_norm(x: Tensor, gate: Tensor, update: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """``gate_residual``, and ``norm_modulate`` of its result."""
+    if _in_one_pass(x):
+        from .kernels import fused
+
+        return fused.residual_norm(x, (gate, update), (shift, scale))
+    total = gate_residual(x, gate, update)
+    return total, norm_modulate(total, shift, scale)
+
+
+def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
+    """RMS norm over the last dimension, in float32."""
+    return F.rms_norm(x.float(), x.shape[-1:], eps=EPS).to(x.dtype) * gain
+
+
+def rotate(x: Tensor, rotary: Tensor) -> Tensor:
+    """Rotate adjacent pairs of the last dimension of ``x`` ``[..., S, K]`` in float32, and cast back.
+
+    Args:
+        rotary: complex64 ``[S, K/2]``.
+    """
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotary).flatten(-2).to(x.dtype)
+
+
+def heads(streams: Sequence[Stream], rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Normed and rotated queries and keys, and values, each ``[B, N, S, K]``, of streams one behind another.
+
+    Args:
+        streams: their projections may be written to.
+        rotary: complex64 ``[S, K/2]`` for all of them.
+    """
+    dim = streams[0][1].shape[0]
+    if _in_one_pass(streams[0][0]) and not dim & (dim - 1):
+        from .kernels import fused
+
+        return fused.heads(streams, rotary)
+    parts, start = [], 0
+    for qkv, query_gain, key_gain in streams:
+        angles = rotary[start : start + qkv.shape[1]]
+        q, k, v = qkv.unflatten(-1, (3, -1, dim)).permute(2, 0, 3, 1, 4)
+        parts.append((rotate(rms_norm(q, query_gain), angles), rotate(rms_norm(k, key_gain), angles), v))
+        start += qkv.shape[1]
+    if len(parts) == 1:
+        return parts[0]
+    q, k, v = (torch.cat(each, dim=2) for each in zip(*parts, strict=True))
+    return q, k, v
+
+
+def gelu_beside(attended: Tensor, fused: Tensor) -> Tensor:
+    """The attention's output beside the activated half of the MLP, ``[B, S, D + M]``.
+
+    Args:
+        attended: ``[B, S, D]``.
+        fused: ``[B, S, 3*D + M]``, queries, keys, values and MLP; it may be written to.
+    """
+    if _in_one_pass(fused):
+        from .kernels import fused as programs
+
+        return programs.gelu_beside(attended, fused)
+    return torch.cat((attended, F.gelu(fused[..., 3 * attended.shape[-1] :], approximate="tanh")), dim=-1)

@@ -1,0 +1,126 @@
+"""Triton programs for what a block does between its products; import inside functions only, as it imports triton.
+
+All compute in float32 and round where they write. A program reads a row once and keeps it in registers.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+EPS = tl.constexpr(1e-6)
+
+
+@triton.jit
+def residual_norm(
+    x,
+    gate,
+    update,
+    shift,
+    scale,
+    total,
+    normed,
+    tokens,
+    x_batch,
+    x_row,
+    update_batch,
+    update_row,
+    modulation_batch,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    NORM: tl.constexpr,
+):
+    """``total = x + gate * update`` where RESIDUAL, and ``normed = norm(total) * (1 + scale) + shift`` where NORM.
+
+    A program does one token, of ``WIDTH`` numbers. ``total`` and ``normed`` are contiguous; vectors of the modulation
+    are contiguous, ``modulation_batch`` apart. ``total`` is normed as it was rounded, as a norm by itself reads it.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    batch = tl.program_id(1).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    within = column < WIDTH
+    place = (batch * tokens + token) * WIDTH + column
+    modulation = batch * modulation_batch + column
+    row = tl.load(x + batch * x_batch + token * x_row + column, mask=within, other=0.0).to(tl.float32)
+    if RESIDUAL:
+        added = tl.load(update + batch * update_batch + token * update_row + column, mask=within, other=0.0)
+        row += tl.load(gate + modulation, mask=within, other=0.0).to(tl.float32) * added.to(tl.float32)
+        rounded = row.to(total.dtype.element_ty)
+        tl.store(total + place, rounded, mask=within)
+        row = rounded.to(tl.float32)
+    if NORM:
+        centred = tl.where(within, row - tl.sum(row, 0) / WIDTH, 0.0)
+        unit = centred * tl.rsqrt(tl.sum(centred * centred, 0) / WIDTH + EPS)
+        factor = 1.0 + tl.load(scale + modulation, mask=within, other=0.0).to(tl.float32)
+        moved = unit * factor + tl.load(shift + modulation, mask=within, other=0.0).to(tl.float32)
+        tl.store(normed + place, moved.to(normed.dtype.element_ty), mask=within)
+
+
+@triton.jit
+def heads(
+    fused,
+    out,
+    query_gain,
+    key_gain,
+    rotary,
+    count,
+    tokens,
+    fused_batch,
+    fused_row,
+    out_batch,
+    out_row,
+    HALF: tl.constexpr,
+    HEADS: tl.constexpr,
+):
+    """Queries and keys of ``fused`` ``[B, S, 3, N, K]`` normed by head and rotated, into ``out``; values copied.
+
+    A program does ``HEADS`` heads of one token and one of the three. ``rotary`` is ``[S, K/2, 2]``, cosines and sines;
+    K is twice ``HALF``. ``out`` may be ``fused`` itself.
+    """
+    token = tl.program_id(0).to(tl.int64) % tokens
+    batch = tl.program_id(0).to(tl.int64) // tokens
+    kind = tl.program_id(1)
+    head = tl.program_id(2) * HEADS + tl.arange(0, HEADS)[:, None]
+    dim = tl.arange(0, 2 * HALF)[None, :]
+    within = (head < count) & (dim >= 0)
+    place = (kind * count + head) * (2 * HALF) + dim
+    row = tl.load(fused + batch * fused_batch + token * fused_row + place, mask=within, other=0.0)
+    target = out + batch * out_batch + token * out_row + place
+    if kind == 2:
+        tl.store(target, row, mask=within)
+    else:
+        wide = row.to(tl.float32)
+        spread = tl.rsqrt(tl.sum(wide * wide, 1) / (2 * HALF) + EPS)
+        if kind == 0:
+            gain = tl.load(query_gain + dim).to(tl.float32)
+        else:
+            gain = tl.load(key_gain + dim).to(tl.float32)
+        even, odd = tl.split(tl.reshape(wide * spread[:, None] * gain, (HEADS, HALF, 2)))
+        angle = rotary + token * (2 * HALF) + 2 * tl.arange(0, HALF)[None, :]
+        cosine, sine = tl.load(angle), tl.load(angle + 1)
+        turned = tl.join(even * cosine - odd * sine, even * sine + odd * cosine)
+        tl.store(target, tl.reshape(turned, (HEADS, 2 * HALF)).to(out.dtype.element_ty), mask=within)
+
+
+@triton.jit
+def gelu_beside(
+    attended,
+    fused,
+    attended_row,
+    fused_row,
+    width,
+    BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """The attention's output into columns ``2 WIDTH`` to ``3 WIDTH`` of ``fused``, where the values were, and GELU
+    (the tanh form) of the columns behind it, in place. ``width`` is that of both together."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    place = fused + row * fused_row + 2 * WIDTH + column
+    first = column < WIDTH
+    rest = (column >= WIDTH) & (column < width)
+    x = tl.load(place, mask=rest, other=0.0).to(tl.float32)
+    active = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    copied = tl.load(attended + row * attended_row + column, mask=first, other=0.0)
+    tl.store(place, tl.where(first, copied.to(tl.float32), active).to(fused.dtype.element_ty), mask=first | rest)
