@@ -10,6 +10,7 @@ import logging
 import math
 import secrets
 import time
+from typing import Any
 
 from ...config import EngineConfig
 from ...errors import EngineError
@@ -42,7 +43,7 @@ class Canary:
         self._failed = -math.inf
         self._due = -math.inf
         self._worker: int | None = None
-        self._model: dict[str, str | None] = {}
+        self._model: dict[str, Any] = {}
 
     @property
     def reason(self) -> str | None:
@@ -53,10 +54,9 @@ class Canary:
             return "the worker has drawn nothing yet"
         if self._failed > self._well:
             return "the last job or canary failed; see the log"
-        late = time.monotonic() - self._well > self._seconds
-        return (
-            f"no job or canary has gone well for {self._seconds / 60:g} min (setting canary_minutes)" if late else None
-        )
+        if time.monotonic() - self._well > self._seconds:
+            return f"no job or canary has gone well for {self._seconds / 60:g} min (setting canary_minutes)"
+        return None
 
     @property
     def seconds_until_due(self) -> float | None:
@@ -72,20 +72,17 @@ class Canary:
 
     def saw(self, work: Work, ended: Ended) -> None:
         """A caller's job is over."""
-        if isinstance(work.request, GenerationRequest):
-            self._model = work.request.model_dump(
-                include=set(MODEL_FIELDS)
-            )  # so that a canary brings no other model back
         if ended.outcome is not None:
             self.lives()
+            if isinstance(work.request, GenerationRequest):  # so that a canary brings no other model back
+                self._model = {name: getattr(work.request, name) for name in MODEL_FIELDS}
         elif ended.fault is not None and ended.fault.status == 500:
             self._fails(self._supervisor.pid, again=0.0)
 
     async def send(self) -> None:
         """Draw the smallest picture that there is, with the model in use."""
-        request = GenerationRequest(
-            **self._model, prompt="", width=_SIDE, height=_SIDE, steps=1, seed=0, subseed=0, enable_hr=False
-        )
+        smallest: dict[str, Any] = {"width": _SIDE, "height": _SIDE, "steps": 1, "seed": 0, "subseed": 0}
+        request = GenerationRequest(**self._model, **smallest, prompt="", enable_hr=False)
         work = Work(f"canary-{secrets.token_hex(4)}", request)
         worker = self._supervisor.pid
         REQUEST_ID.set(None)
