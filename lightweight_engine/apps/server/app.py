@@ -17,6 +17,7 @@ from .faults import Fault
 from .guards import Guard, Rules, answer
 from .native import native_routes
 from .schemas import request_schema
+from .sdapi.routes import sdapi_routes
 from .service import Service
 from .status import status_routes
 
@@ -33,6 +34,7 @@ def build_app(service: Service) -> FastAPI:
     )
     app.include_router(native_routes(service))
     app.include_router(status_routes(service))
+    app.include_router(sdapi_routes(service))
     _handle_errors(app, service)
     rules = Rules.of(service.config)
     app.add_middleware(Guard, rules=rules, metrics=service.metrics)

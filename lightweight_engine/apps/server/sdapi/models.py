@@ -7,9 +7,11 @@ model does not have are left out, as clients send those of other versions; ``unk
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ....errors import RequestError
 
 
 class _Model(BaseModel):
@@ -19,6 +21,16 @@ class _Model(BaseModel):
     def unknown_fields(cls, body: Mapping[str, Any]) -> list[str]:
         """The keys of a body that the model leaves out, in the body's order: material for a warning."""
         return [name for name in body if name not in cls.model_fields]
+
+    @classmethod
+    def read(cls, body: Mapping[str, Any]) -> Self:
+        """A body as the model. Raises RequestError, which names the first field that does not fit."""
+        try:
+            return cls.model_validate(body)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = ".".join(map(str, first["loc"]))
+            raise RequestError(f"{name}: {first['msg']} (got {first['input']!r:.80})", field=name) from None
 
 
 class _Generation(_Model):
@@ -143,6 +155,27 @@ class ProgressResponse(_Model):
     eta_relative: float
     state: dict
     current_image: str | None = None
+    textinfo: str | None = None
+
+
+class TaskProgressRequest(_Model):
+    """The body of ``POST /internal/progress``."""
+
+    id_task: str | None = None
+    id_live_preview: int = -1
+    live_preview: bool = True
+
+
+class TaskProgressResponse(_Model):
+    """``progress`` is of 0 to 1, ``eta`` in seconds; the preview is a data URL, where there is a new one."""
+
+    active: bool
+    queued: bool
+    completed: bool
+    progress: float | None = None
+    eta: float | None = None
+    live_preview: str | None = None
+    id_live_preview: int | None = None
     textinfo: str | None = None
 
 

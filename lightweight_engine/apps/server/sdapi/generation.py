@@ -1,0 +1,79 @@
+"""``txt2img`` and ``img2img``: one request, one job, one answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
+
+from ....errors import EngineError
+from ..asking import CLIENT_GONE, JobFailed, finished, submit
+from ..bodies import read_json
+from ..faults import Fault
+from ..native import errors
+from .answers import generation_answer
+from .models import GenerationResponse, ImageToImageRequest, TextToImageRequest
+from .session import Session
+from .translate import Body, renamed, translate
+
+FAILURES = errors(400, 401, 403, 404, 408, 413, 415, 422, 429, 503, 504, 507)
+
+
+def takes(model: type[BaseModel]) -> dict[str, Any]:
+    """What OpenAPI says of a body that is read by us."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
+
+
+@contextmanager
+def in_their_words() -> Iterator[None]:
+    """Faults that name a field name it as callers of this API do."""
+    try:
+        yield
+    except EngineError as error:
+        raise JobFailed(renamed(Fault.of(error))) from None
+    except JobFailed as failed:
+        raise JobFailed(renamed(failed.fault)) from None
+
+
+def json_answer(data: Any) -> Response:
+    """An answer that may be long: it is written as it is, and not looked through once more."""
+    return Response(json.dumps(data), media_type="application/json")
+
+
+def generation_routes(session: Session) -> APIRouter:
+    """The two ways of drawing."""
+    router = APIRouter()
+
+    @router.post(
+        "/txt2img", response_model=GenerationResponse, responses=FAILURES, openapi_extra=takes(TextToImageRequest)
+    )
+    async def txt2img(request: Request) -> Response:
+        """Draw from a prompt, and wait. A caller who hangs up cancels the job."""
+        return await _drawn(session, request, TextToImageRequest)
+
+    @router.post(
+        "/img2img", response_model=GenerationResponse, responses=FAILURES, openapi_extra=takes(ImageToImageRequest)
+    )
+    async def img2img(request: Request) -> Response:
+        """Draw from pictures, wholly or where a mask is white, and wait likewise."""
+        return await _drawn(session, request, ImageToImageRequest)
+
+    return router
+
+
+async def _drawn(session: Session, request: Request, model: type[TextToImageRequest | ImageToImageRequest]) -> Response:
+    service = session.service
+    with in_their_words():
+        raw = await read_json(request, service.max_body)
+        body: Body = model.read(raw)
+        asked = translate(body, raw, session.options, service.config)
+        job = submit(service, request, asked.request, asked.options.preview_every)
+        session.follow(job, body.force_task_id, body.n_iter or 1)
+        if not await finished(service, request, job):
+            return Response(status_code=CLIENT_GONE)
+    return json_answer(await asyncio.to_thread(generation_answer, body, asked, job))

@@ -1,0 +1,21 @@
+"""All of the API, in one place."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from ..service import Service
+from .generation import generation_routes
+from .lists import list_routes
+from .progress import internal_routes, progress_routes
+from .session import Session
+
+
+def sdapi_routes(service: Service) -> APIRouter:
+    """``/sdapi/v1`` and what belongs to it."""
+    session = Session(service)
+    router = APIRouter(tags=["Forge's API"])
+    for routes in (generation_routes, progress_routes, list_routes):
+        router.include_router(routes(session), prefix="/sdapi/v1")
+    router.include_router(internal_routes(session))
+    return router

@@ -1,0 +1,58 @@
+"""``alwayson_scripts``: the detailer in the form of ADetailer's API; other scripts do not exist here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ....errors import RequestError
+from ....extensions.detailer_args import NONE, read_passes
+
+ADETAILER = "ADetailer"
+SCRIPTS = (ADETAILER.lower(),)
+"""Names as ``GET /scripts`` lists them."""
+
+_ALIASES = {"ad_mask_k_largest": "ad_mask_k"}  # of versions that clients still speak
+
+
+def detailer_fields(scripts: Mapping[str, Any], warnings: list[str], *, img2img: bool) -> dict[str, Any]:
+    """The fields of ``GenerationRequest`` for the scripts of a request, whose names may be in any case.
+
+    Raises:
+        RequestError: a script does not exist here, or its arguments are wrong; names both.
+    """
+    fields: dict[str, Any] = {}
+    for name, given in scripts.items():
+        if name.strip().lower() != ADETAILER.lower():
+            raise RequestError(
+                f"alwayson_scripts: always on script {name!r:.80} not found; there is {ADETAILER}",
+                field=f"alwayson_scripts.{name[:80]}",
+            )
+        fields = _passes(_arguments(given), warnings, img2img)
+    return fields
+
+
+def _arguments(given: Any) -> Sequence[Any]:
+    args = given.get("args", []) if isinstance(given, Mapping) else given
+    if not isinstance(args, Sequence) or isinstance(args, str):
+        field = f"alwayson_scripts.{ADETAILER}.args"
+        raise RequestError(f"{field}: give a list of two booleans at most, then objects of ad_… arguments", field=field)
+    return [_renamed(each) if isinstance(each, Mapping) else each for each in args]
+
+
+def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a pass by the names of today. One without a detector is skipped, as there."""
+    renamed = {_ALIASES.get(name, name) if _ALIASES.get(name) not in values else name: values[name] for name in values}
+    return {"ad_model": NONE, **renamed}
+
+
+def _passes(args: Sequence[Any], warnings: list[str], img2img: bool) -> dict[str, Any]:
+    passes = read_passes(args, field=f"alwayson_scripts.{ADETAILER}")
+    if passes.skip_img2img and not img2img:
+        warnings.append("ADetailer: skip_img2img has no effect on txt2img")
+    if not passes.active:
+        if args and args[0] is not False:
+            warnings.append("ADetailer: no pass names a detector (ad_model), so that nothing was detailed")
+        return {}
+    objects = tuple(each for each in args if isinstance(each, Mapping))
+    return {"adetailer_passes": objects, "skip_img2img": passes.skip_img2img and img2img}

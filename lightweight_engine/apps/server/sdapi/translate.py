@@ -1,0 +1,274 @@
+"""From a body of Forge's API to a ``GenerationRequest``, and what a person should know of the way.
+
+What a body leaves out is Forge's default, what it has as null is as options or the configuration say. Each field is a
+row of a table below: one that has a counterpart, one without effect (a warning), or one that is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ....config import EngineConfig
+from ....core.infotext_parse import request_fields
+from ....errors import RequestError
+from ....flux.prompt import parse_networks
+from ....labels import resolve_sampler
+from ....request import GenerationRequest, profile_defaults
+from ..faults import Fault, Refusal
+from .models import ImageToImageRequest, TextToImageRequest
+from .options import Options, without_effect
+from .scripts import detailer_fields
+
+Body = TextToImageRequest | ImageToImageRequest
+
+SAME = ("", "use same sampler", "use same scheduler", "use same checkpoint", "use same choices", "none")
+DISTILLED_KEY = "Guidance policy"
+
+# Fields that mean the same, ours by theirs. Null leaves them to options and configuration.
+SHARED = {
+    **{name: name for name in ("prompt", "negative_prompt", "seed", "subseed", "subseed_strength", "steps")},
+    **{name: name for name in ("seed_resize_from_h", "seed_resize_from_w", "cfg_scale", "distilled_cfg_scale")},
+    **{name: name for name in ("width", "height", "batch_size", "scheduler", "denoising_strength")},
+    **{name: name for name in ("eta", "s_min_uncond", "s_churn", "s_tmax", "s_tmin", "s_noise")},
+}
+HIRES = {
+    "hr_scale": "hr_scale",
+    "hr_upscaler": "hr_upscaler",
+    "hr_second_pass_steps": "hr_steps",
+    "hr_resize_x": "hr_resize_x",
+    "hr_resize_y": "hr_resize_y",
+    "hr_prompt": "hr_prompt",
+    "hr_negative_prompt": "hr_negative_prompt",
+    "hr_cfg": "hr_cfg",
+    "hr_distilled_cfg": "hr_distilled_cfg",
+}
+IMAGE = {
+    **{name: name for name in ("resize_mode", "mask", "mask_blur_x", "mask_blur_y", "mask_round", "inpainting_fill")},
+    **{name: name for name in ("inpaint_full_res", "inpaint_full_res_padding", "inpainting_mask_invert")},
+    "initial_noise_multiplier": "initial_noise_multiplier",
+}
+
+# Fields without effect: values that ask for nothing, and why others do nothing.
+IDLE: dict[str, tuple[tuple[Any, ...], str]] = {
+    "styles": ((None, []), "there are no styles here"),
+    "restore_faces": ((None, False), "faces are painted anew by ADetailer alone"),
+    "tiling": ((None, False), "Flux draws no tiles"),
+    "refiner_checkpoint": ((None, "", "None"), "Flux has no refiner"),
+    "image_cfg_scale": ((None, 0.0, 1.0, 1.5), "Flux does not know it"),
+}
+# Fields that would change the picture into another one: values that ask for nothing, and what to do instead.
+REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "script_name": ((None, "", "None"), "selectable scripts do not exist here; leave it out"),
+    "firstpass_image": ((None, ""), "a second pass alone does not exist here; send the picture to img2img"),
+    "latent_mask": ((None, ""), "send the mask as mask"),
+}
+_NAMES = {
+    "num_outputs": "n_iter",
+    "sampler": "sampler_name",
+    "hr_sampler": "hr_sampler_name",
+    "hr_steps": "hr_second_pass_steps",
+    "image": "init_images",
+    "checkpoint": "override_settings.sd_model_checkpoint",
+    "vae": "override_settings.sd_vae",
+    "t5": "override_settings.forge_additional_modules",
+    "clip": "override_settings.forge_additional_modules",
+    "storage_dtype": "override_settings.forge_unet_storage_dtype",
+    "adetailer_passes": "alwayson_scripts.ADetailer",
+    "img2img_upscaler": "override_settings.upscaler_for_img2img",
+    "noise_source": "override_settings.randn_source",
+    "background_color": "override_settings.img2img_background_color",
+}
+"""What a caller of this API knows our fields as, where that is another name."""
+_FIRST_NAME = re.compile(r"^(\w+)(?=[:.])")
+
+
+class UnknownSamplerError(Refusal):
+    """No sampler of that name."""
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A body as our own request, the options that hold for it, sentences for a person, and keys for ``info``."""
+
+    request: GenerationRequest
+    options: Options
+    warnings: list[str]
+    told: dict[str, Any] = field(default_factory=dict)
+
+
+def translate(body: Body, raw: Mapping[str, Any], session: Options, config: EngineConfig) -> Translation:
+    """What a body asks for.
+
+    Args:
+        raw: the body as it came, which knows fields that the model has not.
+        session: the options that hold.
+
+    Raises:
+        EngineError: a field is wrong or refused.
+    """
+    warnings = _idle(body, raw)
+    overrides = body.override_settings or {}
+    options = session.changed(overrides, "override_settings")
+    warnings += [f"override_settings: {text}" for text in without_effect(overrides, options)]
+    values = {**options.fields(), "output_format": options.output_format, **_fields(body, config, warnings)}
+    img2img = isinstance(body, ImageToImageRequest)
+    values |= detailer_fields(body.alwayson_scripts, warnings, img2img=img2img)
+    _check_samplers(values)
+    request, told = _guided(body, GenerationRequest(**values), config, warnings)
+    return Translation(request, options, warnings, told)
+
+
+def renamed(fault: Fault) -> Fault:
+    """A fault that names a field, with the name that the field has in this API."""
+    message = _FIRST_NAME.sub(lambda found: _NAMES.get(found[1], found[1]), fault.message)
+    return replace(fault, message=message, param=_NAMES.get(fault.param or "", fault.param))
+
+
+def _idle(body: Body, raw: Mapping[str, Any]) -> list[str]:
+    """A sentence for all fields that the model leaves out, and one for each that has no effect.
+
+    Raises:
+        RequestError: a field is refused.
+    """
+    unknown = type(body).unknown_fields(raw)
+    sentences = [f"fields that do not exist here had no effect: {', '.join(unknown)[:400]}"] if unknown else []
+    for name, (nothing, why) in REFUSED.items():
+        if getattr(body, name, None) not in nothing:
+            raise RequestError(f"{name}: {why}", field=name)
+    for name, (nothing, why) in IDLE.items():
+        if getattr(body, name, None) not in nothing:
+            sentences.append(f"{name} had no effect: {why}")
+    return sentences
+
+
+def _fields(body: Body, config: EngineConfig, warnings: list[str]) -> dict[str, Any]:
+    """Our fields: of the body, else of its infotext, else Forge's defaults."""
+    given, chosen = _mapped(body, SHARED, config)
+    given["sampler"] = body.sampler_name or body.sampler_index
+    if {"sampler_name", "sampler_index"} & body.model_fields_set:
+        chosen.add("sampler")
+    if isinstance(body, ImageToImageRequest):
+        given |= _image_fields(body, config)
+    from_text = request_fields(body.infotext) if body.infotext else {}
+    if isinstance(body, TextToImageRequest):
+        given |= _hires_fields(body, from_text, config)
+    given |= {name: value for name, value in from_text.items() if name not in chosen}
+    given |= _numbers(body, given)
+    if body.disable_extra_networks:
+        _strip_networks(given, warnings)
+    return given
+
+
+def _mapped(body: Body, rows: Mapping[str, str], config: EngineConfig) -> tuple[dict[str, Any], set[str]]:
+    """The fields of some rows, and which of them the caller chose. Null is as configured, where there is a setting."""
+    configured, usual = config.request_defaults(), profile_defaults("a1111")
+    fields, chosen = {}, set()
+    for theirs, ours in rows.items():
+        value = getattr(body, theirs)
+        if value is None:
+            value = usual[ours] if isinstance(usual[ours], str) else configured.get(ours)
+        if theirs in body.model_fields_set:
+            chosen.add(ours)
+        if value is not None:
+            fields[ours] = value
+    for side in ("width", "height"):
+        if fields.get(side) == 0:  # which the request would take for "left out"
+            raise RequestError(f"{side}: a side is at least 16 pixels; null is the model's own size", field=side)
+    return fields, chosen
+
+
+def _hires_fields(body: TextToImageRequest, from_text: Mapping[str, Any], config: EngineConfig) -> dict[str, Any]:
+    """The second pass; with ``firstphase_…`` the first one has that size, and the second that of the picture."""
+    wanted = body.enable_hr if "enable_hr" in body.model_fields_set else from_text.get("enable_hr", False)
+    if not wanted:
+        return {"enable_hr": False}
+    modules = [str(name) for name in body.hr_additional_modules or []]
+    for name, values in (("hr_checkpoint_name", [body.hr_checkpoint_name or ""]), ("hr_additional_modules", modules)):
+        if not all(value.lower() in SAME for value in values):
+            raise RequestError(f"{name}: the second pass draws with the model of the first; leave it out", field=name)
+    fields, _ = _mapped(body, HIRES, config)
+    for theirs, ours in (("hr_sampler_name", "hr_sampler"), ("hr_scheduler", "hr_scheduler")):
+        name = getattr(body, theirs) or ""
+        fields[ours] = "" if name.lower() in SAME else name
+    if body.firstphase_width or body.firstphase_height:
+        fields |= {"hr_resize_x": body.width or 0, "hr_resize_y": body.height or 0}
+        fields |= {"width": body.firstphase_width or body.width, "height": body.firstphase_height or body.height}
+    return {"enable_hr": True, **fields}
+
+
+def _image_fields(body: ImageToImageRequest, config: EngineConfig) -> dict[str, Any]:
+    """Start pictures, and how the mask is used where there is one."""
+    if not body.init_images:
+        raise RequestError("init_images: there is no picture; send one in base64", field="init_images")
+    rows = IMAGE if body.mask else {name: IMAGE[name] for name in ("resize_mode", "initial_noise_multiplier")}
+    fields, _ = _mapped(body, rows, config)
+    if body.mask and body.mask_blur is not None:
+        fields |= {"mask_blur_x": body.mask_blur, "mask_blur_y": body.mask_blur}
+    return fields
+
+
+def _numbers(body: Body, given: Mapping[str, Any]) -> dict[str, Any]:
+    """How many pictures: rounds times a batch, or times the start pictures where there are several."""
+    rounds = 1 if body.n_iter is None else body.n_iter
+    if rounds < 1:
+        raise RequestError(f"n_iter: draw 1 or more times (got {rounds})", field="n_iter")
+    batch = given.get("batch_size", 1)
+    if not isinstance(body, ImageToImageRequest):
+        return {"num_outputs": rounds * max(batch, 1)}
+    pictures = body.init_images or []
+    if len(pictures) == 1:
+        return {"num_outputs": rounds * max(batch, 1), "image": pictures[0]}
+    return {"num_outputs": rounds * len(pictures), "image": pictures * rounds}
+
+
+def _strip_networks(given: dict[str, Any], warnings: list[str]) -> None:
+    for name in ("prompt", "negative_prompt", "hr_prompt", "hr_negative_prompt"):
+        text, tags = parse_networks(given.get(name, ""))
+        if tags:
+            given[name] = text
+            warnings.append(f"{name}: tags of extra networks were left out, as disable_extra_networks asks")
+
+
+def _guided(
+    body: Body, request: GenerationRequest, config: EngineConfig, warnings: list[str]
+) -> tuple[GenerationRequest, dict[str, Any]]:
+    """What becomes of a cfg_scale that clients of older models send by habit: see the setting ``sdapi_cfg``.
+
+    Returns:
+        The request, and keys for ``info`` where something was changed.
+    """
+    sent = request.cfg_scale
+    if sent == 1 or request.negative_prompt:
+        return request, {}
+    if config.sdapi_cfg == "literal" or "distilled_cfg_scale" in body.model_fields_set:
+        warnings.append(
+            f"cfg_scale {sent} takes twice the time of 1, and is seldom meant for Flux, where distilled_cfg_scale "
+            "guides; see the setting sdapi_cfg"
+        )
+        return request, {}
+    told = f"cfg_scale {sent} was taken as cfg_scale 1 and distilled_cfg_scale 3.5"
+    warnings.append(f"{told} (setting sdapi_cfg)")
+    return request.model_copy(update={"cfg_scale": 1.0, "distilled_cfg_scale": 3.5}), {DISTILLED_KEY: told}
+
+
+def _check_samplers(values: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        UnknownSamplerError: a sampler does not exist, or not for Flux; lists those that do.
+        RequestError: a scheduler likewise.
+    """
+    passes = {"sampler_name": (values["sampler"], values["scheduler"])}
+    if values.get("hr_sampler") or values.get("hr_scheduler"):
+        second = values.get("hr_sampler") or values["sampler"], values.get("hr_scheduler") or values["scheduler"]
+        passes["hr_sampler_name"] = second
+    for name, pair in passes.items():
+        try:
+            resolve_sampler(*pair)
+        except RequestError as error:
+            if error.field != "sampler":
+                raise
+            told = str(error).removeprefix("sampler: ")
+            raise UnknownSamplerError(f"{name}: Sampler not found: {told}", param=name) from None

@@ -1,0 +1,279 @@
+"""Forge's API against the real service: policies, answers, bad input, and the sequences of clients (C30 to C32)."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from running_service import Answer, Running, service
+
+from lightweight_engine.apps.server.sdapi.lists import LATENT_MODES
+from lightweight_engine.apps.server.sdapi.models import ImageToImageRequest, TextToImageRequest
+from lightweight_engine.apps.server.sdapi.options import Options
+from lightweight_engine.apps.server.sdapi.translate import Translation, translate
+from lightweight_engine.config import EngineConfig
+
+SMALL: dict[str, Any] = {"prompt": "a smiling woman", "width": 64, "height": 64, "steps": 1, "seed": 7, "cfg_scale": 1}
+V1 = "/sdapi/v1"
+INFO = {
+    "prompt",
+    "all_prompts",
+    "negative_prompt",
+    "all_negative_prompts",
+    "seed",
+    "all_seeds",
+    "subseed",
+    "all_subseeds",
+    "subseed_strength",
+    "width",
+    "height",
+    "sampler_name",
+    "cfg_scale",
+    "steps",
+    "batch_size",
+    "restore_faces",
+    "face_restoration_model",
+    "sd_model_name",
+    "sd_model_hash",
+    "sd_vae_name",
+    "sd_vae_hash",
+    "seed_resize_from_w",
+    "seed_resize_from_h",
+    "denoising_strength",
+    "extra_generation_params",
+    "index_of_first_image",
+    "infotexts",
+    "styles",
+    "job_timestamp",
+    "clip_skip",
+    "is_using_inpainting_conditioning",
+    "version",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sdapi")
+
+
+@pytest.fixture(scope="module")
+def running(place: Path, _same_environment: None) -> Iterator[Running]:
+    with service(place, "--set", "sdapi_cfg=distilled") as running:
+        yield running.ready()
+
+
+def draw(running: Running, **fields: Any) -> Answer:
+    return running.post(f"{V1}/txt2img", {**SMALL, **fields})
+
+
+def translated(config: EngineConfig | None = None, options: Options | None = None, **fields: Any) -> Translation:
+    model = ImageToImageRequest if "init_images" in fields else TextToImageRequest
+    return translate(model.read(fields), fields, options or Options(), config or EngineConfig())
+
+
+def test_info_has_all_keys(running: Running) -> None:
+    answer = draw(running, n_iter=2).json
+    assert set(answer) == {"images", "parameters", "info", "warnings"}
+    info = json.loads(answer["info"])
+    assert set(info) == INFO
+    assert (info["all_seeds"], info["width"], info["steps"]) == ([7, 8], 64, 1)
+    assert Image.open(io.BytesIO(base64.b64decode(answer["images"][1], validate=True))).size == (64, 64)
+    assert answer["parameters"]["steps"] == 1 and answer["parameters"]["n_iter"] == 2
+
+
+def test_pictures_that_a_request_brings_are_not_sent_back_unasked(running: Running) -> None:
+    begin = draw(running).json["images"][0]
+    body = {**SMALL, "init_images": [begin], "mask": begin}
+    assert running.post(f"{V1}/img2img", body).json["parameters"]["init_images"] is None
+    told = running.post(f"{V1}/img2img", {**body, "include_init_images": True}).json["parameters"]
+    assert told["init_images"] == [begin] and told["mask"] == begin
+
+
+@pytest.mark.parametrize(
+    ("fields", "sampler", "scheduler"),
+    [
+        ({"sampler_name": "Euler", "scheduler": "automatic"}, "Euler", "Simple"),
+        ({"sampler_name": "DPM++ 2M", "scheduler": None}, "DPM++ 2M", "Karras"),
+        ({"sampler_name": "k_euler_a"}, "Euler a", "Simple"),
+        ({"sampler_name": "dpm++ 2m karras"}, "DPM++ 2M", "Karras"),
+        ({"sampler_index": "Heun", "scheduler": "sgm_uniform"}, "Heun", "SGM Uniform"),
+    ],
+)
+def test_names_of_samplers(running: Running, fields: dict[str, Any], sampler: str, scheduler: str) -> None:
+    info = json.loads(draw(running, **fields).json["info"])
+    assert info["sampler_name"] == sampler and f"Schedule type: {scheduler}," in info["infotexts"][0]
+
+
+def test_a_size_that_is_no_multiple_of_8(running: Running) -> None:
+    answer = draw(running, width=71).json
+    assert json.loads(answer["info"])["width"] == 64
+    assert any("64x64" in warning for warning in answer["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("policy", "fields", "cfg", "distilled"),
+    [
+        ("literal", {}, 7.0, 3.5),
+        ("distilled", {}, 1.0, 3.5),
+        ("distilled", {"cfg_scale": 4}, 1.0, 3.5),
+        ("distilled", {"negative_prompt": "blurry"}, 7.0, 3.5),
+        ("distilled", {"distilled_cfg_scale": 2.5}, 7.0, 2.5),
+        ("distilled", {"cfg_scale": 1}, 1.0, 3.5),
+    ],
+)
+def test_a_cfg_scale_sent_by_habit(policy: Any, fields: dict[str, Any], cfg: float, distilled: float) -> None:
+    made = translated(EngineConfig(sdapi_cfg=policy), **fields)
+    assert (made.request.cfg_scale, made.request.distilled_cfg_scale) == (cfg, distilled)
+    changed = policy == "distilled" and cfg != fields.get("cfg_scale", 7.0)
+    assert bool(made.told) == changed
+    assert any("cfg_scale" in each for each in made.warnings) == (
+        fields.get("cfg_scale") != 1 and "negative_prompt" not in fields
+    )
+
+
+def test_the_policy_is_told(running: Running) -> None:
+    answer = draw(running, cfg_scale=7).json
+    info = json.loads(answer["info"])
+    assert info["cfg_scale"] == 1 and "cfg_scale 7" in info["extra_generation_params"]["Guidance policy"]
+    assert any("sdapi_cfg" in warning for warning in answer["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param"),
+    [
+        ({"width": 0}, 422, "width"),
+        ({"width": -512}, 422, "width"),
+        ({"width": 512.5}, 422, "width"),
+        ({"width": 100_000, "height": 100_000}, 422, "width"),
+        ({"steps": 0}, 422, "steps"),
+        ({"batch_size": 0}, 422, "batch_size"),
+        ({"batch_size": 1000}, 422, "batch_size"),
+        ({"n_iter": 0}, 422, "n_iter"),
+        ({"n_iter": 1000}, 422, "n_iter"),
+        ({"n_iter": 60, "steps": 900, "width": 2048, "height": 2048}, 413, "steps"),
+        ({"seed": 2**64}, 422, "seed"),
+        ({"seed": 1.5}, 422, "seed"),
+        ({"cfg_scale": -1}, 422, "cfg_scale"),
+        ({"distilled_cfg_scale": -1}, 422, "distilled_cfg_scale"),
+        ({"denoising_strength": 1.1}, 422, "denoising_strength"),
+        ({"enable_hr": True, "hr_scale": 100}, 422, "hr_scale"),
+        ({"enable_hr": True, "hr_resize_x": 1}, 422, "hr_resize_x"),
+        ({"enable_hr": True, "hr_second_pass_steps": -1}, 422, "hr_second_pass_steps"),
+        ({"enable_hr": True, "hr_checkpoint_name": "other"}, 422, "hr_checkpoint_name"),
+        ({"enable_hr": True, "hr_additional_modules": ["ae"]}, 422, "hr_additional_modules"),
+        ({"enable_hr": True, "hr_sampler_name": "Foo"}, 400, "hr_sampler_name"),
+        ({"sampler_name": "Foo"}, 400, "sampler_name"),
+        ({"scheduler": "Foo"}, 422, "scheduler"),
+        ({"script_name": "X/Y/Z plot"}, 422, "script_name"),
+        ({"alwayson_scripts": {"Foo": {"args": []}}}, 422, "alwayson_scripts.Foo"),
+        ({"alwayson_scripts": {"ADetailer": {"args": 5}}}, 422, "alwayson_scripts.ADetailer.args"),
+        (
+            {"alwayson_scripts": {"ADetailer": {"args": [True, {"ad_foo": 1}]}}},
+            422,
+            "alwayson_scripts.ADetailer.args[1]",
+        ),
+        ({"alwayson_scripts": {"adetailer": {"args": [{"ad_model": "x.pt"}]}}}, 422, None),
+        ({"override_settings": {"samples_format": "gif"}}, 422, "override_settings.samples_format"),
+        ({"firstpass_image": "abc"}, 422, "firstpass_image"),
+        ({"prompt": "<lora:there-is-none:1>"}, 404, None),
+        ({"alwayson_scripts": []}, 422, "alwayson_scripts"),
+    ],
+    ids=lambda value: json.dumps(value)[:60] if isinstance(value, dict) else "",
+)
+def test_bad_input(running: Running, fields: dict[str, Any], status: int, param: str | None) -> None:
+    answer = draw(running, **fields)
+    assert answer.status == status, answer.body
+    assert param is None or answer.error["param"] == param
+    assert answer.error["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({}, 422),
+        ({"init_images": []}, 422),
+        ({"init_images": [""]}, 422),
+        ({"init_images": ["!!!"]}, 422),
+        ({"init_images": [base64.b64encode(b"plain text " * 20).decode()]}, 422),
+        ({"init_images": ["http://127.0.0.1/x.png"]}, 403),
+        ({"denoising_strength": None}, 422),
+        ({"resize_mode": 4}, 422),
+    ],
+)
+def test_bad_pictures(running: Running, fields: dict[str, Any], status: int) -> None:
+    answer = running.post(f"{V1}/img2img", {**SMALL, **fields})
+    assert answer.status == status, answer.body
+    assert answer.error["message"]
+
+
+def test_what_has_no_effect_is_told(running: Running) -> None:
+    extra = {"foo": 1, "restore_faces": True, "tiling": True, "styles": ["a"]}
+    overrides = {"CLIP_stop_at_last_layers": 2, "no_such_option": 1, "eta_noise_seed_delta": 31337}
+    answer = draw(running, **extra, override_settings=overrides, sampler_name="Euler a").json
+    told = " ".join(answer["warnings"])
+    assert all(name in told for name in ("foo", "restore_faces", "tiling", "styles", "no_such_option", "CLIP_stop"))
+    assert json.loads(answer["info"])["extra_generation_params"]["ENSD"] == "31337"
+
+
+def test_null_is_as_configured() -> None:
+    made = translated(EngineConfig(steps=12), steps=None, cfg_scale=None, width=None, prompt=None, seed=None)
+    assert (made.request.steps, made.request.cfg_scale, made.request.width) == (12, 1.0, None)
+    assert (made.request.prompt, made.request.seed) == ("", -1)
+
+
+def test_what_is_left_out_is_as_in_forge() -> None:
+    made = translated().request
+    assert (made.width, made.height, made.steps, made.sampler, made.enable_hr) == (512, 512, 50, "Euler", False)
+
+
+def test_an_infotext_fills_what_is_left_out() -> None:
+    text = "a hat\nNegative prompt: dull\nSteps: 9, Sampler: Heun, CFG scale: 2.0, Seed: 5, Size: 96x64"
+    made = translated(infotext=text, steps=3).request
+    assert (made.prompt, made.negative_prompt, made.seed, made.sampler) == ("a hat", "dull", 5, "Heun")
+    assert (made.steps, made.width, made.height) == (3, 96, 64)
+
+
+def test_a_first_phase_of_another_size() -> None:
+    fields = {"enable_hr": True, "firstphase_width": 64, "firstphase_height": 96, "width": 128, "height": 192}
+    made = translated(**fields).request
+    assert (made.width, made.height, made.hr_resize_x, made.hr_resize_y) == (64, 96, 128, 192)
+
+
+def test_several_start_pictures() -> None:
+    made = translated(init_images=["a", "b", "c"], n_iter=2).request
+    assert made.num_outputs == 6 and made.image == ["a", "b", "c"] * 2
+
+
+@pytest.mark.parametrize(
+    ("args", "passes", "skip"),
+    [
+        ([True, False, {"ad_model": "a"}, {"ad_model": "b"}], 2, False),
+        ([True, {"ad_model": "a", "ad_mask_k_largest": 2}], 1, False),
+        ([{"ad_model": "a"}], 1, False),
+        ([True, True, {"ad_model": "a"}], 1, True),
+        ([False, {"ad_model": "a"}], 0, False),
+        ([True], 0, False),
+        ([True, {"ad_model": "None"}], 0, False),
+    ],
+)
+def test_forms_of_adetailers_arguments(args: list[Any], passes: int, skip: bool) -> None:
+    made = translated(init_images=["x"], alwayson_scripts={"aDetailer": {"args": args}}).request
+    assert (len(made.adetailer_passes), made.skip_img2img) == (passes, skip)
+    assert all("ad_mask_k_largest" not in each for each in made.adetailer_passes)
+
+
+def test_disabled_networks_are_left_out() -> None:
+    made = translated(prompt="a <lora:hat:1> woman", disable_extra_networks=True)
+    assert "lora" not in made.request.prompt and any("extra networks" in each for each in made.warnings)
+
+
+def test_names_of_latent_modes_are_those_of_the_hires_pass() -> None:
+    from lightweight_engine.extensions.hires_fix import LATENT_MODES as KNOWN
+
+    assert tuple(KNOWN) == LATENT_MODES

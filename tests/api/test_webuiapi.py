@@ -1,0 +1,193 @@
+"""The client `webuiapi`, as it comes from PyPI, against the real service: the conformance list C1 to C29.
+
+C30 to C32, other clients' sequences, are in test_sdapi.py. webuiapi keeps scripts in a default argument from call to
+call, so that calls which name scripts that are refused get a dictionary of their own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageChops
+from running_service import Running, service
+
+from lightweight_engine.core.infotext_parse import parse_infotext
+
+webuiapi = pytest.importorskip("webuiapi")
+
+SMALL: dict[str, Any] = {"prompt": "a smiling woman", "width": 64, "height": 64, "steps": 2, "seed": 7, "cfg_scale": 1}
+FACE = "face_tiny.safetensors"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("webuiapi")
+
+
+@pytest.fixture(scope="module")
+def running(place: Path, _same_environment: None) -> Iterator[Running]:
+    with service(place, "--set", "queue_max=16") as running:
+        yield running.ready()
+
+
+@pytest.fixture(scope="module")
+def api(running: Running) -> Any:
+    return webuiapi.WebUIApi(port=running.port, steps=2)
+
+
+def picture(seed: int = 3, size: tuple[int, int] = (64, 64)) -> Image.Image:
+    return Image.effect_noise(size, 80).convert("RGB").rotate(seed)
+
+
+def same(a: Image.Image, b: Image.Image) -> bool:
+    return ImageChops.difference(a.convert("RGB"), b.convert("RGB")).getbbox() is None
+
+
+def test_c1_with_and_without_a_key(tmp_path: Path) -> None:
+    with service(tmp_path, LWE_API_KEYS="sesame") as running:
+        running.ready()
+        known = webuiapi.WebUIApi(port=running.port, username="me", password="sesame", steps=1)
+        assert known.has_adetailer
+        assert len(known.txt2img(**SMALL).images) == 1
+        unknown = webuiapi.WebUIApi(port=running.port, username="me", password="wrong")
+        with pytest.raises(RuntimeError, match="401"):
+            unknown.txt2img(**SMALL)
+
+
+def test_c2_it_sees_adetailer(api: Any) -> None:
+    assert api.has_adetailer and not api.has_controlnet
+
+
+def test_c3_defaults_give_a_png_with_its_text(api: Any) -> None:
+    result = api.txt2img(prompt="a hat", width=64, height=64)
+    assert len(result.images) == 1 and result.image.format == "PNG"
+    parsed = parse_infotext(result.image.info["parameters"], defaults=False)
+    assert (parsed["Prompt"], parsed["Sampler"], parsed["CFG scale"]) == ("a hat", "Euler a", "7.0")
+    assert parsed["Seed"] == str(result.info["seed"])
+    assert any("cfg_scale" in warning for warning in result.json["warnings"])
+
+
+def test_c4_batches(api: Any) -> None:
+    result = api.txt2img(**SMALL, batch_size=2, n_iter=2)
+    assert len(result.images) == 4 and result.info["index_of_first_image"] == 0
+    assert result.info["all_seeds"] == [7, 8, 9, 10]
+    assert len(result.info["infotexts"]) == len(result.info["all_prompts"]) == 4
+
+
+def test_c5_a_drawn_seed_repeats(api: Any) -> None:
+    first = api.txt2img(**{**SMALL, "seed": -1})
+    assert first.info["seed"] >= 0
+    again = api.txt2img(**{**SMALL, "seed": first.info["seed"], "subseed": first.info["subseed"]})
+    assert same(first.image, again.image)
+
+
+def test_c6_hires_doubles(api: Any) -> None:
+    result = api.txt2img(**SMALL, enable_hr=True, hr_scale=2)
+    assert result.image.size == (128, 128)
+    assert (result.info["width"], result.info["extra_generation_params"]["Hires upscale"]) == (64, "2.0")
+
+
+@pytest.mark.parametrize("upscaler", list(webuiapi.HiResUpscaler))
+def test_c7_upscalers(api: Any, upscaler: Any) -> None:
+    asked = {**SMALL, "steps": 1, "enable_hr": True, "hr_scale": 1.5, "hr_upscaler": upscaler}
+    if upscaler.value.startswith(("Latent", "Lanczos", "Nearest", "None")):
+        assert api.txt2img(**asked).image.size == (96, 96)
+        return
+    with pytest.raises(RuntimeError, match="choose one of: None, Lanczos") as refused:  # whose files are not there
+        api.txt2img(**asked)
+    assert refused.value.args[0] in (404, 422)
+
+
+def test_c8_what_the_mask_leaves_stays(api: Any) -> None:
+    begin, mask = picture(), Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    result = api.img2img(images=[begin], mask_image=mask, inpaint_full_res=False, mask_blur=0, **SMALL)
+    assert result.image.size == (64, 64)
+    assert same(result.image.crop((40, 0, 64, 64)), begin.crop((40, 0, 64, 64)))
+    assert not same(result.image.crop((0, 0, 32, 64)), begin.crop((0, 0, 32, 64)))
+
+
+@pytest.mark.parametrize("fill", range(4))
+@pytest.mark.parametrize(("full", "invert"), [(True, 0), (False, 1)])
+def test_c9_ways_of_inpainting(api: Any, fill: int, full: bool, invert: int) -> None:
+    mask = Image.new("L", (96, 64))
+    mask.paste(255, (16, 16, 48, 48))
+    asked = {"inpainting_fill": fill, "inpaint_full_res": full, "inpainting_mask_invert": invert}
+    result = api.img2img(images=[picture(size=(96, 64))], mask_image=mask, **asked, **SMALL)
+    told = result.info["extra_generation_params"]
+    assert result.image.size == ((96, 64) if full else (64, 64))
+    assert told.get("Mask mode") == ("Inpaint not masked" if invert else None)
+    assert told.get("Masked content") == {0: "fill", 2: "latent noise", 3: "latent nothing"}.get(fill)
+
+
+def test_c10_a_detailer_does_not_outlive_its_call(api: Any) -> None:
+    asked = {**SMALL, "width": 256, "height": 256, "steps": 4, "subseed": 0}
+    plain = api.txt2img(**asked)
+    detailed = api.txt2img(**asked, adetailer=[webuiapi.ADetailer(ad_model=FACE, ad_mask_k_largest=1)])
+    again = api.txt2img(**asked)
+    told = detailed.info["extra_generation_params"]
+    assert told["ADetailer model"] == FACE and told["ADetailer mask only top k"] == "1"
+    assert not same(plain.image, detailed.image)
+    assert same(plain.image, again.image)
+    assert "ADetailer model" not in again.info["extra_generation_params"]
+
+
+def test_c11_two_detailers(api: Any) -> None:
+    units = [webuiapi.ADetailer(ad_model=FACE), webuiapi.ADetailer(ad_model="hand_tiny.safetensors")]
+    told = api.txt2img(**SMALL, adetailer=units).info["extra_generation_params"]
+    assert (told["ADetailer model"], told["ADetailer model 2nd"]) == (FACE, "hand_tiny.safetensors")
+
+
+def test_c12_controlnet_is_refused(api: Any) -> None:
+    unit = webuiapi.ControlNetUnit(image=picture())
+    with pytest.raises(RuntimeError, match="ControlNet.*not found") as refused:
+        api.txt2img(**SMALL, controlnet_units=[unit], alwayson_scripts={})
+    assert refused.value.args[0] == 422
+
+
+def test_c23_no_pictures_where_none_are_wanted(api: Any) -> None:
+    result = api.txt2img(**SMALL, send_images=False)
+    assert result.images == [] and result.info["all_seeds"] == [7]
+
+
+def test_c25_eight_at_once(api: Any) -> None:
+    results: dict[int, Any] = {}
+
+    def draw(seed: int) -> None:
+        results[seed] = api.txt2img(**{**SMALL, "seed": seed, "steps": 1})
+
+    threads = [threading.Thread(target=draw, args=(seed,)) for seed in range(100, 108)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {seed: result.info["seed"] for seed, result in results.items()} == {seed: seed for seed in range(100, 108)}
+    alone = api.txt2img(**{**SMALL, "seed": 105, "steps": 1})
+    assert same(alone.image, results[105].image)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("jpg", "JPEG"), ("jpeg", "JPEG"), ("webp", "WEBP"), ("png", "PNG")])
+def test_c27_formats(api: Any, name: str, kind: str) -> None:
+    assert api.txt2img(**SMALL, override_settings={"samples_format": name}).image.format == kind
+
+
+def test_c28_a_sampler_that_does_not_exist(api: Any) -> None:
+    with pytest.raises(RuntimeError, match="Sampler not found.*Euler a, Euler") as refused:
+        api.txt2img(**SMALL, sampler_name="Foo")
+    assert refused.value.args[0] == 400
+
+
+@pytest.mark.parametrize("prompt", ["žlutý kůň 🐎 مرحبا e\u0301", "(((( 🐎, <lora:", "日本語\nzweite Zeile"])
+def test_c29_prompts_in_any_script(api: Any, prompt: str) -> None:
+    result = api.txt2img(**{**SMALL, "prompt": prompt, "steps": 1})
+    assert result.info["prompt"] == prompt and result.image.info["parameters"].startswith(prompt)
+
+
+def test_c29_a_prompt_of_a_megabyte(api: Any) -> None:
+    with pytest.raises(RuntimeError, match="max_prompt_chars") as refused:
+        api.txt2img(**{**SMALL, "prompt": "horse " * 170_000})
+    assert refused.value.args[0] == 422
