@@ -27,7 +27,7 @@ from pydantic import (
 
 from .errors import ConfigError, RequestError
 from .labels import resolve_sampler, storage_format
-from .request import GenerationRequest, ImageFormat, NoiseSource
+from .request import MODEL_FIELDS, GenerationRequest, ImageFormat, NoiseSource
 
 PREFIX = "LWE_"
 FILE_NAME = "engine.toml"
@@ -120,6 +120,12 @@ class EngineConfig(BaseModel):
         "stages, NO streams every block.",
     )
     vram_limit: float | None = _setting(None, "memory", "Most memory that may be taken, in GiB.", gt=0)
+    residency: Literal["stored", "fast"] = _setting(
+        "stored",
+        "memory",
+        "fast keeps the transformer's weights as numbers too, LoRAs added to them, where all of it fits: no step "
+        "unpacks weights or pays for LoRAs, for 16 GiB more.",
+    )
     inference_reserve: float = _setting(
         0.25, "memory", "Share of the GPU's memory that models leave free.", ge=0, le=0.9
     )
@@ -300,6 +306,20 @@ class EngineConfig(BaseModel):
     def request_defaults(self) -> dict[str, Any]:
         """What a request that leaves these fields out is given."""
         return {name: value for section, name, value, _ in self.rows() if section == "request"}
+
+    def with_model_of(self, request: GenerationRequest) -> EngineConfig:
+        """These settings with the model that a request names; these themselves, where it names none."""
+        named = {name: value for name in MODEL_FIELDS if (value := getattr(request, name)) is not None}
+        if not named:
+            return self
+        made = self.model_copy(update=named)
+        made._origins = {**self._origins, **dict.fromkeys(named, "request")}
+        return made
+
+    @property
+    def model(self) -> tuple[tuple[Any, bool], ...]:
+        """What the settings say of the model: values, and whether somebody chose them."""
+        return tuple((getattr(self, name), self.is_set(name)) for name in MODEL_FIELDS)
 
     def reserve_mb(self, total_mb: int) -> int:
         """Megabytes of a GPU's ``total_mb`` that models leave free."""

@@ -19,14 +19,15 @@ from .precision import choose_precision, memory_manager
 from .quantized_cache import through_cache
 
 
-def assemble(config: EngineConfig, device: torch.device, card: Card, notes: list[str], *, load: bool) -> Networks:
-    """The networks of the model that the settings name, none of them loaded yet.
+def assemble(
+    models: ModelSet, config: EngineConfig, device: torch.device, card: Card, notes: list[str], *, load: bool
+) -> Networks:
+    """The networks of a model, none of them loaded yet.
 
     Args:
         notes: gets what is worth saying of settings and files.
         load: they will be; what is quantised on load may be kept for the next time.
     """
-    models = choose_models(config, notes)
     precision = choose_precision(config, models, card, notes)
     if load:
         models, precision = through_cache(config, models, precision, device, notes)
@@ -53,20 +54,17 @@ def choose_models(config: EngineConfig, notes: list[str]) -> ModelSet:
     if config.is_set("models_dir") and not config.models_dir.is_dir():
         raise ModelNotFoundError(f"models_dir: there is no folder {config.models_dir}; correct it or leave it out")
     named = {"t5": config.t5, "clip": config.clip, "autoencoder": config.vae}
-    roots = [config.models_dir]
-    if config.checkpoint or any(named.values()):
-        return ModelLibrary(roots).choose(config.checkpoint, **named)
-    library = ModelLibrary(roots)
-    if library.has_checkpoint:
-        return library.choose()
-    problems = [entry.problem for entry in library.ls() if entry.problem]
-    unusable = f" ({len(problems)} files there cannot be used: {problems[0]})" if problems else ""
-    notes += filter(None, [stray_models(config.models_dir)])
-    notes.append(
-        f"no Flux checkpoint was found in {config.models_dir}{unusable}: the demonstration model 'tiny' is used, "
-        "which draws small cartoon people and nothing else"
-    )
-    return ModelLibrary([TINY]).choose()
+    library = ModelLibrary.of(config)
+    models = library.choose(config.checkpoint, **named)
+    if models.is_tiny and not config.checkpoint and config.models_dir != TINY:
+        problems = [entry.problem for entry in library.ls() if entry.problem]
+        unusable = f" ({len(problems)} files there cannot be used: {problems[0]})" if problems else ""
+        notes += filter(None, [stray_models(config.models_dir)])
+        notes.append(
+            f"no Flux checkpoint was found in {config.models_dir}{unusable}: the demonstration model 'tiny' is used, "
+            "which draws small cartoon people and nothing else"
+        )
+    return models
 
 
 def read_tokenizers(config: EngineConfig, models: ModelSet) -> tuple[CLIPTokenizer, T5Tokenizer]:

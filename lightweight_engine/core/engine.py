@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from ..backend.devices import (
-    Card,
-    PeakMemory,
-    card_of,
-    pick_device,
-)
+from ..backend.devices import Card, PeakMemory, pick_device
 from ..config import EngineConfig
 from ..errors import ConfigError
 from ..extensions.detection import Detection
@@ -24,10 +19,10 @@ from ..flux.keymaps import Role
 from ..request import GenerationRequest, GenerationResult
 from ..upscalers.library import UpscalerLibrary
 from .assembly import assemble, choose_models
+from .current_model import CurrentModel
 from .describe import describe, device_name, versions
 from .detailing import Workshop, find
 from .jobs import plan_job, plan_request
-from .loras import lora_manager
 from .models import ROLES, TINY, HashCache, ModelSet
 from .networks import Networks
 from .passes import Tools
@@ -60,22 +55,18 @@ class LightweightEngine:
     def __init__(self, config: EngineConfig | None = None) -> None:
         self.config = config or EngineConfig.load()
         self._lock = threading.RLock()
-        self._networks: Networks | None = None
-        self._loras: LoRAManager | None = None
         self._embeddings = EmbeddingCache(EMBEDDING_CACHE_BYTES)
         self._hashes = HashCache(self.config.cache_dir / "hashes.json")
         self._upscalers = UpscalerLibrary([self.config.models_dir, TINY])
         self._detectors = DetectorLibrary([self.config.models_dir, TINY])
-        self._notes: list[str] = []
+        self._model = CurrentModel(self.config, self._hashes.sha256, self._usual_plan)
+        self._plan_notes: list[str] = []
 
     @property
     def networks(self) -> Networks:
         """The networks of the model in use; sets the engine up where that was not done."""
         with self._lock:
-            if self._networks is None:
-                self.setup()
-            assert self._networks is not None
-            return self._networks
+            return self._model.networks or self._model.use(self.config)
 
     @property
     def models(self) -> ModelSet:
@@ -86,10 +77,7 @@ class LightweightEngine:
     def loras(self) -> LoRAManager:
         """What reads LoRAs for the model in use; before ``setup``, for the one that would be: nothing is loaded."""
         with self._lock:
-            if self._loras is None:
-                models = choose_models(self.config, []) if self._networks is None else self._networks.models
-                self._loras = self._lora_manager(models)
-            return self._loras
+            return self._model.loras
 
     @property
     def upscalers(self) -> UpscalerLibrary:
@@ -104,7 +92,7 @@ class LightweightEngine:
     @property
     def notes(self) -> tuple[str, ...]:
         """What ``setup`` or ``plan`` found worth saying of the settings and the model's files, a sentence each."""
-        return tuple(self._notes)
+        return tuple(self._model.notes or self._plan_notes)
 
     def setup(self) -> None:
         """Find the model's files, load them and become ready; does nothing the second time.
@@ -114,17 +102,8 @@ class LightweightEngine:
             ConfigError: the device cannot be used.
         """
         with self._lock:
-            if self._networks is not None:
-                return
-            device = pick_device(self.config.device)
-            if self.config.threads:
-                torch.set_num_threads(self.config.threads)
-            self._notes = []
-            if device.type == "cuda":
-                torch.cuda.set_per_process_memory_fraction(self.config.allocator_fraction, device)
-            networks = assemble(self.config, device, card_of(device), self._notes, load=True)
-            within_memory(device, lambda: networks.load_all(self._usual_plan(networks)))
-            self._networks = networks
+            if self._model.networks is None:
+                self._model.use(self.config)
 
     def generate(self, **fields: Any) -> list[Image.Image]:
         """The pictures of a request given as keyword arguments; see ``GenerationRequest`` for the names.
@@ -157,12 +136,13 @@ class LightweightEngine:
 
         Raises:
             RequestError: a field is wrong or over a limit.
+            ModelError: a model that it names is not there or cannot be used; the one in use stays.
             GenerationCancelled: ``cancel`` was set.
             MemoryBudgetError: the device ran out of memory. The engine stays usable after each of these.
         """
         watch = Watch(on_progress, cancel, preview_every, interrupt)
         with self._lock:
-            networks = self.networks
+            networks = self._model.use(self.config.with_model_of(request))
             memory = PeakMemory(networks.device)
             try:
                 return within_memory(networks.device, lambda: self._run(request, networks, memory, watch))
@@ -192,7 +172,7 @@ class LightweightEngine:
         """
         watch = Watch(on_progress, cancel)
         with self._lock:
-            device = self._networks.device if self._networks else pick_device(self.config.device)
+            device = self._model.networks.device if self._model.networks else pick_device(self.config.device)
             self._upscalers.device = device
             name = upscaler or usual_upscaler(self.config, self._upscalers)
             return within_memory(
@@ -209,11 +189,8 @@ class LightweightEngine:
             ModelError: a detector cannot be used.
         """
         with self._lock:
-            networks = self._networks
-            if networks is None:
-                device = pick_device(self.config.device)
-                networks = assemble(self.config, device, card_of(device), [], load=False)
-            return find(request, self._tools(networks, self._lora_manager(networks.models)), picture)
+            networks = self._model.networks or self._assembled(self.config, None, [])
+            return find(request, self._tools(networks, self._model.loras_of(networks.models)), picture)
 
     def plan(self, request: GenerationRequest, card: Card | None = None) -> Plan:
         """The memory plan of a request, from the headers of the model's files: nothing is loaded for it.
@@ -222,14 +199,12 @@ class LightweightEngine:
             card: to plan for in place of the device in use; it need not be there.
         """
         with self._lock:
-            if self._networks is not None and card is None:
-                return plan_request(request, self._tools(self._networks, self.loras))
-            device = pick_device(self.config.device) if card is None else torch.device(card.kind)
-            notes: list[str] = []
-            networks = assemble(self.config, device, card or card_of(device), notes, load=False)
-            if self._networks is None:
-                self._notes = notes
-            return plan_request(request, self._tools(networks, self._lora_manager(networks.models)))
+            settings = self.config.with_model_of(request)
+            if card is None and self._model.networks is not None and self._model.is_of(settings):
+                return plan_request(request, self._tools(self._model.networks, self._model.loras))
+            self._plan_notes = []
+            networks = self._assembled(settings, card, self._plan_notes)
+            return plan_request(request, self._tools(networks, self._model.loras_of(networks.models)))
 
     def unload_models(self, keep_loaded: Collection[Role] = ()) -> None:
         """Release all networks but those of the roles to keep (``transformer``, ``t5`` …); a job loads them again.
@@ -241,15 +216,13 @@ class LightweightEngine:
         if unknown:
             raise ConfigError(f"keep_loaded: {', '.join(sorted(unknown))!r} is none of {', '.join(ROLES)}; give a list")
         with self._lock:
-            if self._networks is not None:
-                self._networks.release_all(keep_loaded)
+            if self._model.networks is not None:
+                self._model.networks.release_all(keep_loaded)
 
     def close(self) -> None:
         """Release the networks; the next call sets the engine up again."""
         with self._lock:
-            if self._networks is not None:
-                self._networks.release_all()
-            self._networks = self._loras = None
+            self._model.close()
             self._embeddings.clear()
             self._upscalers.release()
             self._detectors.release()
@@ -267,15 +240,16 @@ class LightweightEngine:
             return Drawn(torch.cat([each.latent for each in drawn]), torch.cat([each.pixels for each in drawn]))
 
         with self._lock:
+            networks = self._model.use(self.config.with_model_of(request))
             try:
-                return within_memory(self.networks.device, work)
+                return within_memory(networks.device, work)
             finally:
-                self._rest(self.networks)
+                self._rest(networks)
 
     def use(self, networks: Networks) -> None:
         """Work with networks that the caller has put together; ``setup`` then has nothing left to do."""
         with self._lock:
-            self._networks, self._loras = networks, None
+            self._model.give(networks)
 
     def _job(self, request: GenerationRequest, watch: Watch, prompts: Sequence[str] = ()) -> tuple[Job, Tracker]:
         return plan_job(request, self._tools(self.networks, self.loras), watch, prompts)
@@ -328,18 +302,18 @@ class LightweightEngine:
             device=device_name(networks.device),
             versions=versions(),
             interrupted=tracker.interrupted,
-            settings=settings_in_effect(self.config, networks.models, networks.manager.card),
-            warnings=tuple(dict.fromkeys((*self._notes, *(text for each in jobs for text in each.warnings)))),
+            settings=settings_in_effect(self._model.settings, networks.models, networks.manager.card),
+            warnings=tuple(dict.fromkeys((*self._model.notes, *(text for each in jobs for text in each.warnings)))),
         )
 
-    def _lora_manager(self, models: ModelSet) -> LoRAManager:
-        return lora_manager(self.config, models, self._hashes.sha256)
+    def _assembled(self, settings: EngineConfig, card: Card | None, notes: list[str]) -> Networks:
+        """The networks of a model that is only looked at, on the device or for a card that need not be there."""
+        device = pick_device(self.config.device) if card is None else torch.device(card.kind)
+        models = choose_models(settings, notes)
+        return assemble(models, settings, device, card or self._model.card_without(device), notes, load=False)
 
-    def _usual_plan(self, networks: Networks) -> Plan:
-        """The plan of a request that says nothing: what is kept through all its stages is loaded at the start."""
-        return plan_request(
-            self.request(prompt="", enable_hr=False), self._tools(networks, self._lora_manager(networks.models))
-        )
+    def _usual_plan(self, networks: Networks, loras: LoRAManager) -> Plan:
+        return plan_request(self.request(prompt="", enable_hr=False), self._tools(networks, loras))
 
 
 def _draw_all(job: Job, tracker: Tracker) -> Iterator[tuple[Batch, Drawn]]:

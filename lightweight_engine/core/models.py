@@ -10,19 +10,27 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from ..backend.checkpoint import file_sha256
 from ..backend.model_files import open_model
-from ..errors import EngineError, ModelNotFoundError, UnsupportedCheckpointError
+from ..errors import EngineError, ModelNotFoundError, UnsupportedCheckpointError, closest
 from ..flux.keymaps import Part, Role, find_parts, read_params
 from ..flux.recognise import check_width, width_fed, width_of
 from ..request import ModelFile
 from .folders import FOLDERS, models_below, title_of
 
+if TYPE_CHECKING:
+    from ..config import EngineConfig
+
 log = logging.getLogger(__name__)
+
+NAMES_SHOWN = 20
+_FORGE_HASH = re.compile(r" \[[0-9a-f]{6,64}\]$")  # that ends a title of Forge, as "flux.safetensors [0123456789]"
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,15 @@ class Entry:
         """Whether a job can use it as this part."""
         return role in self.parts and (role != "transformer" or self.undrawable is None)
 
+    def is_called(self, name: str) -> bool:
+        """Whether a name means it: its path from the models folder or the last parts of that, with or without suffix,
+        or its whole path."""
+        parts = PurePosixPath(self.name).parts
+        short = (*parts[:-1], title_of(self.path))
+        wanted = PurePosixPath(name).parts
+        tail = len(wanted) <= len(parts) and wanted in (parts[-len(wanted) :], short[-len(wanted) :])
+        return bool(wanted and tail) or name in (str(self.path), str(self.path.absolute()))
+
     @property
     def usable(self) -> bool:
         """Whether a job can use any part of it."""
@@ -157,37 +174,69 @@ class ModelSet:
 
 
 class ModelLibrary:
-    """The files of one or more models folders, listed once when asked for."""
+    """The files of one or more models folders, listed once when asked for, and anew after ``refresh``."""
 
     def __init__(self, roots: Sequence[Path]) -> None:
         self.roots = tuple(roots)
         self._entries: list[Entry] | None = None
+        self._read: dict[tuple[Path, int, int], Entry] = {}
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> ModelLibrary:
+        """The files that a model can be made of: where no checkpoint is among them, with the demonstration model."""
+        own = cls([config.models_dir])
+        return own if own.has_checkpoint else cls([config.models_dir, TINY])
 
     def ls(self) -> list[Entry]:
         """Every file with a model's suffix, whether usable or not, by name."""
         if self._entries is None:
-            self._entries = [entry for root in self.roots for entry in _scan(root)]
+            self._entries = [self._entry(path, root) for root in self.roots for path in _scan(root)]
         return self._entries
+
+    def refresh(self) -> ModelLibrary:
+        """List the folders anew when next asked; headers of files that are as they were are not read again."""
+        self._entries = None
+        return self
+
+    def _entry(self, path: Path, root: Path) -> Entry:
+        try:
+            stat = path.stat()
+        except OSError:  # a link to nothing, say: the reader tells
+            return read_entry(path, str(path.relative_to(root)))
+        key = (path, stat.st_size, stat.st_mtime_ns)
+        if key not in self._read:
+            self._read[key] = read_entry(path, str(path.relative_to(root)))
+        return self._read[key]
 
     @property
     def has_checkpoint(self) -> bool:
         """Whether any file holds a transformer, usable or not."""
         return any("transformer" in entry.roles for entry in self.ls())
 
-    def find(self, name: str) -> Entry:
-        """The entry of that name, stem, relative path, or the file at that path.
+    def find(self, name: str, *, listed: bool = False) -> Entry:
+        """The entry that a name means, which may be a title of Forge; else the file at that path.
+
+        Args:
+            listed: only one of the folders; no other path is looked at.
 
         Raises:
-            ModelNotFoundError: with the names that there are.
+            ModelNotFoundError: with close names, and those that there are.
         """
-        matches = [e for e in self.ls() if name in (e.name, e.path.name, title_of(e.path), str(e.path))]
+        wanted = _FORGE_HASH.sub("", name)
+        matches = [entry for entry in self.ls() if entry.is_called(wanted)]
         if matches:
             _tell_choice(f"of the name {name!r}", [entry.name for entry in matches], "the first by name")
             return matches[0]
-        if Path(name).exists():
+        if not listed and os.path.exists(name):
             return read_entry(Path(name), Path(name).name)
-        names = ", ".join(entry.name for entry in self.ls()) or "none"
-        raise ModelNotFoundError(f"no model file is called {name!r}; there are: {names}")
+        raise ModelNotFoundError(f"no model file is called {name!r:.120}; {self._hint(wanted)}")
+
+    def _hint(self, name: str) -> str:
+        entries = self.ls()
+        meant = closest(name, [called for entry in entries for called in (title_of(entry.path), entry.path.name)])
+        names = ", ".join(entry.name for entry in entries[:NAMES_SHOWN]) or "none"
+        more = f" and {len(entries) - NAMES_SHOWN} more" if len(entries) > NAMES_SHOWN else ""
+        return f"{f'did you mean {meant!r}? ' if meant else ''}there are: {names}{more}"
 
     def choose(self, checkpoint: str | None = None, **named: str | None) -> ModelSet:
         """The parts to use.
@@ -228,9 +277,14 @@ class ModelLibrary:
         return entry.parts[role]
 
     def _separate(self, role: Role, main: Entry) -> Part:
-        """The best separate file for a part that the checkpoint does not hold: of the right width, most bits first."""
+        """The best separate file for a part that the checkpoint does not hold: of the right width, most bits first.
+
+        Those of the checkpoint's own models folder alone, where it lies in one.
+        """
         wanted = width_fed(role, main.parts["transformer"].shapes)
-        found = {entry.name: entry.parts[role] for entry in self.ls() if entry.can_be(role)}
+        root = _root_of(main.path, self.roots)
+        near = [entry for entry in self.ls() if root not in self.roots or root in entry.path.parents]
+        found = {entry.name: entry.parts[role] for entry in near if entry.can_be(role)}
         widths = {name: width_of(role, part.shapes) for name, part in found.items()}
         fitting = [name for name in found if wanted is None or widths[name] == wanted]
         if fitting:
@@ -292,10 +346,9 @@ def read_entry(path: Path, name: str, *, strict: bool = False) -> Entry:
         return Entry(path, name, size, problem=str(error))
 
 
-def _scan(root: Path) -> list[Entry]:
+def _scan(root: Path) -> list[Path]:
     folders = [base / name for base in (root, root / "models") for name in FOLDERS]
-    paths = sorted({path for folder in folders for path in models_below(folder)})
-    return [read_entry(path, str(path.relative_to(root))) for path in paths]
+    return sorted({path for folder in folders for path in models_below(folder)})
 
 
 class HashCache:
@@ -310,9 +363,15 @@ class HashCache:
         each = [self.sha256(path) for path in files]
         return each[0] if len(each) == 1 else hashlib.sha256("\n".join(each).encode()).hexdigest()
 
+    def known(self, path: Path) -> str | None:
+        """That of a file which was hashed before; None where it was not, or has changed since."""
+        try:
+            return self._load().get(_state(path))
+        except OSError:
+            return None
+
     def sha256(self, path: Path) -> str:
-        stat = path.stat()
-        key = f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
+        key = _state(path)
         known = self._load()
         if key not in known:
             known[key] = file_sha256(path)
@@ -337,3 +396,9 @@ class HashCache:
         except OSError as error:
             log.warning("hashes are not kept: %s", error)
             temporary.unlink(missing_ok=True)
+
+
+def _state(path: Path) -> str:
+    """A file's path, size and time of change, by which its hash is kept."""
+    stat = path.stat()
+    return f"{path}|{stat.st_size}|{stat.st_mtime_ns}"

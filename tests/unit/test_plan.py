@@ -171,7 +171,7 @@ def test_the_engine_plans_for_a_card_that_is_not_there(published: Path) -> None:
     plan = engine.plan(request, card(24, "NVIDIA GeForce RTX 4090"))
     assert plan.storages == {"transformer": "nf4", "autoencoder": "bf16", "t5": "bf16", "clip": "bf16"}
     assert plan.fits and plan.stage("sample").passes == 20
-    assert engine._networks is None, "nothing was loaded for it"
+    assert engine._model.networks is None, "nothing was loaded for it"
     assert engine.plan(request, card(24)) == replace(plan, card=card(24))
 
 

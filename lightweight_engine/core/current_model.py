@@ -1,0 +1,146 @@
+"""The model that an engine works with: made ready when first asked for, and changed when a request names another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..backend.devices import Card, card_of, pick_device
+from ..config import EngineConfig
+from ..extensions.lora import LoRAManager
+from .assembly import assemble, choose_models
+from .loras import lora_manager
+from .models import ModelSet
+from .networks import Networks
+from .plan import Plan
+from .precision import settings_in_effect
+from .recovery import within_memory
+
+
+class CurrentModel:
+    """One model at a time: its networks, the settings that it was chosen by, and what reads LoRAs for it.
+
+    Args:
+        config: the settings of the model that is used where a request names none.
+        sha256_of: hashes a LoRA file.
+        usual: the plan of a request that says nothing: what is kept through all its stages is loaded at once.
+
+    Attributes:
+        networks: None until a model is asked for.
+        settings: the configured ones, with the choice of the last request that named a model.
+        notes: what is worth saying of the settings and the model's files, a sentence each.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        sha256_of: Callable[[Path], str],
+        usual: Callable[[Networks, LoRAManager], Plan],
+    ) -> None:
+        self.settings = self._config = config
+        self.networks: Networks | None = None
+        self.notes: list[str] = []
+        self._sha256_of, self._usual = sha256_of, usual
+        self._given: Networks | None = None
+        self._files: object = None
+        self._loras: LoRAManager | None = None
+
+    @property
+    def loras(self) -> LoRAManager:
+        """What reads LoRAs for the model in use; before there is one, for that of the settings: nothing is loaded."""
+        if self._loras is None:
+            models = choose_models(self.settings, []) if self.networks is None else self.networks.models
+            self._loras = self.loras_of(models)
+        return self._loras
+
+    def loras_of(self, models: ModelSet) -> LoRAManager:
+        return lora_manager(self._config, models, self._sha256_of)
+
+    def is_of(self, settings: EngineConfig) -> bool:
+        """Whether the model in use is the one that these settings name."""
+        if self._given is not None and (self.networks is self._given or settings is self._config):
+            return self.networks is self._given and settings is self._config
+        return self.networks is not None and self.settings.model == settings.model
+
+    def card_without(self, device: torch.device) -> Card:
+        """What the device would have, had the model in use been released."""
+        card = card_of(device)
+        if self.networks is None or device.type != "cuda":  # on a host, most of what is held are pages of files
+            return card
+        return replace(card, free=card.free + self.networks.held, device=None)
+
+    def use(self, settings: EngineConfig) -> Networks:
+        """The networks of the model that the settings name; those in use, where they are of the same.
+
+        What cannot be used is told while the model in use is still loaded. That one is released before another is
+        loaded, and stays the one in use where this fails.
+
+        Raises:
+            ModelError: a file is missing or cannot be used.
+            ConfigError: the device cannot be used.
+            MemoryBudgetError: it does not fit.
+        """
+        if not self.is_of(settings):
+            self._change(settings)
+        assert self.networks is not None
+        return self.networks
+
+    def give(self, networks: Networks) -> None:
+        """Work with networks that somebody else has put together, wherever a request names no model."""
+        self.networks = self._given = networks
+        self.settings, self._files, self._loras, self.notes = self._config, None, None, []
+
+    def close(self) -> None:
+        """Release the networks and forget them; whatever is used next is read anew."""
+        if self.networks is not None:
+            self.networks.release_all()
+        self.networks = self._given = self._loras = self._files = None
+        self.settings, self.notes = self._config, []
+
+    def _change(self, settings: EngineConfig) -> None:
+        if self._given is not None and settings is self._config:
+            if self.networks is not None:
+                self.networks.release_all()
+            self.give(self._given)
+            return
+        notes: list[str] = []
+        models = choose_models(settings, notes)
+        if self._has(models, settings):
+            self.settings = settings
+            return
+        device = self.networks.device if self.networks is not None else ready_device(self._config)
+        if self.networks is not None:
+            self.networks.release_all()
+        networks = assemble(models, settings, device, card_of(device), notes, load=True)
+        loras = self.loras_of(models)
+        with ExitStack() as failed:
+            failed.callback(networks.release_all)
+            within_memory(device, lambda: networks.load_all(self._usual(networks, loras)))
+            failed.pop_all()
+        self.networks, self.settings, self.notes = networks, settings, notes
+        self._files, self._loras = models.key, loras
+
+    def _has(self, models: ModelSet, settings: EngineConfig) -> bool:
+        """Whether the model in use is of the same files, and kept in the same way, by whatever names."""
+        if self.networks is None or self._files != models.key:
+            return False
+        card = self.networks.manager.card
+        return settings_in_effect(settings, models, card) == settings_in_effect(self.settings, models, card)
+
+
+def ready_device(config: EngineConfig) -> torch.device:
+    """The device of the settings, with the threads and the share of its memory that they allow.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    device = pick_device(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(config.allocator_fraction, device)
+    return device
