@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,10 +121,14 @@ def wait(look: Callable[[], Any], seconds: float = 60.0) -> Any:
 
 
 @contextmanager
-def service(folder: Path, *options: str, **environ: str) -> Iterator[Running]:
-    """A service with `tiny`, in an empty working folder; it may not be ready yet."""
+def service(folder: Path, *options: str, within: Sequence[str] = (), **environ: str) -> Iterator[Running]:
+    """A service with `tiny`, in an empty working folder; it may not be ready yet.
+
+    Args:
+        within: a command that runs the one which follows it, in its place.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(PROJECT / "main.py"), "serve", "--port", "0", "--threads", "1", *options]
+    command = [*within, sys.executable, str(PROJECT / "main.py"), "serve", "--port", "0", "--threads", "1", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environ}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=folder, env=environment)
     running = Running(process)
