@@ -1,4 +1,4 @@
-"""59 over HTTP: no room for what is fetched. The service answers 507, leaves nothing half written, and draws as before."""
+"""59 over HTTP: no room for what is fetched. The answer is 507, nothing half written stays, and the next job is right."""
 
 from __future__ import annotations
 
