@@ -1,4 +1,4 @@
-"""59 over HTTP: no room for what is fetched. The answer is 507, nothing half written stays, and the next job is right."""
+"""59 over HTTP: no room for what is fetched. 507, nothing half written stays, and the next job is right."""
 
 from __future__ import annotations
 
