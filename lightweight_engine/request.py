@@ -28,6 +28,7 @@ MAX_SEED = 2**63 - 1
 MAX_LORAS = 16
 MAX_DETAILER_PASSES = 16
 MAX_LORA_SCALE = 100.0
+LARGEST_SCALE = 16.0  # of a picture that is enlarged
 
 
 def _field(section: str, default: Any, help: str, *, cog: Any = ..., a1111: Any = ..., **bounds: Any) -> Any:
@@ -338,6 +339,51 @@ def profile_defaults(profile: Profile) -> dict[str, Any]:
     return defaults
 
 
+class UpscaleRequest(_Frozen):
+    """Pictures to make larger, with nothing drawn. Wrong fields raise ``RequestError``, which names the field."""
+
+    images: tuple[Any, ...] = Field(
+        min_length=1, max_length=1024, repr=False, description="Pictures: base64 or data URLs, as `image` of a request."
+    )
+    by: float | None = Field(default=None, gt=0, le=LARGEST_SCALE, description="Scale; left out with both sides, 2.")
+    width: int | None = Field(
+        default=None, ge=1, description="Width to reach, in place of a scale; alone, the height follows."
+    )
+    height: int | None = Field(
+        default=None, ge=1, description="Height to reach, likewise; with both, the picture covers them."
+    )
+    crop: bool = Field(default=False, description="Cut what is beyond width and height, half on each side.")
+    upscaler: str | None = Field(
+        default=None, min_length=1, description="Its name; left out, as configured (hr_upscaler)."
+    )
+    upscaler_2: str | None = Field(
+        default=None, min_length=1, description="Another, whose picture is blended over the first."
+    )
+    upscaler_2_visibility: float = Field(default=0.0, ge=0, le=1, description="How much of the second is seen.")
+    output_format: ImageFormat = Field(default="png", description="File format of the pictures.")
+
+    @field_validator("images", mode="before")
+    @classmethod
+    def _one_picture(cls, value: Any) -> Any:
+        return value if isinstance(value, list | tuple) else (value,)
+
+    @model_validator(mode="after")
+    def _agreeing(self) -> UpscaleRequest:
+        if self.by is not None and (self.width or self.height):
+            raise ValueError("by, width and height cannot all hold; give by, or width and height")
+        if self.crop and not (self.width and self.height):
+            raise ValueError("crop needs a size to cut to; give width and height")
+        if self.upscaler_2_visibility > 0 and self.upscaler_2 is None:
+            raise ValueError("upscaler_2_visibility is of a second upscaler; name it in upscaler_2")
+        if self.upscaler_2 is not None and self.upscaler_2_visibility == 0:
+            raise ValueError("upscaler_2 would not be seen; give upscaler_2_visibility above 0, or leave it out")
+        return self
+
+
+Task = GenerationRequest | UpscaleRequest
+"""What the engine can be asked for."""
+
+
 class Progress(_Frozen):
     """Where a job is. ``step`` counts finished steps of ``steps`` in ``stage``; ``fraction`` is of the whole job."""
 
@@ -417,3 +463,16 @@ class GenerationResult(_Frozen):
     versions: dict[str, str] = Field(default_factory=dict)
     settings: dict[str, Any] = Field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+
+
+class UpscaleResult(_Frozen):
+    """Enlarged pictures, as ``GenerationResult`` has drawn ones; ``upscalers`` made them."""
+
+    images: tuple[Any, ...]
+    request: UpscaleRequest
+    upscalers: tuple[str, ...]
+    timings: dict[str, float] = Field(default_factory=dict)
+    peak_memory: int = 0
+    interrupted: bool = False
+    device: str = "cpu"
+    versions: dict[str, str] = Field(default_factory=dict)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import RequestError
+from ..request import UpscaleRequest
 from .console import Console
 from .options import Debug, Grouped, Json, Quiet, check_models_dir, load_config, takes_settings
 from .session import watched
@@ -17,8 +18,13 @@ if TYPE_CHECKING:
     from ..config import EngineConfig
 
 Source = Annotated[str | None, typer.Argument(metavar="IMAGE", help="The picture: a path or a URL.")]
-By = Annotated[float, typer.Option("--by", help="How many times larger; 1 runs the network at the same size.")]
+By = Annotated[float | None, typer.Option("--by", help="How many times larger [2]; 1 runs the network all the same.")]
+Width = Annotated[int | None, typer.Option("--width", help="Width to reach, in place of --by.")]
+Height = Annotated[int | None, typer.Option("--height", help="Height to reach; with --width, both are covered.")]
+Crop = Annotated[bool, typer.Option("--crop", help="Cut what is beyond --width and --height.")]
 Name = Annotated[str | None, typer.Option("--upscaler", metavar="NAME", help="Its name; left out, hr_upscaler.")]
+Second = Annotated[str | None, typer.Option("--upscaler-2", metavar="NAME", help="Another, blended over the first.")]
+Visibility = Annotated[float, typer.Option("--upscaler-2-visibility", help="How much of it is seen, 0 to 1.")]
 Format = Annotated[str, typer.Option("--format", metavar="png|jpg|webp", help="File format of the result.")]
 Quality = Annotated[int, typer.Option("--quality", min=1, max=100, help="Quality of jpg and webp.")]
 Listing = Annotated[bool, typer.Option("--list", help="Print the names of the upscalers and stop.")]
@@ -27,8 +33,13 @@ Listing = Annotated[bool, typer.Option("--list", help="Print the names of the up
 @takes_settings
 def upscale(
     source: Source = None,
-    by: By = 2.0,
+    by: By = None,
+    width: Width = None,
+    height: Height = None,
+    crop: Crop = False,
     upscaler: Name = None,
+    upscaler_2: Second = None,
+    upscaler_2_visibility: Visibility = 0.0,
     format: Format = "png",
     quality: Quality = 95,
     listing: Listing = False,
@@ -49,7 +60,7 @@ def upscale(
         from ..core.engine import LightweightEngine
         from ..core.images import check_folder, save
         from ..core.pictures import PictureReader
-        from ..core.upscaling import usual_upscaler
+        from ..core.upscaling import USUAL_SCALE, usual_upscaler
 
         check_folder(config.output_dir)
         picture = PictureReader.of(config).read(source)
@@ -58,9 +69,21 @@ def upscale(
         name = upscaler or usual_upscaler(config, engine.upscalers)
         if upscaler is None and name != config.hr_upscaler:
             console.warn(f"{config.hr_upscaler} is not there: enlarged by {name}, which knows drawings only")
+        request = UpscaleRequest(
+            images=(picture,),
+            by=by,
+            width=width,
+            height=height,
+            crop=crop,
+            upscaler=name,
+            upscaler_2=upscaler_2,
+            upscaler_2_visibility=upscaler_2_visibility,
+        )
         with watched(console) as options:
-            made = engine.upscale(picture, by, name, **options)
-        saved = save(made, config.output_dir, _free_name(config.output_dir, source, by), format=format, quality=quality)
+            (made,) = engine.run_upscale(request, **options).images
+        label = f"{made.width}x{made.height}" if width or height else f"{by or USUAL_SCALE:g}x"
+        free = _free_name(config.output_dir, source, label)
+        saved = save(made, config.output_dir, free, format=format, quality=quality)
         if json:
             console.result({"path": str(saved.path), "width": made.width, "height": made.height})
         else:
@@ -80,11 +103,11 @@ def _print_names(console: Console, config: EngineConfig) -> None:
         console.data(name)
 
 
-def _free_name(folder: Path, source: str, by: float) -> str:
-    """``NAME-2x``, with a number after it where that is taken."""
+def _free_name(folder: Path, source: str, label: str) -> str:
+    """``NAME-2x`` for the label ``2x``, with a number after it where that is taken."""
     stem = Path(source.partition("?")[0]).stem[:100] or "picture"
     taken = {path.stem for path in folder.glob("*")} if folder.is_dir() else set()
-    names = (f"{stem}-{by:g}x{ending}" for ending in ("", *(f"-{number}" for number in range(2, 100_000))))
+    names = (f"{stem}-{label}{ending}" for ending in ("", *(f"-{number}" for number in range(2, 100_000))))
     return next(name for name in names if name not in taken)
 
 

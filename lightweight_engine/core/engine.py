@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,13 +17,14 @@ from ..extensions.detectors import DetectorLibrary
 from ..extensions.lora import LoRAManager, reports
 from ..flux.conditioner import EmbeddingCache
 from ..flux.keymaps import Role
-from ..request import GenerationRequest, GenerationResult
+from ..request import GenerationRequest, GenerationResult, UpscaleRequest, UpscaleResult
 from ..upscalers.library import UpscalerLibrary
 from .assembly import assemble, choose_models
 from .current_model import CurrentModel
 from .describe import describe, device_name, versions
 from .detailing import Workshop, find
 from .jobs import plan_job, plan_request
+from .limits import check_upscale
 from .models import ROLES, TINY, HashCache, ModelSet
 from .networks import Networks
 from .passes import Tools
@@ -32,7 +34,7 @@ from .precision import settings_in_effect
 from .processing import Batch, Drawn, Job, draw, make
 from .progress import Cancel, Interrupt, OnProgress, Tracker, Watch
 from .recovery import within_memory
-from .upscaling import upscale_picture, usual_upscaler
+from .upscaling import upscale_pictures
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -158,25 +160,60 @@ class LightweightEngine:
         on_progress: OnProgress | None = None,
         cancel: Cancel | None = None,
     ) -> Image.Image:
-        """A picture made larger; no Flux model is needed for it.
+        """A picture made larger; see ``run_upscale``, of which this is the short form.
 
         Args:
             upscaler: its name; left out, that of the hires pass (setting ``hr_upscaler``).
+        """
+        request = UpscaleRequest(images=(picture,), by=by, upscaler=upscaler)
+        return self.run_upscale(request, on_progress=on_progress, cancel=cancel).images[0]
+
+    def run_upscale(
+        self,
+        request: UpscaleRequest,
+        *,
+        on_progress: OnProgress | None = None,
+        cancel: Cancel | None = None,
+        interrupt: Interrupt | None = None,
+    ) -> UpscaleResult:
+        """Make pictures larger; no Flux model is needed for it.
+
+        Args:
             on_progress: called after every tile, in this thread.
             cancel: an event; once set, the work ends within one tile.
+            interrupt: ends the work within one tile, with the pictures that are finished.
 
         Raises:
-            RequestError: the upscaler is not known, or the picture would be larger than the configuration allows.
+            RequestError: a picture cannot be read or would be larger than the configuration allows, or an upscaler is
+                not known.
             GenerationCancelled: ``cancel`` was set.
             MemoryBudgetError: the device ran out of memory.
         """
-        watch = Watch(on_progress, cancel)
+        check_upscale(request, self.config)
+        watch = Watch(on_progress, cancel, interrupt=interrupt)
+        reader = PictureReader.of(self.config)
+        pictures = [reader.read(each, "images") for each in request.images]
         with self._lock:
-            device = self._model.networks.device if self._model.networks else pick_device(self.config.device)
+            networks = self._model.networks
+            device = networks.device if networks else pick_device(self.config.device)
             self._upscalers.device = device
-            name = upscaler or usual_upscaler(self.config, self._upscalers)
-            return within_memory(
-                device, lambda: upscale_picture(picture, by, name, self._upscalers, self.config, watch)
+            memory, begin = PeakMemory(device), time.perf_counter()
+            try:
+                made, names, interrupted = within_memory(
+                    device, lambda: upscale_pictures(request, pictures, self._upscalers, self.config, watch)
+                )
+            finally:
+                if networks is not None:
+                    self._rest(networks)
+            return UpscaleResult(
+                images=tuple(made),
+                request=request,
+                upscalers=names,
+                timings={"upscale": time.perf_counter() - begin},
+                peak_memory=memory.bytes(),
+                interrupted=interrupted,
+                device=device_name(device),
+                versions=versions(),
             )
 
     def find(self, picture: Image.Image, request: GenerationRequest) -> tuple[list[list[Detection]], Image.Image]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import RequestError, TooCostlyError
-from ..request import GenerationRequest
+from ..request import GenerationRequest, UpscaleRequest
 
 if TYPE_CHECKING:
     from ..config import EngineConfig
@@ -30,12 +30,13 @@ def check_fields(request: GenerationRequest, config: EngineConfig) -> None:
                 "(setting max_prompt_chars); shorten it",
                 field=field,
             )
-    if request.num_outputs > config.max_outputs:
-        raise RequestError(
-            f"num_outputs: {request.num_outputs} is over the limit of {config.max_outputs} (setting max_outputs); "
-            "ask for less",
-            field="num_outputs",
-        )
+    _check_count("num_outputs", request.num_outputs, config)
+
+
+def check_upscale(request: UpscaleRequest, config: EngineConfig) -> None:
+    """Likewise of pictures that are to be enlarged, as far as they need not be read to tell. Raises RequestError."""
+    _check_sides(request.height, request.width, config)
+    _check_count("images", len(request.images), config)
 
 
 def check_tokens(field: str, tokens: int, config: EngineConfig) -> None:
@@ -78,6 +79,14 @@ def check_cost(request: GenerationRequest, size: tuple[int, int], calls: int, co
             f"megapixel-steps, over the limit of {config.max_megapixel_steps:,.0f} (setting max_megapixel_steps); "
             "ask for fewer or smaller pictures",
             field="steps",
+        )
+
+
+def _check_count(field: str, count: int, config: EngineConfig) -> None:
+    if count > config.max_outputs:
+        raise RequestError(
+            f"{field}: {count} is over the limit of {config.max_outputs} (setting max_outputs); ask for less",
+            field=field,
         )
 
 

@@ -52,6 +52,14 @@ def test_as_data_and_in_another_format(cli: Cli) -> None:
     assert (found["width"], found["height"]) == (61, 45) and found["path"].endswith("small-1.5x.jpg")
 
 
+def test_to_a_size_by_two(cli: Cli, tmp_path: Path) -> None:
+    size = ("--width", 50, "--height", 50, "--crop")
+    two = ("--upscaler", "Lanczos", "--upscaler-2", "Nearest", "--upscaler-2-visibility", 0.5)
+    done = cli("upscale", "small.png", *size, *two)
+    assert done.code == 0 and done.out.strip().endswith("small-50x50.png"), done.err
+    assert Image.open(tmp_path / done.out.strip()).size == (50, 50)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -59,8 +67,8 @@ def test_as_data_and_in_another_format(cli: Cli) -> None:
         (("none.png",), 2, "there is no such file"),
         (("small.png", "--upscaler", "4x-Smal"), 2, "did you mean '4x-Small'"),
         (("small.png", "--upscaler", "ESRGAN_4x"), 3, "ESRGAN_4x.pth"),
-        (("small.png", "--by", "0"), 2, "not above 0"),
-        (("small.png", "--by", "1e9"), 2, "at most 16"),
+        (("small.png", "--by", "0"), 2, "by: Input should be greater than 0"),
+        (("small.png", "--by", "1e9"), 2, "less than or equal to 16"),
         (("small.png", "--by", "16", "--set", "max_side=100"), 2, "656x480"),
     ],
 )

@@ -133,8 +133,8 @@ ARROWS = {
     "core.detailing": "limits passes plan processing",
     "core.jobs": "detailing images limits networks passes plan processing progress recovery start_pictures",
     "core.upscaling": "progress",
-    "core.engine": "assembly current_model describe detailing jobs limits models networks passes pictures plan precision processing "
-    "progress recovery upscaling",
+    "core.engine": "assembly current_model describe detailing jobs limits models networks passes pictures plan "
+    "precision processing progress recovery upscaling",
     # apps
     "__main__": "cli",
     "apps.cli": "console",
@@ -156,7 +156,7 @@ ARROWS = {
     # the service: what both processes share, then the worker, then the front from its heart outwards
     "apps.serve": "console options server.logs server.run server.supervisor",
     "apps.server.messages": "server.faults",
-    "apps.server.worker": "server.faults server.logs server.messages",
+    "apps.server.worker": "server.faults server.logs server.messages server.names",
     "apps.server.supervisor": "server.faults server.messages server.worker",
     "apps.server.jobs": "server.faults server.messages",
     "apps.server.metrics": "server.messages",
@@ -180,8 +180,10 @@ ARROWS = {
     "apps.server.sdapi.lists": "server.native server.sdapi.scripts server.sdapi.session",
     "apps.server.sdapi.progress": "server.bodies server.native server.schemas server.sdapi.answers "
     "server.sdapi.models server.sdapi.session",
-    "apps.server.sdapi.routes": "server.sdapi.generation server.sdapi.lists server.sdapi.progress "
-    "server.sdapi.session server.service",
+    "apps.server.sdapi.pictures": "server.bodies server.faults server.native server.sdapi.models "
+    "server.sdapi.session",
+    "apps.server.sdapi.routes": "server.sdapi.generation server.sdapi.lists server.sdapi.pictures "
+    "server.sdapi.progress server.sdapi.session server.service",
     "apps.server.app": "server.asking server.faults server.guards server.native server.schemas "
     "server.sdapi.routes server.service server.status",
     "apps.server.run": "server.app server.protocol server.service server.supervisor",
