@@ -79,9 +79,13 @@ class ModelError(EngineError):
 
 
 class ModelNotFoundError(ModelError):
-    """No file of that name or at that place."""
+    """No file of that name or at that place; ``field`` is the setting or the field of a request that named it."""
 
     http_status = 404
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class UnsupportedCheckpointError(ModelError):

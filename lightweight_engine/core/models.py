@@ -174,23 +174,30 @@ class ModelSet:
 
 
 class ModelLibrary:
-    """The files of one or more models folders, listed once when asked for, and anew after ``refresh``."""
+    """The files of one or more models folders, listed once when asked for, and anew after ``refresh``.
 
-    def __init__(self, roots: Sequence[Path]) -> None:
-        self.roots = tuple(roots)
+    Args:
+        otherwise: a further folder, where no checkpoint is in the others.
+    """
+
+    def __init__(self, roots: Sequence[Path], *, otherwise: Path | None = None) -> None:
+        self.roots = (*roots, *filter(None, [otherwise]))
+        self._otherwise = otherwise
         self._entries: list[Entry] | None = None
         self._read: dict[tuple[Path, int, int], Entry] = {}
 
     @classmethod
     def of(cls, config: EngineConfig) -> ModelLibrary:
         """The files that a model can be made of: where no checkpoint is among them, with the demonstration model."""
-        own = cls([config.models_dir])
-        return own if own.has_checkpoint else cls([config.models_dir, TINY])
+        return cls([config.models_dir], otherwise=TINY if config.models_dir != TINY else None)
 
     def ls(self) -> list[Entry]:
         """Every file with a model's suffix, whether usable or not, by name."""
         if self._entries is None:
-            self._entries = [self._entry(path, root) for root in self.roots for path in _scan(root)]
+            self._entries = []
+            for root in self.roots:
+                if root != self._otherwise or not self.has_checkpoint:
+                    self._entries += [self._entry(path, root) for path in _scan(root)]
         return self._entries
 
     def refresh(self) -> ModelLibrary:
@@ -213,11 +220,12 @@ class ModelLibrary:
         """Whether any file holds a transformer, usable or not."""
         return any("transformer" in entry.roles for entry in self.ls())
 
-    def find(self, name: str, *, listed: bool = False) -> Entry:
+    def find(self, name: str, *, listed: bool = False, field: str | None = None) -> Entry:
         """The entry that a name means, which may be a title of Forge; else the file at that path.
 
         Args:
             listed: only one of the folders; no other path is looked at.
+            field: that holds the name, for the error.
 
         Raises:
             ModelNotFoundError: with close names, and those that there are.
@@ -229,7 +237,8 @@ class ModelLibrary:
             return matches[0]
         if not listed and os.path.exists(name):
             return read_entry(Path(name), Path(name).name)
-        raise ModelNotFoundError(f"no model file is called {name!r:.120}; {self._hint(wanted)}")
+        where = f"{field}: " if field else ""
+        raise ModelNotFoundError(f"{where}no model file is called {name!r:.120}; {self._hint(wanted)}", field=field)
 
     def _hint(self, name: str) -> str:
         entries = self.ls()
@@ -258,7 +267,7 @@ class ModelLibrary:
 
     def _checkpoint(self, name: str | None) -> Entry:
         if name:
-            return _require(self.find(name), "transformer")
+            return _require(self.find(name, field="checkpoint"), "transformer")
         candidates = [entry for entry in self.ls() if "transformer" in entry.roles]
         usable = [entry for entry in candidates if entry.can_be("transformer")]
         if usable:
@@ -272,7 +281,7 @@ class ModelLibrary:
         )
 
     def _named(self, name: str, role: Role, main: Entry) -> Part:
-        entry = _require(self.find(name), role)
+        entry = _require(self.find(name, field=SLOTS[role].setting), role)
         check_width(role, entry.name, entry.parts[role].shapes, main.parts["transformer"].shapes)
         return entry.parts[role]
 

@@ -67,6 +67,10 @@ def fill(models: Path, outside: Path) -> None:
     lora, detectors = models / "Lora", models / "adetailer"
     for each in (lora, detectors):
         each.mkdir(parents=True)
+    (models / "Stable-diffusion").mkdir()
+    (outside / "secret.txt").write_text(SECRET * 1000)
+    (models / "Stable-diffusion" / "linked.safetensors").symlink_to(outside / "secret.txt")
+    (outside / "stray.safetensors").write_bytes(TINY_LORA.read_bytes())  # in the service's working folder
     good = load_file(TINY_LORA)
     first = next(name for name in good if name.endswith("lora_A.weight"))
     save_file(good, outside / "out.safetensors")
@@ -156,15 +160,30 @@ NAMES: dict[str, tuple[dict[str, Any], int, str]] = {
     "19 a sampler": ({"sampler": "Foo"}, 422, "Euler"),
     "20 a scheduler": ({"scheduler": "Foo"}, 422, "Simple"),
     "21 a field for checkpoints": ({"sd_model_checkpoint": "flux"}, 422, "no such field"),
+    "21 a checkpoint that is nearly there": ({"checkpoint": "tinny"}, 404, "did you mean 'tiny'"),
+    "21 an autoencoder": ({"vae": "flux_vae"}, 404, "vae: no model file"),
+    "21 a checkpoint as a text encoder": ({"t5": "tiny"}, 422, "not a T5 text encoder"),
+    "21 a storage format": ({"storage_dtype": "int3"}, 422, "fp8_e4m3"),
     "21 a LoRA that is nearly there": ({"loras": ["hatt"]}, 404, "did you mean 'hat'"),
     "22 a LoRA outside": ({"loras": ["../../etc/passwd"]}, 404, "loras"),
+    "22 a checkpoint outside": ({"checkpoint": "../../etc/passwd"}, 404, "checkpoint"),
+    "22 a text encoder outside": ({"t5": "text_encoder/../../../etc/passwd"}, 404, "t5"),
+    "22 an autoencoder outside": ({"vae": "..\\..\\etc\\passwd"}, 404, "vae"),
+    "22 a file of the working folder": ({"checkpoint": "stray.safetensors"}, 404, "no model file"),
     "22 in the prompt": ({"prompt": "<lora:../../etc/passwd:1>"}, 404, "no LoRA"),
     "22 an upscaler outside": ({"enable_hr": True, "hr_upscaler": "..\\..\\etc\\passwd"}, 404, "hr_upscaler"),
     "23 an absolute path": ({"loras": ["/etc/passwd"]}, 403, "paths"),
+    "23 a checkpoint by an absolute path": ({"checkpoint": "/etc/passwd"}, 403, "paths"),
+    "23 an autoencoder of another system": ({"vae": "C:\\ae.safetensors"}, 403, "paths"),
     "23 of another system": ({"hr_upscaler": "C:\\x.pth"}, 403, "paths"),
     "24 a NUL": ({"loras": ["hat\0.safetensors"]}, 422, "NUL"),
+    "24 a NUL in a checkpoint": ({"checkpoint": "tiny\0"}, 422, "NUL"),
+    "25 a checkpoint that is a link to a text": ({"checkpoint": "linked"}, 422, "linked.safetensors"),
     "25 a link that leads outside": ({"loras": ["linked"]}, 422, "link"),
     "26 look-alike letters": ({"loras": ["hаt"]}, 404, "no LoRA"),
+    "26 a checkpoint in look-alike letters": ({"checkpoint": "tіny"}, 404, "no model file"),
+    "26 a very long checkpoint": ({"checkpoint": "a" * 4096}, 404, "no model file"),
+    "26 a longer checkpoint": ({"checkpoint": "a" * 4097}, 422, "4096"),
     "26 a very long name": ({"loras": ["a" * 4096]}, 404, "no LoRA"),
     "26 a longer one": ({"loras": ["a" * 4097]}, 422, "4096"),
     "27 a detector with a program in it": (
@@ -183,6 +202,13 @@ NAMES: dict[str, tuple[dict[str, Any], int, str]] = {
 def test_names(strict: Running, case: str) -> None:
     fields, status, word = NAMES[case]
     refused(strict.generate(**fields), status, word)
+
+
+def test_23_paths_of_the_models_folder(strict: Running) -> None:
+    models = Path(f"/proc/{strict.process.pid}/cwd").resolve() / "models"
+    refused(strict.generate(checkpoint=f"{models}/../../../etc/passwd"), 403, "paths")
+    refused(strict.generate(checkpoint=f"{models}x/tiny.safetensors"), 403, "paths")
+    refused(strict.generate(checkpoint=f"{models}/Stable-diffusion/absent.safetensors"), 404, "no model file")
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------

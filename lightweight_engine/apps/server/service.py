@@ -120,7 +120,7 @@ class Service:
         Raises:
             EngineError: a field is wrong or over a limit, or a name is none.
         """
-        check_names(request)
+        check_names(request, self.config.models_dir)
         resolve_sampler(request.sampler, request.scheduler, request.compat)
         check_fields(request, self.config)
 

@@ -20,6 +20,7 @@ from ...core.describe import device_name, versions
 from ...core.engine import LightweightEngine
 from ...core.images import encode, preview_jpeg
 from ...core.loras import lora_library
+from ...core.models import ModelLibrary
 from ...core.pictures import PictureReader
 from ...core.progress import Interrupt as Interrupter
 from ...errors import EngineError
@@ -28,6 +29,7 @@ from ...request import GenerationRequest, GenerationResult, Progress
 from .faults import Fault, without_paths
 from .logs import JOB_ID, REQUEST_ID, set_up_logs
 from .messages import Broken, Cancel, Ended, FromWorker, Interrupt, Moved, Outcome, Ready, ToWorker, Work
+from .names import MODEL_FILES
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +63,9 @@ class Worker:
         self._reader = _reader(config)
         self._waiting: queue.SimpleQueue[Work] = queue.SimpleQueue()
         self._stops: dict[str, _Stops] = {}
-        self._loras: LoraLibrary | None = None  # kept, as it remembers the headers that it has read
+        # Kept, as they remember the headers that they have read.
+        self._models = ModelLibrary.of(config)
+        self._loras: LoraLibrary | None = None
 
     def run(self) -> None:
         threading.Thread(target=self._listen, name="listener", daemon=True).start()
@@ -127,6 +131,7 @@ class Worker:
             preview = None if progress.preview is None else preview_jpeg(progress.preview)
             self._tell(Moved(work.job, progress.model_dump(exclude={"preview"}), preview))
 
+        check_models(work.request, self._models)
         stops = self._stops[work.job]
         result = engine.run(
             with_pictures(work.request, self._reader),
@@ -142,6 +147,19 @@ def _reader(config: EngineConfig) -> PictureReader:
     """Reads the pictures of callers, who may name no file of this machine, and URLs only where that is configured."""
     reader = PictureReader.of(config, paths=False)
     return reader if config.fetch_pictures else PictureReader(None, False, reader.max_pixels)
+
+
+def check_models(request: GenerationRequest, library: ModelLibrary) -> None:
+    """Refuse files that are not in the models folder, so that the engine is never given a name that could be a path.
+
+    Raises:
+        ModelNotFoundError: names the field, close names, and those that there are.
+    """
+    named = {setting: name for setting in MODEL_FILES if (name := getattr(request, setting)) is not None}
+    if named:
+        library.refresh()
+    for setting, name in named.items():
+        library.find(name, listed=True, field=setting)
 
 
 def with_pictures(request: GenerationRequest, reader: PictureReader) -> GenerationRequest:

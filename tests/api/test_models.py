@@ -1,0 +1,85 @@
+"""Models that requests name, over HTTP: drawn with, told, kept, and given up for the configured one again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running_service import PROJECT, SMALL, Running, service
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+TINY = PROJECT / "lightweight_engine" / "tiny"
+OTHER = "people/other.safetensors"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with `tiny` and another checkpoint, whose transformer draws otherwise."""
+    folder = tmp_path_factory.mktemp("two") / "models"
+    shutil.copytree(TINY, folder)
+    source, target = folder / "Stable-diffusion" / "tiny.safetensors", folder / "Stable-diffusion" / OTHER
+    target.parent.mkdir()
+    with safe_open(source, "pt") as file:
+        metadata = file.metadata()
+    save_file({name: tensor * 0.9 for name, tensor in load_file(source).items()}, target, metadata)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(models: Path, _same_environment: None) -> Iterator[Running]:
+    options = ("--models-dir", str(models), "--checkpoint", "tiny")
+    with service(models.parent, *options, XDG_CACHE_HOME=str(models.parent / "cache")) as running:
+        yield running.ready()
+
+
+def drawn(running: Running, **fields: Any) -> tuple[str, str]:
+    """The name of the checkpoint, and the picture without its text, which names it too."""
+    answer = running.generate(output_format="jpg", **fields)
+    assert answer.status == 200, answer.body
+    name = next(row["name"] for row in answer.json["models"] if row["role"] == "transformer")
+    return name, answer.json["images"][0][-2000:]
+
+
+def test_a_request_names_its_model_and_the_next_gets_the_configured_one(two: Running, models: Path) -> None:
+    first = drawn(two)
+    other = drawn(two, checkpoint="other")
+    assert first[0] == "tiny" and other[0] == "other" and first[1] != other[1]
+    path = models / "Stable-diffusion" / OTHER
+    for name in (OTHER, "other.safetensors [0123456789]", f"Stable-diffusion/{OTHER}", str(path)):
+        assert drawn(two, checkpoint=name) == other
+    assert two.get("/models/status").json["model"] == "other"
+    assert drawn(two) == first
+    assert drawn(two, vae="ae", storage_dtype="Automatic") == first
+    assert two.get("/models/status").json["model"] == "tiny"
+
+
+def test_a_model_that_is_not_there_leaves_the_one_in_use(two: Running) -> None:
+    first = drawn(two, checkpoint="other")
+    answer = two.generate(checkpoint="othr")
+    assert answer.status == 404 and answer.error["param"] == "checkpoint"
+    assert "did you mean 'other'" in answer.error["message"]
+    held = two.get("/models/status").json["memory"]["device_bytes"]
+    assert held > 0 and two.get("/models/status").json["model"] == "other"
+    assert drawn(two, checkpoint="other") == first
+
+
+def test_a_key_stands_for_a_request_with_its_model(two: Running) -> None:
+    asked = {**SMALL, "checkpoint": "other"}
+    first = two.post("/generate", asked, Idempotency_Key="m").json
+    assert two.post("/generate", asked, Idempotency_Key="m").json["id"] == first["id"]
+    assert two.post("/generate", SMALL, Idempotency_Key="m").status == 409
+    assert two.post("/generate", {**SMALL, "checkpoint": "tiny"}, Idempotency_Key="m").status == 409
+
+
+def test_a_file_that_is_put_there_can_be_named_at_once(two: Running, models: Path) -> None:
+    added = models / "VAE" / "added.safetensors"
+    shutil.copyfile(models / "VAE" / "ae.safetensors", added)
+    try:
+        assert drawn(two, vae="added") == drawn(two)
+    finally:
+        added.unlink()
+    assert two.generate(vae="added").status == 404
