@@ -75,7 +75,7 @@ class PictureReader:
             picture = given
             check_pixels(picture.size, "the picture given", field, self.max_pixels)
         else:
-            picture = open_image(self._source(given, field), field=field, max_pixels=self.max_pixels, formats=FORMATS)
+            picture = self.open(given, field)
         # A JPEG of a phone may hold a second picture, for depth; it is the first that people mean.
         if getattr(picture, "is_animated", False) and picture.format != "MPO":
             raise RequestError(
@@ -83,6 +83,10 @@ class PictureReader:
                 field=field,
             )
         return plain(upright(picture), field)
+
+    def open(self, given: Any, field: str = "image") -> Image.Image:
+        """A picture as its file has it, with what else the file holds in ``info``. Errors as of ``read``."""
+        return open_image(self._source(given, field), field=field, max_pixels=self.max_pixels, formats=FORMATS)
 
     def _source(self, given: Any, field: str) -> bytes | Path:
         if isinstance(given, (bytes, bytearray, memoryview)):

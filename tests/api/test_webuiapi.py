@@ -6,6 +6,8 @@ call, so that calls which name scripts that are refused get a dictionary of thei
 
 from __future__ import annotations
 
+import base64
+import io
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 
 import pytest
 from PIL import Image, ImageChops
-from running_service import Running, service
+from running_service import Running, service, wait
 
 from lightweight_engine.core.infotext_parse import parse_infotext
 
@@ -191,3 +193,82 @@ def test_c29_a_prompt_of_a_megabyte(api: Any) -> None:
     with pytest.raises(RuntimeError, match="max_prompt_chars") as refused:
         api.txt2img(**{**SMALL, "prompt": "horse " * 170_000})
     assert refused.value.args[0] == 422
+
+
+def test_c21_what_a_picture_says_of_itself(api: Any) -> None:
+    made = api.txt2img(**SMALL, negative_prompt="dull")
+    told = api.png_info(made.image)
+    assert told.info == made.info["infotexts"][0]
+    parsed = told.parameters
+    assert (parsed["Seed"], parsed["Steps"], parsed["Size-1"]) == ("7", "2", "64")
+    assert (parsed["Prompt"], parsed["Negative prompt"]) == ("a smiling woman", "dull")
+    assert api.png_info(picture()).info == ""
+
+
+def test_c26_interrogate_is_refused_in_json(api: Any, running: Running) -> None:
+    with pytest.raises(RuntimeError, match="not described here") as refused:
+        api.interrogate(picture())
+    assert refused.value.args[0] == 501
+    for path in ("/controlnet/version", "/controlnet/model_list"):
+        assert running.get(path).status == 404 and "ControlNet" in running.get(path).error["message"]
+
+
+def background(call: Any, **asked: Any) -> tuple[threading.Thread, list[Any]]:
+    """A call under way, and the list that its result will be in."""
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(call(**asked)))
+    thread.start()
+    return thread, results
+
+
+def until(api: Any, look: Any) -> dict[str, Any]:
+    """The progress that ``look`` accepts."""
+    return wait(lambda: (told := api.get_progress()) and look(told) and told)
+
+
+SLOW: dict[str, Any] = {**SMALL, "width": 256, "height": 256, "steps": 400}
+SHORT: dict[str, Any] = {**SMALL, "width": 192, "height": 192, "steps": 30}
+
+
+def test_c13_interrupt(api: Any) -> None:
+    thread, results = background(api.txt2img, **SLOW, n_iter=3)
+    until(api, lambda told: told["state"]["sampling_step"] > 2)
+    assert api.interrupt() == {}
+    thread.join(60)
+    assert len(results[0].images) == 1 and results[0].image.size == (256, 256)
+    state = api.get_progress()["state"]
+    assert state["interrupted"] and state["job_count"] == 0
+
+
+def test_c14_skip(api: Any) -> None:
+    thread, results = background(api.txt2img, **{**SLOW, "steps": 150}, n_iter=2)
+    until(api, lambda told: told["state"]["sampling_step"] > 2)
+    assert api.skip() is None
+    until(api, lambda told: told["state"]["job_no"] == 1)
+    api.interrupt()
+    thread.join(60)
+    assert len(results[0].images) == 2 and api.get_progress()["state"]["skipped"]
+
+
+def test_c15_ready_when_idle(api: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    api.util_wait_for_ready(check_interval=0.01)
+    assert "[WAIT]" not in capsys.readouterr().out
+    thread, _ = background(api.txt2img, **SHORT)
+    until(api, lambda told: told["progress"] > 0)
+    api.util_wait_for_ready(check_interval=0.05)
+    assert "job_count = 1" in capsys.readouterr().out
+    thread.join(60)
+
+
+def test_c16_progress_rises(api: Any) -> None:
+    thread, _ = background(api.txt2img, **SHORT)
+    until(api, lambda told: told["progress"] > 0)
+    seen = []
+    while (told := api.get_progress())["state"]["job_count"]:
+        seen.append(told)
+    thread.join(60)
+    fractions = [told["progress"] for told in seen]
+    assert fractions == sorted(fractions) and len(set(fractions)) > 5
+    pictures = [told["current_image"] for told in seen if told["current_image"]]
+    assert pictures and Image.open(io.BytesIO(base64.b64decode(pictures[-1]))).format == "JPEG"
+    assert all(told["state"]["sampling_steps"] in (0, 30) for told in seen)

@@ -121,6 +121,12 @@ class DeadlineError(Refusal):
     http_status = 504
 
 
+class NotOfferedError(Refusal):
+    """Something that an interface knows, and this engine has not."""
+
+    http_status = 501
+
+
 @dataclass(frozen=True)
 class Fault:
     """An error as data."""

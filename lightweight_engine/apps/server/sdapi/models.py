@@ -179,6 +179,12 @@ class TaskProgressResponse(_Model):
     textinfo: str | None = None
 
 
+class PngInfoRequest(_Model):
+    """The body of ``POST /sdapi/v1/png-info``."""
+
+    image: str = Field(description="The picture's file, in base64.")
+
+
 class PngInfoResponse(_Model):
     """The text that a picture carries, what else is in it, and the text taken apart."""
 

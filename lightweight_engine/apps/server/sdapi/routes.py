@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from ..service import Service
 from .generation import generation_routes
 from .lists import list_routes
+from .pictures import controlnet_routes, picture_routes
 from .progress import internal_routes, progress_routes
 from .session import Session
 
@@ -15,7 +16,8 @@ def sdapi_routes(service: Service) -> APIRouter:
     """``/sdapi/v1`` and what belongs to it."""
     session = Session(service)
     router = APIRouter(tags=["Forge's API"])
-    for routes in (generation_routes, progress_routes, list_routes):
+    for routes in (generation_routes, progress_routes, list_routes, picture_routes):
         router.include_router(routes(session), prefix="/sdapi/v1")
     router.include_router(internal_routes(session))
+    router.include_router(controlnet_routes(session))
     return router
