@@ -85,12 +85,14 @@ def on_cpu(folder: Path) -> dict[str, Any]:
     }
 
 
-def on_gpu(folder: Path, sizes: Sizes, storage: str, device: torch.device, size: tuple[int, int]) -> dict[str, Any]:
+def on_gpu(folder: Path, storage: str, residency: str, device: torch.device, size: tuple[int, int]) -> dict[str, Any]:
     """Changes, steps and peaks at full size."""
     models = model_of({role: folder / path for role, path in _paths(folder).items()}, folder)
-    engine, networks = observed_engine(models, device=device.type, storage_dtype=storage, models_dir=folder)
+    engine, networks = observed_engine(
+        models, device=device.type, storage_dtype=storage, residency=residency, models_dir=folder
+    )
     ask = partial(engine.request, prompt="a lighthouse", height=size[0], width=size[1], steps=4, seed=1)
-    row: dict[str, Any] = {"storage": storage}
+    row: dict[str, Any] = {"storage": storage, "residency": residency}
     steps: dict[str, list[float]] = {"none": [], "one": []}
     for name in ("none", "one", "one", "none", "none", "one"):
         request = ask(loras=() if name == "none" else (name,))
@@ -100,7 +102,8 @@ def on_gpu(folder: Path, sizes: Sizes, storage: str, device: torch.device, size:
         steps[name] += seen.clock.milliseconds()[1:]
         if name == "one":
             row |= {"plan GiB": plan.peak / (1 << 30), "measured GiB": seen.peak().allocated / (1 << 30)}
-            row["lora GiB"] = plan.stage("sample").adapters["transformer"] / (1 << 30)
+            row["lora GiB"] = plan.stage("sample").adapters.get("transformer", 0) / (1 << 30)
+            row["at hand GiB"] = plan.placed("transformer").at_hand / (1 << 30)
     row |= {f"ms a step, {name}": statistics.median(times) for name, times in steps.items()}
     row["step ratio"] = row["ms a step, one"] / row["ms a step, none"]
     row["s a swap"] = spread(_swaps(engine, networks, device))
@@ -137,6 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--storages", nargs="*", default=["bf16", "nf4", "fp8_e4m3"])
     parser.add_argument("--quick", action="store_true", help="the GPU's part on a small model, on a CPU too")
+    parser.add_argument("--residencies", nargs="*", default=["stored", "fast"])
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with scratch_folder() as name:
@@ -150,7 +154,11 @@ def main() -> None:
         for lora in ("one", "two"):
             path = write_lora(folder / "Lora" / f"{lora}.safetensors", shapes, 64, torch.bfloat16, device)
         size = (128, 128) if args.quick else (1344, 768)
-        rows = [on_gpu(folder, sizes, storage, device, size) for storage in args.storages]
+        rows = [
+            on_gpu(folder, storage, residency, device, size)
+            for storage in args.storages
+            for residency in args.residencies
+        ]
         name = "lora_swap_quick" if args.quick else "lora_swap"
         publish(name, rows, lora_bytes=path.stat().st_size, device=_name(device))
 

@@ -2,13 +2,13 @@
 
 A module gets a ``forward`` of its own for as long as a LoRA is attached; taking that away leaves no trace. Changes of
 low rank are one branch, products of Kronecker two small ones; a change of full rank is made anew at each use, from the
-weight as numbers, as keeping it would cost as much as the network. What is attached stays on the device, also where
-the layers themselves pass through.
+weight as numbers, as keeping it would cost as much as the network. Where that cost is wanted, weights are kept at hand:
+as numbers, read and changed once. What is attached stays on the device, also where the layers themselves pass through.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,22 +61,33 @@ class Attached:
         self._modules.clear()
 
 
-def attach(network: nn.Module, changes: Mapping[str, Changes], *, device: torch.device, dtype: torch.dtype) -> Attached:
+def attach(
+    network: nn.Module,
+    changes: Mapping[str, Changes],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    at_hand: Collection[str] = (),
+) -> Attached:
     """Let a network compute with changed parameters, by their names.
 
     Args:
         device: where the network computes; branches are put there.
         dtype: that it computes in.
+        at_hand: weights of linears that are kept as numbers, changed or not.
     """
     by_module: dict[str, dict[str, Changes]] = {}
-    for name, rows in changes.items():
+    for name in [*changes, *at_hand]:
         path, _, leaf = name.rpartition(".")
-        by_module.setdefault(path, {})[leaf] = rows
+        by_module.setdefault(path, {})[leaf] = changes.get(name, ())
     made: list[tuple[Any, Callable[..., Any]]] = []
     for path, leaves in by_module.items():
         module = network.get_submodule(path)
         moved = {leaf: [(on_device(change, device), s) for change, s in rows] for leaf, rows in leaves.items()}
-        build = _linear if isinstance(module, nn.Linear | PackedLinear) else _substituted
+        if f"{path}.weight" in at_hand:
+            build = _at_hand
+        else:
+            build = _linear if isinstance(module, nn.Linear | PackedLinear) else _substituted
         made.append((module, build(module, moved, device, dtype)))
     for module, forward in made:  # all or none
         module.forward = forward
@@ -162,9 +173,7 @@ class _Product:
 def _linear(module: Any, leaves: Mapping[str, Changes], device: torch.device, dtype: torch.dtype) -> Callable:
     """The ``forward`` of a changed linear."""
     changes = leaves.get("weight", ())
-    bias = None
-    if "bias" in leaves:
-        bias = merged(module.bias.detach().to(device, torch.float32), leaves["bias"])
+    bias = _bias(module, leaves, device)
     products = [(change, s) for change, s in changes if isinstance(change.delta, Kronecker)]
     others = [(change, s) for change, s in changes if not isinstance(change.delta, Kronecker)]
     if products and any(change.delta.needs_weight for change, _ in changes):
@@ -175,6 +184,11 @@ def _linear(module: Any, leaves: Mapping[str, Changes], device: torch.device, dt
         return _Recomputed(module, tuple(changes), bias)
     parts = tuple(_product(change, strength, shape[0], device, dtype) for change, strength in products)
     return _Beside(module, None if branch is None else _in_dtype(branch, dtype), parts, bias)
+
+
+def _bias(module: Any, leaves: Mapping[str, Changes], device: torch.device) -> Tensor | None:
+    """The changed bias in float32; None where it is not changed."""
+    return merged(module.bias.detach().to(device), leaves["bias"]) if "bias" in leaves else None
 
 
 def _in_dtype(branch: Branch, dtype: torch.dtype) -> Branch:
@@ -200,6 +214,37 @@ class _Recomputed:
         weight = merged(numbers(self.module, torch.float32, x.device), self.changes)
         bias = self.module.bias if self.bias is None else self.bias
         return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class _AtHand:
+    """The ``forward`` of a linear whose weight, changed or not, is kept as numbers."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+def _at_hand(module: Any, leaves: Mapping[str, Changes], device: torch.device, dtype: torch.dtype) -> _AtHand:
+    bias = _bias(module, leaves, device)
+    bias = module.bias if bias is None else bias
+    bias = None if bias is None else bias.detach().to(device, dtype)
+    return _AtHand(_changed(module, leaves.get("weight", ()), device, dtype), bias)
+
+
+def _changed(module: Any, changes: Changes, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The weight of a linear as numbers, changed: the sum is rounded once."""
+    branch = None
+    if not any(change.delta.needs_weight for change, _ in changes):
+        shape = (module.out_features, module.in_features)
+        branch = side_branch(changes, shape, lambda: numbers(module, torch.float32, device))
+    if branch is not None and branch.down.shape[1] == module.in_features and branch.gain is None:
+        return torch.addmm(numbers(module, dtype, device), branch.up.to(dtype), branch.down.to(dtype))
+    if not changes:
+        return numbers(module, dtype, device)
+    return merged(numbers(module, torch.float32, device), changes).to(dtype)
 
 
 # --- other parameters ---------------------------------------------------------------------------------------------

@@ -90,6 +90,7 @@ class MemoryManager:
         limit: a cap in bytes that the user set.
         pinned: weights that wait on the host are page-locked.
         overlap: they are copied while the device computes.
+        fast: the transformer's weights are kept at hand as numbers, where all of them fit beside what stays anyway.
     """
 
     card: Card
@@ -99,6 +100,7 @@ class MemoryManager:
     limit: int | None = None
     pinned: bool = True
     overlap: bool = True
+    fast: bool = False
 
     def budget(self, held: int = 0) -> Budget:
         """What may be allocated now; ``held`` bytes of it are the engine's own already."""
@@ -124,6 +126,7 @@ class Residency:
         slots: bytes of the ring that they pass through.
         moved: bytes that one pass copies.
         dropped: whether units that run once a job pass through too, instead of staying.
+        at_hand: bytes of weights that are kept as numbers beside what is stored, LoRAs in them.
     """
 
     fixed: int
@@ -132,11 +135,12 @@ class Residency:
     slots: int = 0
     moved: int = 0
     dropped: bool = False
+    at_hand: int = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes on the device."""
-        return self.fixed + self.resident + self.slots
+        return self.fixed + self.resident + self.slots + self.at_hand
 
 
 def place(units: Sequence[int], fixed: int, room: int, *, stream_all: bool = False, slots: int = SLOTS) -> Residency:

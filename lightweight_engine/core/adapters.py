@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,7 @@ from ..backend.pages import release_pages
 from ..flux.keymaps import Part
 from ..flux.load import Storage, read_as
 from ..flux.lora_set import LoraSet
+from ..flux.units import unit_of
 
 FLOAT = 4
 
@@ -35,26 +36,34 @@ class Adapter:
     device: torch.device
     dtype: torch.dtype
     merge: bool
-    key: Hashable = ()
+    key: Hashable = ((), frozenset())
     _attached: Attached = field(default_factory=Attached)
     _merged: tuple[str, ...] = ()
 
-    def follow(self, loras: LoraSet) -> None:
-        """Let these LoRAs act, and no others. The weights are those of the file again, bit for bit, where none does."""
-        self._leave()
+    def follow(self, loras: LoraSet, at_hand: Collection[str] = ()) -> None:
+        """Let these LoRAs act, and no others. The weights are those of the file again, bit for bit, where none does.
+
+        Args:
+            at_hand: weights that are kept as numbers.
+        """
+        self.leave()
         changes = loras.changes(self.part.role)
         beside = dict(changes)
         if self.merge:
-            plain = [name for name in changes if not isinstance(_owner(self.module, name), PackedLinear)]
+            plain = [
+                name
+                for name in changes
+                if name not in at_hand and not isinstance(_owner(self.module, name), PackedLinear)
+            ]
             for name in plain:
                 self._write(name, beside.pop(name))
                 self._merged += (name,)
-        self._attached = attach(self.module, beside, device=self.device, dtype=self.dtype)
+        self._attached = attach(self.module, beside, device=self.device, dtype=self.dtype, at_hand=at_hand)
         for use in loras.uses:
             use.file.give_back()
-        self.key = loras.key(self.part.role)
+        self.key = (loras.key(self.part.role), frozenset(at_hand))
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         """Take everything away; what was merged is read from the file again."""
         self.key = None  # equal to no set's, until all is done
         self._attached.close()
@@ -73,13 +82,28 @@ class Adapter:
         release_pages(self.part.checkpoint, held)
 
 
-def adapter_cost(loras: LoraSet, part: Part, storage: Storage, *, merge: bool, on_host: bool) -> Cost:
+def at_hand(loras: LoraSet, part: Part, storage: Storage) -> dict[str, int]:
+    """Bytes of the weights of blocks that are worth keeping as numbers: packed ones, and those that LoRAs change."""
+    changes, size = loras.changes(part.role), storage.compute.itemsize
+    return {
+        name: source.elements * size
+        for name, source in part.sources.items()
+        if len(part.shapes[name]) == 2
+        and unit_of(part.role, name).kind == "block"
+        and (name in changes or storage.kept_as(source, True) != storage.compute)
+    }
+
+
+def adapter_cost(
+    loras: LoraSet, part: Part, storage: Storage, *, merge: bool, on_host: bool, without: Collection[str] = ()
+) -> Cost:
     """What LoRAs take of the device beside a network.
 
     Args:
         on_host: the network is on the host, where what is merged does not take the place of the file's pages.
+        without: weights that are kept at hand, changes included.
     """
-    changes = loras.changes(part.role)
+    changes = {name: rows for name, rows in loras.changes(part.role).items() if name not in without}
     plain: list[str] = []
     if merge:
         kept = {name: storage.kept_as(part.sources[name], len(part.shapes[name]) == 2) for name in changes}

@@ -31,9 +31,9 @@ from ..flux.preview import Preview
 from ..flux.text_encoders import TextEncoders
 from ..flux.tokenizers import CLIPTokens, T5Tokens
 from ..flux.units import Kind, UnitName, in_order, unit_of
-from .adapters import Adapter, adapter_cost
+from .adapters import FLOAT, Adapter, adapter_cost, at_hand
 from .models import ModelSet
-from .plan import Network, Plan, StageName
+from .plan import AtHand, Network, Plan, StageName
 from .precision import Precision
 
 log = logging.getLogger(__name__)
@@ -122,12 +122,29 @@ class Networks:
 
     def with_loras(self, sets: Collection[LoraSet]) -> dict[Role, Network]:
         """What is known of each network, with what the LoRAs of any of these sets take at most."""
-        return {role: replace(known, adapters=self._most(role, sets)) for role, known in self.known.items()}
+        made: dict[Role, Network] = {}
+        for role, known in self.known.items():
+            made[role] = replace(known, adapters=self._most(role, sets))
+        if self.manager.fast:
+            made["transformer"] = replace(made["transformer"], at_hand=self._at_hand(sets))
+        return made
 
     def _most(self, role: Role, sets: Collection[LoraSet]) -> Cost:
         part, storage, on_host = self.models.parts[role], self.storage(role), self.device == HOST
         costs = [adapter_cost(each, part, storage, merge=self._merge_loras, on_host=on_host) for each in sets]
         return Cost(max((each.held for each in costs), default=0), max((each.room for each in costs), default=0))
+
+    def _at_hand(self, sets: Collection[LoraSet]) -> AtHand:
+        """What the transformer's weights take as numbers, and the LoRAs of any of these sets beside them at most."""
+        part, storage, on_host = self.models.parts["transformer"], self.storage("transformer"), self.device == HOST
+        ways = []
+        for each in sets or (NO_LORAS,):
+            names = at_hand(each, part, storage)
+            beside = adapter_cost(each, part, storage, merge=self._merge_loras, on_host=on_host, without=names)
+            ways.append((sum(names.values()), beside, max(names.values(), default=0)))
+        held, room = max(beside.held for _, beside, _ in ways), max(beside.room for _, beside, _ in ways)
+        largest = max(largest for _, _, largest in ways) // storage.compute.itemsize
+        return AtHand(max(nbytes for nbytes, _, _ in ways), Cost(held, max(room, 3 * FLOAT * largest)))
 
     def load_all(self, plan: Plan) -> None:
         """Load every network that the plan keeps through all stages."""
@@ -198,18 +215,23 @@ class Networks:
         loaded = self._loaded.get(role)
         if loaded is not None and loaded.placed != self._wanted(role):
             with torch.inference_mode(False):
+                if loaded.placed.at_hand and not self._wanted(role).at_hand:
+                    loaded.adapter.leave()
                 _close(loaded)
                 self._place(role, loaded, self._wanted(role))
 
     def _adapt(self, role: Role) -> None:
         """Let the LoRAs that are wanted act on a network that is loaded."""
         loaded = self._loaded[role]
-        if loaded.adapter.key == self._loras.key(role):
+        names: Collection[str] = ()
+        if loaded.placed.at_hand:
+            names = at_hand(self._loras, self.models.parts[role], self.storage(role))
+        if loaded.adapter.key == (self._loras.key(role), frozenset(names)):
             return
         with torch.inference_mode(False), torch.no_grad():
             if self._merge_loras:  # weights are written where streams would have to see them
                 _close(loaded)
-            loaded.adapter.follow(self._loras)
+            loaded.adapter.follow(self._loras, names)
             if self._merge_loras:
                 self._place(role, loaded, loaded.placed)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 from ..backend.devices import Card
@@ -40,12 +41,26 @@ TEXT_ROLES: tuple[Role, ...] = ("clip", "t5")
 
 
 @dataclass(frozen=True)
+class AtHand:
+    """Weights that are kept as numbers beside what is stored.
+
+    Attributes:
+        nbytes: of them, changes by LoRAs in them.
+        adapters: what LoRAs take beside them.
+    """
+
+    nbytes: int
+    adapters: Cost = NO_COST
+
+
+@dataclass(frozen=True)
 class Network:
     """What is known of one network beforehand: sizes, storage, bytes.
 
     Attributes:
         stored_as: the format of most of its weights once loaded, for people.
         adapters: what LoRAs take beside it.
+        at_hand: its weights as numbers, where keeping those is wanted.
     """
 
     params: Any
@@ -53,6 +68,7 @@ class Network:
     inventory: Inventory
     stored_as: str | None = None
     adapters: Cost = NO_COST
+    at_hand: AtHand | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +163,7 @@ class Plan:
 
     Attributes:
         then: the plans of later passes of the same job, by name.
+        stored: the same without weights at hand, where some are.
     """
 
     card: Card
@@ -155,6 +172,7 @@ class Plan:
     storages: Mapping[Role, str]
     stages: tuple[Stage, ...]
     then: Mapping[str, Plan] = field(default_factory=dict)
+    stored: Plan | None = None
 
     @property
     def peak(self) -> int:
@@ -245,13 +263,32 @@ def make_plan(networks: Mapping[Role, Network], shape: Shape, manager: MemoryMan
         held: bytes of the device that the engine holds already.
     """
     budget = manager.budget(held)
-    stages = _alone(networks, shape, budget, manager.card.kind)
-    if budget.preset.keep:
-        stages = [_with_kept(stage, stages, networks, budget) for stage in stages]
     storages: dict[Role, str] = {
         role: network.stored_as or network.storage.format for role, network in networks.items()
     }
-    return Plan(manager.card, budget, manager.state, storages, tuple(stages))
+    plan = partial(Plan, manager.card, budget, manager.state, storages)
+    kind = manager.card.kind
+    stored = plan(_stages({role: replace(n, at_hand=None) for role, n in networks.items()}, shape, budget, kind))
+    if not any(network.at_hand for network in networks.values()):
+        return stored
+    fast = plan(_stages(networks, shape, budget, kind), stored=stored)
+    return fast if fast.fits and _nothing_lost(fast, stored) else stored
+
+
+def _stages(networks: Mapping[Role, Network], shape: Shape, budget: Budget, kind: str) -> tuple[Stage, ...]:
+    stages = _alone(networks, shape, budget, kind)
+    if budget.preset.keep:
+        stages = [_with_kept(stage, stages, networks, budget) for stage in stages]
+    return tuple(stages)
+
+
+def _nothing_lost(fast: Plan, stored: Plan) -> bool:
+    """Whether weights at hand neither stream the network, nor take the place of another."""
+    return all(
+        ours.kept.keys() == theirs.kept.keys()
+        and all(ours.networks[role].streamed == theirs.networks[role].streamed for role in ours.networks)
+        for ours, theirs in zip(fast.stages, stored.stages, strict=True)
+    )
 
 
 def lowered(plan: Plan, networks: Mapping[Role, Network], name: StageName) -> Plan:
@@ -259,6 +296,7 @@ def lowered(plan: Plan, networks: Mapping[Role, Network], name: StageName) -> Pl
 
     Pictures are decoded in tiles, which moves their pixels a little, only where what was kept was not worth dropping.
     """
+    plan = replace(plan.stored, then=plan.then) if plan.stored else plan
     stages = []
     for stage in plan.stages:
         if stage.name == name:
@@ -306,11 +344,13 @@ def _sample_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budget
     library = LIBRARIES[kind]
     room = step_room(params, batch, tokens, shape.text, network.storage, network.inventory.scratch, library)
     room += modulation_table(params, shape.rows, network.storage.compute)
-    room += network.adapters.room
+    room += _beside(network).room
     base = library.base
     adapters = _adapters(networks, "transformer")
-    left = min(budget.total - room - base, budget.weights) - sum(adapters.values())
+    at_hand = network.at_hand.nbytes if network.at_hand else 0
+    left = min(budget.total - room - base, budget.weights) - sum(adapters.values()) - at_hand
     placed = _place(network, left, kind, drop=budget.preset.drop_modulation, stream_all=budget.preset.weights == 0)
+    placed = placed if placed.streamed else replace(placed, at_hand=at_hand)
     flops = step_flops(params, batch, tokens, shape.text)
     return Stage("sample", {"transformer": placed}, room, base, flops, shape.calls, adapters=adapters)
 
@@ -358,8 +398,13 @@ def _place(network: Network, room: int, kind: str, *, drop: bool = False, stream
     return replace(placed, fixed=inventory.fixed, slots=placed.slots + passing, dropped=bool(conditioning))
 
 
+def _beside(network: Network) -> Cost:
+    """What LoRAs take beside a network as it is kept."""
+    return network.at_hand.adapters if network.at_hand else network.adapters
+
+
 def _adapters(networks: Mapping[Role, Network], *roles: Role) -> dict[Role, int]:
-    return {role: networks[role].adapters.held for role in roles if networks[role].adapters.held}
+    return {role: _beside(networks[role]).held for role in roles if _beside(networks[role]).held}
 
 
 def _with_kept(stage: Stage, stages: Sequence[Stage], networks: Mapping[Role, Network], budget: Budget) -> Stage:
@@ -369,7 +414,7 @@ def _with_kept(stage: Stage, stages: Sequence[Stage], networks: Mapping[Role, Ne
     kept: dict[Role, Residency] = {}
     peak, weights = stage.peak, stage.weights
     for role, placed in (item for other in before for item in other.networks.items()):
-        nbytes = placed.nbytes + networks[role].adapters.held
+        nbytes = placed.nbytes + _beside(networks[role]).held
         if peak + nbytes <= budget.total and weights + nbytes <= budget.weights:
             kept[role] = placed
             peak, weights = peak + nbytes, weights + nbytes

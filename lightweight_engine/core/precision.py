@@ -71,6 +71,7 @@ def settings_in_effect(config: EngineConfig, models: ModelSet, card: Card) -> di
         "variant": config.variant,
         "compute_dtype": config.compute_dtype,
         "vae_dtype": _vae_dtype(config, card),
+        "residency": config.residency,
         "lora_merge": config.lora_merge,
         "exact_dora": config.exact_dora,
     }
@@ -118,4 +119,5 @@ def memory_manager(config: EngineConfig, card: Card) -> MemoryManager:
         limit=None if config.vram_limit is None else int(config.vram_limit * GIB),
         pinned=config.pinned_memory,
         overlap=config.async_swap,
+        fast=config.residency == "fast",
     )

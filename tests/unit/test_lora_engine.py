@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,34 @@ def test_merged_they_do_the_same_and_come_out_again(folder: Path, plain: Lightwe
     assert picture(merging) == bare == picture(beside)
 
 
+@pytest.mark.parametrize("storage", ["bf16", "nf4", "gguf:Q8_0"])
+def test_at_hand_they_do_the_same_and_come_out_again(folder: Path, storage: str) -> None:
+    fast = engine_in(folder, storage_dtype=storage, residency="fast")
+    beside = engine_in(folder, storage_dtype=storage)
+    bare = picture(fast)
+    for loras in (("A",), ("B:0.5", "C"), ()):
+        request = GenerationRequest(**{**SMALL, "loras": loras})
+        kept = fast.plan(request).placed("transformer").at_hand
+        assert kept > 0 or (storage == "bf16" and not loras)
+        ours, theirs = fast.draw(request).latent, beside.draw(request).latent
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-3 * float(theirs.abs().max()))
+    assert picture(fast) == bare == picture(beside)
+
+
+def test_weights_at_hand_go_where_a_job_needs_their_room(folder: Path) -> None:
+    engine = engine_in(folder, storage_dtype="nf4", residency="fast")
+    request = GenerationRequest(**SMALL)
+    plan, bare = engine.plan(request), picture(engine)
+    manager = engine.networks.manager
+    engine.networks.manager = replace(manager, limit=plan.peak - plan.placed("transformer").at_hand)
+    assert engine.plan(request).placed("transformer").at_hand == 0
+    assert picture(engine) == bare
+    assert not engine.networks._loaded["transformer"].adapter._attached._modules
+    engine.networks.manager = manager
+    assert engine.plan(request).placed("transformer").at_hand > 0
+    assert picture(engine) == bare
+
+
 def test_streamed_layers_are_changed_too(folder: Path, plain: LightweightEngine) -> None:
     streaming = engine_in(folder, vram_state="NO_VRAM", compute_dtype="bf16", storage_dtype="bf16")
     resident = engine_in(folder, compute_dtype="bf16", storage_dtype="bf16")
@@ -210,12 +239,12 @@ def test_running_out_of_memory_while_they_are_attached(
     picture(plain)
     follow, left = Adapter.follow, [1]
 
-    def once(self: Adapter, loras: object) -> None:
+    def once(self: Adapter, loras: object, at_hand: object = ()) -> None:
         if left:
             left.pop()
-            self._leave()
+            self.leave()
             raise torch.OutOfMemoryError("injected")
-        follow(self, loras)  # type: ignore[arg-type]
+        follow(self, loras, at_hand)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Adapter, "follow", once)
     result = run(plain, "A", "B")

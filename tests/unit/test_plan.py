@@ -17,7 +17,7 @@ from lightweight_engine import Config, GenerationRequest, LightweightEngine
 from lightweight_engine.backend.checkpoint import open_checkpoint
 from lightweight_engine.backend.devices import RATES, Card
 from lightweight_engine.backend.memory_manager import GIB, PRESETS, SLOTS, MemoryManager
-from lightweight_engine.core.plan import Network, Plan, Shape, lowered, make_plan
+from lightweight_engine.core.plan import AtHand, Network, Plan, Shape, lowered, make_plan
 from lightweight_engine.errors import MemoryBudgetError
 from lightweight_engine.flux.footprint import Inventory, inventory, step_flops
 from lightweight_engine.flux.keymaps import Role, find_parts
@@ -67,6 +67,23 @@ def card(gib: float, name: str = "a card") -> Card:
 
 def planned(root: Path, storage: str, gib: float, state: str = "NORMAL_VRAM", shape: Shape = MEGAPIXEL) -> Plan:
     return make_plan(known(root, storage), shape, MemoryManager(card(gib), state))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("gib", "fits"), [(80, True), (48, True), (24, False)])
+def test_weights_at_hand_take_no_place_from_others(published: Path, gib: int, fits: bool) -> None:
+    networks = dict(known(published, "nf4"))
+    numbers = networks["transformer"].inventory.blocks
+    at_hand = AtHand(sum(nbytes for _, nbytes in numbers) * 3)
+    fast = make_plan(
+        {**networks, "transformer": replace(networks["transformer"], at_hand=at_hand)},
+        MEGAPIXEL,
+        MemoryManager(card(gib), "HIGH_VRAM", fast=True),
+    )
+    stored = planned(published, "nf4", gib, "HIGH_VRAM")
+    assert fast.placed("transformer").at_hand == (at_hand.nbytes if fits else 0)
+    assert [stage.kept.keys() for stage in fast.stages] == [stage.kept.keys() for stage in stored.stages]
+    lower = lowered(fast, networks, "sample")
+    assert lower.placed("transformer").at_hand == 0 and lower.fits
 
 
 # --- the published sizes on real cards -------------------------------------------------------------------------------
