@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..config import EngineConfig
+from ..request import MODEL_FIELDS
 from .console import DIFFERENT, Console
 from .options import Debug, Grouped, Json, Quiet, load_config, takes_settings
 from .session import check_request, start_engine, watched
@@ -15,7 +17,7 @@ from .session import check_request, start_engine, watched
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from ..core.replay import Replay
+    from ..core.replay import Recipe, Replay
 
 Picture = Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture that was saved by this engine, or by Forge.")]
 Save = Annotated[bool, typer.Option("--save", help="Save the new picture too.")]
@@ -35,13 +37,15 @@ def replay(
         recipe = read_recipe(image)
         given = _given(settings)
         same = [*_same_settings(recipe.sidecar, given), *settings["assignments"]]
-        config = load_config({**_same_files(recipe.sidecar, load_config(given)), **given, "assignments": same})
+        files = _same_files(recipe.sidecar, load_config(given))
+        config = load_config({**files, **given, "assignments": same})
+        recipe = _settled(recipe, {*files, *given, *(text.partition("=")[0] for text in same)})
         check_request(recipe.request, config)
         if save:
             check_folder(config.output_dir)
         engine = start_engine(console, config)
         with watched(console) as options:
-            outcome = make_again(engine, image, **options)
+            outcome = make_again(engine, image, recipe, **options)
         for warning in outcome.result.warnings:
             console.warn(warning)
         paths = [str(row.path) for row in save_result(outcome.result, engine.config.output_dir)] if save else []
@@ -63,6 +67,12 @@ def _verdict(outcome: Replay) -> str:
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value not in (None, [])}
+
+
+def _settled(recipe: Recipe, settings: Collection[str]) -> Recipe:
+    """The recipe without the choice of a model that settings of now have made already."""
+    chosen = dict.fromkeys(name for name in MODEL_FIELDS if name in settings)
+    return replace(recipe, request=recipe.request.model_copy(update=chosen))
 
 
 def _same_settings(sidecar: Mapping[str, Any] | None, given: Collection[str]) -> list[str]:

@@ -101,13 +101,14 @@ def read_recipe(path: Path) -> Recipe:
     return Recipe(GenerationRequest(**request_fields(text)), None)
 
 
-def replay(engine: LightweightEngine, path: Path, **run_options: Any) -> Replay:
+def replay(engine: LightweightEngine, path: Path, recipe: Recipe | None = None, **run_options: Any) -> Replay:
     """Make a saved picture again and compare.
 
     Args:
+        recipe: left out, that of the picture.
         run_options: for ``LightweightEngine.run``.
     """
-    recipe = read_recipe(path)
+    recipe = recipe or read_recipe(path)
     result = engine.run(recipe.request, **run_options)
     known = recipe.pixels_sha256
     if known is None and path.suffix.lower() == ".png":

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_line import command_line
 from factories import AE, FLUX, network, save, save_drawable
 
 from lightweight_engine import Config, GenerationRequest, LightweightEngine
@@ -166,6 +167,23 @@ def test_a_picture_of_a_named_model_can_be_made_again(engine: LightweightEngine,
     assert files["transformer"] == ("other", result.models[0].sha256)
     again = replay(engine_of(folder), saved.path)
     assert again.identical and again.differences == ()
+
+
+def test_the_command_line_makes_it_again_and_its_options_win(
+    engine: LightweightEngine,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    saved = save_result(engine.run(request(checkpoint="other", storage_dtype="nf4")), tmp_path)[0]
+    cli = command_line(capsys, tmp_path, monkeypatch)
+    monkeypatch.setenv("LWE_TOKENIZER_DIR", str(TINY / "tokenizers"))
+    again = ("replay", saved.path, "--device", "cpu", "--models-dir", folder)
+    done = cli(*again)
+    assert (done.code, done.out.strip()) == (0, "identical: every pixel is the same"), done.err
+    done = cli(*again, "--checkpoint", "small")
+    assert done.code == 9 and "another transformer file: small" in done.out
 
 
 def test_settings_with_the_model_of_a_request() -> None:

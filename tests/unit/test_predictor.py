@@ -327,16 +327,18 @@ def test_a_model_is_kept_until_another_is_asked_for(tmp_path: Path) -> None:
     predictor = Predictor(EngineConfig(models_dir=tmp_path, cache_dir=tmp_path / "cache", threads=1))
     values = {"prompt": "a", "width": 64, "height": 64, "num_inference_steps": 1, "enable_hr": False, "seed": 1}
 
-    def engine_of(**more: Any) -> Any:
+    def networks_of(**more: Any) -> Any:
         predictor.predict({**values, **more})
-        return predictor._engine
+        return predictor._engine.networks
 
-    first = engine_of()
-    assert engine_of() is first
-    other = engine_of(forge_unet_storage_dtype="FP32")
-    assert other is not first and engine_of(forge_unet_storage_dtype="FP32") is other
-    assert engine_of(forge_unet_storage_dtype="FP32", force_model_reload=True) is not other
-    assert engine_of().config.storage_dtype == first.config.storage_dtype
+    first = networks_of()
+    assert networks_of() is first
+    other = networks_of(forge_unet_storage_dtype="FP32")
+    assert other is not first and networks_of(forge_unet_storage_dtype="FP32") is other
+    assert first.held == 0 and other.held > 0
+    anew = networks_of(forge_unet_storage_dtype="FP32", force_model_reload=True)
+    assert anew is not other and anew.precision == other.precision
+    assert networks_of().precision == first.precision
 
 
 def test_versions_of_the_image_are_the_tested_ones() -> None:

@@ -47,7 +47,6 @@ class Predictor:
 
     def __init__(self, config: EngineConfig | None = None) -> None:
         self._config = config or EngineConfig.load()
-        self._model: dict[str, Any] = {}
         self._held: Held | None = None  # keeps a fetched checkpoint in the cache while it is in use
         self._outputs = OutputFolder()
         self._redact = Redactor(secrets_of(self._config))
@@ -120,24 +119,21 @@ class Predictor:
         self, inputs: Mapping[str, Any], request: GenerationRequest, run: _Run, preview_every: int
     ) -> GenerationResult:
         """In the thread of the job."""
-        self._use_model(inputs, run)
-        return self._engine.run(request, on_progress=run.progress.put, cancel=run.cancel, preview_every=preview_every)
-
-    def _use_model(self, inputs: Mapping[str, Any], run: _Run) -> None:
-        """Have the engine ready with the model that is asked for; the one used last is not loaded again."""
         url = inputs["debug_flux_checkpoint_url"]
         held = fetch_checkpoint(url, self._config, run) if url else None
-        wanted = model_of(inputs, self._config, held.path if held else None)
-        if wanted != self._model or inputs["force_model_reload"]:
-            config = self._config.model_copy(update=wanted)
-            choose_models(config, [])  # what cannot be used is told while the model in use is still loaded
+        request = request.model_copy(update=model_of(inputs, self._config, held.path if held else None))
+        if inputs["force_model_reload"]:
+            # What cannot be used is told while the model in use is still loaded.
+            choose_models(self._config.with_model_of(request), [])
             self._engine.close()
-            self._engine = LightweightEngine(config)
-            self._model = wanted
-        self._held, old = held, self._held
-        if old is not None:
-            old.close()
-        self._engine.setup()
+        try:
+            return self._engine.run(
+                request, on_progress=run.progress.put, cancel=run.cancel, preview_every=preview_every
+            )
+        finally:
+            self._held, old = held, self._held
+            if old is not None:
+                old.close()
 
 
 def _told(error: EngineError) -> str:

@@ -84,7 +84,7 @@ def _side(length: float) -> int:
 
 
 def model_of(inputs: Mapping[str, Any], config: EngineConfig, checkpoint: Path | None) -> dict[str, Any]:
-    """The settings that differ from the configured ones for the model that the inputs ask for.
+    """The fields of a request that name the model which the inputs ask for, where it is not the configured one.
 
     Args:
         checkpoint: file that was fetched for it.
