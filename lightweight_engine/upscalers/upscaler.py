@@ -65,7 +65,8 @@ def repeated(once: Callable[[Tensor], Tensor], levels: Tensor, by: float) -> Ten
 
     At a scale of 1 exactly, one pass runs all the same.
     """
-    target = scaled(size_of(levels), by, MULTIPLE)
+    width, height = scaled(size_of(levels), by, MULTIPLE)
+    target = max(width, MULTIPLE), max(height, MULTIPLE)
     for round in range(_ROUNDS):
         size = size_of(levels)
         reached = size[0] >= target[0] and size[1] >= target[1]

@@ -162,8 +162,9 @@ ARROWS = {
     "apps.server.metrics": "server.messages",
     "apps.server.names": "server.faults",
     "apps.server.canary": "server.faults server.logs server.messages server.metrics server.supervisor",
+    "apps.server.tasks": "server.names",
     "apps.server.service": "server.canary server.faults server.jobs server.logs server.messages server.metrics "
-    "server.names server.supervisor",
+    "server.supervisor server.tasks",
     "apps.server.bodies": "server.faults",
     "apps.server.schemas": "server.jobs server.messages",
     "apps.server.guards": "server.bodies server.faults server.logs server.metrics",

@@ -89,6 +89,14 @@ def test_progress_is_told_for_all_pictures(engine: LightweightEngine) -> None:
     assert {each.image_index for each in seen} == {0, 1} and {each.image_count for each in seen} == {2}
 
 
+@pytest.mark.parametrize("name", ["Lanczos", "Nearest"])
+def test_pictures_of_a_few_pixels(engine: LightweightEngine, name: str) -> None:
+    assert [each.size for each in upscaled(engine, noise(1, 1), noise(40, 2), upscaler=name, by=1.5)] == [
+        (1, 1),
+        (60, 3),
+    ]
+
+
 @pytest.mark.parametrize(
     ("call", "kept"), [(Interrupt.stop, 1), (Interrupt.skip, 2)], ids=["interrupted", "one left out"]
 )

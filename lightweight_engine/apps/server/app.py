@@ -16,7 +16,7 @@ from .asking import JobFailed
 from .faults import Fault
 from .guards import Guard, Rules, answer
 from .native import native_routes
-from .schemas import request_schema
+from .schemas import request_schemas
 from .sdapi.routes import sdapi_routes
 from .service import Service
 from .status import status_routes
@@ -78,8 +78,7 @@ def _describe(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         description = made()
         schemas = description.setdefault("components", {}).setdefault("schemas", {})
-        own, parts = request_schema()
-        schemas |= {"GenerationRequest": own, **parts}
+        schemas |= request_schemas()
         return description
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -8,7 +8,7 @@ import math
 from starlette.requests import Request
 
 from ...errors import RequestError
-from ...request import GenerationRequest
+from ...request import Task
 from .faults import Fault, MalformedBodyError
 from .jobs import Job
 from .service import Service
@@ -25,7 +25,7 @@ class JobFailed(Exception):
         self.fault = fault
 
 
-def submit(service: Service, request: Request, drawn: GenerationRequest, preview_every: int = 0) -> Job:
+def submit(service: Service, request: Request, task: Task, preview_every: int = 0) -> Job:
     """Have the service accept a job, with the idempotency key and the time that the headers give.
 
     Raises:
@@ -39,7 +39,7 @@ def submit(service: Service, request: Request, drawn: GenerationRequest, preview
     if text is not None and not seconds:
         raise RequestError("X-Request-Timeout: give seconds, more than 0", field="X-Request-Timeout")
     return service.submit(
-        drawn,
+        task,
         request_id=request.state.request_id,
         seconds=seconds,
         key=None if key is None else f"{request.state.caller}:{key}",

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ...request import GenerationRequest
+from ...request import Task
 from .faults import ConflictError, Fault, GoneError, UnknownJobError
 from .messages import Moved, Outcome
 
@@ -32,7 +32,7 @@ class Job:
     """
 
     id: str
-    request: GenerationRequest | None
+    request: Task | None
     request_id: str
     deadline: float
     cost: float

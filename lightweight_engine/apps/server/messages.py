@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...request import GenerationRequest
+from ...request import Task
 from .faults import Fault
 
 
@@ -15,7 +15,7 @@ class Work:
     """To the worker: do this job. ``request_id`` goes into its log; steps between previews, 0 is none."""
 
     job: str
-    request: GenerationRequest
+    request: Task
     request_id: str = ""
     preview_every: int = 0
 

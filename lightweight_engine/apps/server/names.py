@@ -8,14 +8,14 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ...core.models import SLOTS
 from ...errors import ModelNotFoundError, RequestError
-from ...request import GenerationRequest
+from ...request import GenerationRequest, Task
 from .faults import ForbiddenError
 
 MODEL_FILES = tuple(slot.setting for slot in SLOTS.values())
 """Fields that name a file of a model; clients of Forge send absolute paths of the models folder too."""
 
 
-def check_names(request: GenerationRequest, models_dir: Path) -> None:
+def check_names(task: Task, models_dir: Path) -> None:
     """Refuse names that are meant as paths to other places; nothing is looked for.
 
     Raises:
@@ -23,7 +23,7 @@ def check_names(request: GenerationRequest, models_dir: Path) -> None:
         ForbiddenError: one is an absolute path, and none of a model in the models folder.
         ModelNotFoundError: one climbs out of its folder.
     """
-    for field, name in _names(request):
+    for field, name in _names(task):
         if "\0" in name:
             raise RequestError(f"{field}: the name holds a NUL; send it without", field=field)
         inside = field in MODEL_FILES and _is_below(name, models_dir)
@@ -38,11 +38,14 @@ def _is_below(path: str, folder: Path) -> bool:
     return Path(os.path.normpath(path)).is_relative_to(os.path.abspath(folder))
 
 
-def _names(request: GenerationRequest) -> Iterator[tuple[str, str]]:
-    yield "hr_upscaler", request.hr_upscaler
-    yield "img2img_upscaler", request.img2img_upscaler
+def _names(task: Task) -> Iterator[tuple[str, str]]:
+    if not isinstance(task, GenerationRequest):
+        yield from (("upscaler", task.upscaler or ""), ("upscaler_2", task.upscaler_2 or ""))
+        return
+    yield "hr_upscaler", task.hr_upscaler
+    yield "img2img_upscaler", task.img2img_upscaler
     for field in MODEL_FILES:
-        yield field, getattr(request, field) or ""
-    for spec in request.loras:
+        yield field, getattr(task, field) or ""
+    for spec in task.loras:
         if spec.name is not None:
             yield "loras", spec.name

@@ -11,44 +11,47 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
 
 from ...errors import RequestError
-from ...request import GenerationRequest
+from ...request import GenerationRequest, UpscaleRequest
 from .asking import CLIENT_GONE, finished, seconds_of, submit
 from .bodies import read_json
 from .faults import ConflictError, NotAcceptableError, UnknownJobError
 from .jobs import Job
-from .schemas import EXAMPLE, MEDIA_TYPES, ErrorAnswer, Generated, JobAnswer, as_base64
+from .schemas import EXAMPLE, MEDIA_TYPES, UPSCALE_EXAMPLE, ErrorAnswer, Generated, JobAnswer, Upscaled, as_base64
 from .service import Service
 
 HEARTBEAT_SECONDS = 15.0  # between signs of life in a stream of events, as proxies close silent ones
 
-_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": {"$ref": "#/components/schemas/GenerationRequest"}, "example": EXAMPLE}
-        },
-    }
-}
+
+def _body(schema: str, example: dict[str, Any]) -> dict[str, Any]:
+    """What OpenAPI says of the body of a route."""
+    content = {"schema": {"$ref": f"#/components/schemas/{schema}"}, "example": example}
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+_DRAWN = _body("GenerationRequest", EXAMPLE)
+_PICTURES = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES.values()}
+_WAITING = (400, 401, 406, 408, 409, 413, 415, 422, 429, 503, 504, 507)
+"""What may become of a job that is waited for."""
+
 _FORMATS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "image/*": None}
 _JSON = ("application/json", "application/*", "*/*")
 
 
 def native_routes(service: Service) -> APIRouter:
-    """``/generate`` and ``/jobs``."""
+    """``/generate``, ``/upscale`` and ``/jobs``."""
     router = APIRouter(tags=["pictures"])
     _add_generate(router, service)
+    _add_upscale(router, service)
     _add_jobs(router, service)
     return router
 
 
 def _add_generate(router: APIRouter, service: Service) -> None:
-    pictures = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES.values()}
-
     @router.post(
         "/generate",
         response_model=Generated,
-        responses={200: {"content": pictures}, **errors(400, 401, 406, 408, 409, 413, 415, 422, 429, 503, 504, 507)},
-        openapi_extra=_BODY,
+        responses={200: {"content": _PICTURES}, **errors(*_WAITING)},
+        openapi_extra=_DRAWN,
     )
     async def generate(request: Request) -> Response:
         """Draw pictures and wait for them. `Accept: image/png` (or jpeg, webp, *) gives one as it is.
@@ -64,7 +67,26 @@ def _add_generate(router: APIRouter, service: Service) -> None:
         job = submit(service, request, drawn)
         if not await finished(service, request, job):
             return Response(status_code=CLIENT_GONE)
-        return await asyncio.to_thread(_told, job) if kind == "json" else _picture(job, 0)
+        return await asyncio.to_thread(_told, Generated, job) if kind == "json" else _picture(job, 0)
+
+
+def _add_upscale(router: APIRouter, service: Service) -> None:
+    @router.post(
+        "/upscale",
+        response_model=Upscaled,
+        responses={200: {"content": _PICTURES}, **errors(*_WAITING)},
+        openapi_extra=_body("UpscaleRequest", UPSCALE_EXAMPLE),
+    )
+    async def upscale(request: Request) -> Response:
+        """Make pictures larger and wait for them; headers and answers are as of `/generate`."""
+        kind = wanted_format(request.headers.get("accept", "*/*"))
+        task = UpscaleRequest(**_with_format(await read_json(request, service.max_body), kind))
+        if kind != "json" and len(task.images) > 1:
+            raise NotAcceptableError("an answer that is a picture holds one; send one, or accept JSON")
+        job = submit(service, request, task)
+        if not await finished(service, request, job):
+            return Response(status_code=CLIENT_GONE)
+        return await asyncio.to_thread(_told, Upscaled, job) if kind == "json" else _picture(job, 0)
 
 
 def _add_jobs(router: APIRouter, service: Service) -> None:
@@ -76,7 +98,7 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
         status_code=202,
         response_model=JobAnswer,
         responses=errors(400, 401, 408, 409, 413, 415, 422, 429, 503),
-        openapi_extra=_BODY,
+        openapi_extra=_DRAWN,
     )
     async def create_job(request: Request, response: Response, preview_every: int = 0) -> JobAnswer:
         """Take a request, and answer at once. `preview_every`: steps between previews in the stream of events."""
@@ -178,9 +200,9 @@ def _as_request(service: Service, fields: dict[str, Any]) -> GenerationRequest:
     return request
 
 
-def _told(job: Job) -> Response:
+def _told(kind: type[Generated] | type[Upscaled], job: Job) -> Response:
     """All of a result. It may be long: it is written in a thread of its own, and not looked through once more."""
-    return Response(Generated.of(job).model_dump_json(), media_type="application/json")
+    return Response(kind.of(job).model_dump_json(), media_type="application/json")
 
 
 def _picture(job: Job, n: int) -> Response:
@@ -192,9 +214,10 @@ def _picture(job: Job, n: int) -> Response:
     headers = {
         "Content-Disposition": f'inline; filename="{job.id}-{n}.{outcome.format}"',
         "X-Job-ID": job.id,
-        "X-Seed": str(outcome.told["seeds"][n]),
         "X-Warnings": str(len(outcome.told["warnings"])),
     }
+    if "seeds" in outcome.told:
+        headers["X-Seed"] = str(outcome.told["seeds"][n])
     return Response(outcome.images[n], media_type=MEDIA_TYPES[outcome.format], headers=headers)
 
 

@@ -1,4 +1,4 @@
-"""What the service sends, as models: the OpenAPI page is made of them. What it takes is ``GenerationRequest``."""
+"""What the service sends, as models: the OpenAPI page is made of them. What it takes are the requests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...request import GenerationRequest
+from ...request import GenerationRequest, UpscaleRequest
 from .jobs import Job
 from .messages import Outcome
 
@@ -15,22 +15,21 @@ MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 
 EXAMPLE = {"prompt": "a smiling woman with red hair", "width": 512, "height": 512, "steps": 20, "seed": 1}
 
+_DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
+"""A picture of one grey pixel."""
+
+UPSCALE_EXAMPLE = {"images": [_DOT], "by": 2, "upscaler": "Lanczos"}
+
 
 class _Answer(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
-class Told(_Answer):
-    """How pictures came about. Lists have an entry for each picture, in order."""
+class Made(_Answer):
+    """What is told of pictures, however they were made. Lists have an entry for each picture, in order."""
 
     format: Literal["png", "jpg", "webp"]
     sizes: list[tuple[int, int]] = Field(description="Width and height of each picture.")
-    seeds: list[int]
-    subseeds: list[int]
-    infotexts: list[str] = Field(description="The text that each picture carries, in A1111's form.")
-    models: list[dict[str, Any]] = Field(description="Role, name and sha256 of each model file.")
-    loras: list[dict[str, Any]] = Field(description="What became of each LoRA.")
-    details: list[dict[str, Any]] = Field(description="What the detailer found and painted.")
     timings: dict[str, float] = Field(description="Seconds of each stage.")
     peak_memory: int = Field(description="Most memory of the device, in bytes.")
     interrupted: bool = Field(description="The job was ended early: pictures may be missing, or not finished.")
@@ -39,11 +38,31 @@ class Told(_Answer):
     warnings: list[str] = Field(description="Sentences for a person.")
 
 
-class Generated(Told):
-    """The pictures of a request, in base64."""
+class Told(Made):
+    """How drawn pictures came about."""
 
+    seeds: list[int]
+    subseeds: list[int]
+    infotexts: list[str] = Field(description="The text that each picture carries, in A1111's form.")
+    models: list[dict[str, Any]] = Field(description="Role, name and sha256 of each model file.")
+    loras: list[dict[str, Any]] = Field(description="What became of each LoRA.")
+    details: list[dict[str, Any]] = Field(description="What the detailer found and painted.")
+
+
+class Enlarged(Made):
+    """How enlarged pictures came about."""
+
+    upscalers: list[str] = Field(description="What enlarged them; the second is blended over the first.")
+
+
+class _Whole(_Answer):
     id: str = Field(description="The job.", examples=["6f0c1c4b2f9d8e71"])
     images: list[str] = Field(description="Each picture's file, in base64.")
+
+
+class Generated(Told, _Whole):
+    """The pictures of a request, in base64."""
+
     stages: list[dict[str, str]] = Field(description="With save_stages: earlier pictures by stage, in base64.")
 
     @classmethod
@@ -58,15 +77,33 @@ class Generated(Told):
         )
 
 
-class Result(Told):
-    """What a finished job says of its pictures, and where they are."""
-
-    images: list[str] = Field(description="Where each picture is.", examples=[["/jobs/6f0c1c4b2f9d8e71/images/0"]])
+class Upscaled(Enlarged, _Whole):
+    """The pictures of a request to enlarge some, in base64."""
 
     @classmethod
-    def of(cls, job: Job, outcome: Outcome) -> Result:
-        places = [f"/jobs/{job.id}/images/{n}" for n in range(len(outcome.images))]
-        return cls(format=outcome.format, images=places, **outcome.told)  # type: ignore[arg-type]
+    def of(cls, job: Job) -> Upscaled:
+        outcome = job.result()
+        images = [as_base64(image) for image in outcome.images]
+        return cls(id=job.id, format=outcome.format, images=images, **outcome.told)  # type: ignore[arg-type]
+
+
+class _Placed(_Answer):
+    images: list[str] = Field(description="Where each picture is.", examples=[["/jobs/6f0c1c4b2f9d8e71/images/0"]])
+
+
+class Result(Told, _Placed):
+    """What a finished job says of its pictures, and where they are."""
+
+
+class EnlargedResult(Enlarged, _Placed):
+    """What a job that enlarged pictures says of them, and where they are."""
+
+
+def result_of(job: Job, outcome: Outcome) -> Result | EnlargedResult:
+    """What a job that has pictures says of them."""
+    kind = EnlargedResult if "upscalers" in outcome.told else Result
+    places = [f"/jobs/{job.id}/images/{n}" for n in range(len(outcome.images))]
+    return kind(format=outcome.format, images=places, **outcome.told)  # type: ignore[arg-type]
 
 
 class Error(_Answer):
@@ -95,7 +132,7 @@ class JobAnswer(_Answer):
     started: float | None = None
     finished: float | None = None
     progress: dict[str, Any] = Field(default_factory=dict, description="stage, step, steps, fraction, eta_seconds …")
-    result: Result | None = None
+    result: Result | EnlargedResult | None = None
     interrupted: bool = Field(default=False, description="It was ended early, with the pictures that there were.")
     pictures_gone: bool = Field(default=False, description="The pictures are not kept any more.")
     error: Error | None = None
@@ -110,7 +147,7 @@ class JobAnswer(_Answer):
             started=job.started,
             finished=job.finished,
             progress=job.progress,
-            result=Result.of(job, job.outcome) if job.outcome else None,
+            result=result_of(job, job.outcome) if job.outcome else None,
             interrupted=job.interrupted,
             pictures_gone=job.gone,
             error=Error(**job.fault.body(job.request_id)["error"]) if job.fault else None,
@@ -131,11 +168,14 @@ def as_base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-def request_schema() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The schema of ``GenerationRequest`` for OpenAPI, and those that it refers to."""
-    schema = GenerationRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-    parts = schema.pop("$defs", {})
-    for field in schema["properties"].values():
-        field.pop("section", None)
-        field.pop("profiles", None)
-    return {**schema, "examples": [EXAMPLE]}, parts
+def request_schemas() -> dict[str, dict[str, Any]]:
+    """The schemas of the requests for OpenAPI, and those that they refer to, by name."""
+    schemas: dict[str, dict[str, Any]] = {}
+    for kind, example in ((GenerationRequest, EXAMPLE), (UpscaleRequest, UPSCALE_EXAMPLE)):
+        schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= schema.pop("$defs", {})
+        for field in schema["properties"].values():
+            field.pop("section", None)
+            field.pop("profiles", None)
+        schemas[kind.__name__] = {**schema, "examples": [example]}
+    return schemas

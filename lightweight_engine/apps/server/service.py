@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
 import math
 import secrets
@@ -13,35 +11,23 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from ...config import EngineConfig
-from ...core.limits import check_fields
 from ...errors import EngineError, GenerationCancelled
-from ...labels import resolve_sampler
-from ...request import GenerationRequest
+from ...request import Task
 from .canary import Canary
 from .faults import ConflictError, DeadlineError, Fault, QueueFullError, Refusal, UnavailableError
 from .jobs import Job, JobStore
 from .logs import JOB_ID, REQUEST_ID
 from .messages import Ended, Moved, Work
 from .metrics import Metrics
-from .names import check_names
 from .supervisor import Child, Supervisor
+from .tasks import check, cost_of, digest_of
 
 CANCEL_SECONDS = 60.0
 """That a worker is given to end a cancelled job, before it is ended itself: a step and a decode may take as long."""
 _TICK = 0.5  # seconds between looks at the clock
-_USUAL_SIDE = 1024  # of a picture whose size the model chooses
 _FIRST_GUESS = 0.5  # seconds for a megapixel-step, until a job was seen
 
 log = logging.getLogger(__name__)
-
-
-def cost_of(request: GenerationRequest) -> float:
-    """Megapixel-steps of a request, roughly: what waiting is reckoned by."""
-    megapixels = (request.width or _USUAL_SIDE) * (request.height or _USUAL_SIDE) / 1e6
-    steps = float(request.steps)
-    if request.hires:
-        steps += (request.hr_steps or request.steps) * request.hr_scale**2
-    return megapixels * steps * request.num_outputs
 
 
 class Pace:
@@ -114,19 +100,9 @@ class Service:
             ),
         }
 
-    def check(self, request: GenerationRequest) -> None:
-        """Refuse now what the engine would refuse as soon as the job's turn comes, as far as no model is needed for it.
-
-        Raises:
-            EngineError: a field is wrong or over a limit, or a name is none.
-        """
-        check_names(request, self.config.models_dir)
-        resolve_sampler(request.sampler, request.scheduler, request.compat)
-        check_fields(request, self.config)
-
     def submit(
         self,
-        request: GenerationRequest,
+        task: Task,
         *,
         request_id: str,
         seconds: float | None = None,
@@ -146,17 +122,17 @@ class Service:
             Refusal: the queue is full, or its caller's share of it; the service ends; or the key stands for another
                 request.
         """
-        self.check(request)
-        digest = _digest(request) if key is not None else ""
+        check(task, self.config)
+        digest = digest_of(task) if key is not None else ""
         if key is not None and (known := self.jobs.of_key(key, digest)):
             return known
         self._check_room(caller)
         job = Job(
             id=secrets.token_hex(8),
-            request=request,
+            request=task,
             request_id=request_id,
             deadline=time.monotonic() + min(seconds or math.inf, self.config.job_seconds),
-            cost=cost_of(request),
+            cost=cost_of(task),
             caller=caller,
             preview_every=preview_every,
             keyed=key is not None,
@@ -349,10 +325,6 @@ class Service:
         if self.running is not None:
             self._finish(self.running, Fault.of(_ending()))
         self.ended.set()
-
-
-def _digest(request: GenerationRequest) -> str:
-    return hashlib.sha256(json.dumps(request.model_dump(), sort_keys=True).encode()).hexdigest()
 
 
 def _ending() -> Refusal:

@@ -15,7 +15,7 @@ from ...labels import sampler_labels, scheduler_labels
 from ...request import MAX_DETAILER_PASSES, MAX_LORAS
 from .metrics import CONTENT_TYPE
 from .native import errors
-from .schemas import MEDIA_TYPES, Health, request_schema
+from .schemas import MEDIA_TYPES, Health, request_schemas
 from .service import Service
 
 
@@ -83,7 +83,7 @@ def _add_facts(router: APIRouter, service: Service) -> None:
             **names,
             "formats": list(MEDIA_TYPES),
             "limits": limits_of(service.config),
-            "request": request_schema()[0],
+            "request": request_schemas()["GenerationRequest"],
         }
 
     @router.get("/metrics", response_class=PlainTextResponse, responses=errors(401))

@@ -25,11 +25,14 @@ from ...core.pictures import PictureReader
 from ...core.progress import Interrupt as Interrupter
 from ...errors import EngineError
 from ...extensions.lora_library import LoraLibrary
-from ...request import GenerationRequest, GenerationResult, Progress
+from ...request import GenerationRequest, GenerationResult, Progress, Task, UpscaleRequest, UpscaleResult
 from .faults import Fault, without_paths
 from .logs import JOB_ID, REQUEST_ID, set_up_logs
 from .messages import Broken, Cancel, Ended, FromWorker, Interrupt, Moved, Outcome, Ready, ToWorker, Work
 from .names import MODEL_FILES
+
+PICTURES = ("image", "mask", "images")
+"""Fields of tasks that hold pictures."""
 
 log = logging.getLogger(__name__)
 
@@ -131,16 +134,13 @@ class Worker:
             preview = None if progress.preview is None else preview_jpeg(progress.preview)
             self._tell(Moved(work.job, progress.model_dump(exclude={"preview"}), preview))
 
-        check_models(work.request, self._models)
         stops = self._stops[work.job]
-        result = engine.run(
-            with_pictures(work.request, self._reader),
-            on_progress=on_progress,
-            cancel=stops.cancel,
-            interrupt=stops.interrupt,
-            preview_every=work.preview_every,
-        )
-        return outcome_of(result)
+        followed: Any = {"on_progress": on_progress, "cancel": stops.cancel, "interrupt": stops.interrupt}
+        task = with_pictures(work.request, self._reader)
+        if isinstance(task, UpscaleRequest):
+            return upscaled_outcome(engine.run_upscale(task, **followed))
+        check_models(task, self._models)
+        return outcome_of(engine.run(task, preview_every=work.preview_every, **followed))
 
 
 def _reader(config: EngineConfig) -> PictureReader:
@@ -162,19 +162,19 @@ def check_models(request: GenerationRequest, library: ModelLibrary) -> None:
         library.find(name, listed=True, field=setting)
 
 
-def with_pictures(request: GenerationRequest, reader: PictureReader) -> GenerationRequest:
-    """The request with its pictures decoded, so that the engine is never given a text that could be a path.
+def with_pictures(task: Task, reader: PictureReader) -> Task:
+    """The task with its pictures decoded, so that the engine is never given a text that could be a path.
 
     Raises:
         RequestError, DownloadError: as of ``PictureReader.read``.
     """
     read: dict[str, Any] = {}
-    for name in ("image", "mask"):
-        given = getattr(request, name)
+    for name in PICTURES:
+        given = getattr(task, name, None)
         if given is not None:
             several = isinstance(given, list | tuple)
             read[name] = [reader.read(each, name) for each in given] if several else reader.read(given, name)
-    return request.model_copy(update=read) if read else request
+    return task.model_copy(update=read) if read else task
 
 
 def outcome_of(result: GenerationResult) -> Outcome:
@@ -185,21 +185,36 @@ def outcome_of(result: GenerationResult) -> Outcome:
     stages = [{name: encode(picture, kind).data for name, picture in stage.items()} for stage in result.stages]
     warnings = dict.fromkeys([*result.warnings, *(text for file in files for text in file.warnings)])
     told = {
-        "sizes": [list(image.size) for image in result.images],
         "seeds": list(result.seeds),
         "subseeds": list(result.subseeds),
         "infotexts": list(result.infotexts),
         "models": [file.model_dump(exclude={"path"}) for file in result.models],
         "loras": [lora.model_dump(mode="json") for lora in result.loras],
         "details": [report.model_dump(mode="json") for report in result.details],
+        "warnings": [without_paths(text) for text in warnings],
+    }
+    return Outcome(kind, [file.data for file in files], stages, {**_told_of(result), **told})
+
+
+def upscaled_outcome(result: UpscaleResult) -> Outcome:
+    """Likewise of enlarged pictures."""
+    kind = result.request.output_format
+    files = [encode(image, kind) for image in result.images]
+    warnings = dict.fromkeys(text for file in files for text in file.warnings)
+    told = {"upscalers": list(result.upscalers), "warnings": list(warnings)}
+    return Outcome(kind, [file.data for file in files], [], {**_told_of(result), **told})
+
+
+def _told_of(result: GenerationResult | UpscaleResult) -> dict[str, Any]:
+    """What is told of all pictures, however they were made."""
+    return {
+        "sizes": [list(image.size) for image in result.images],
         "timings": result.timings,
         "peak_memory": result.peak_memory,
         "interrupted": result.interrupted,
         "device": result.device,
         "versions": result.versions,
-        "warnings": [without_paths(text) for text in warnings],
     }
-    return Outcome(kind, [file.data for file in files], stages, told)
 
 
 def facts_of(engine: LightweightEngine, loras: LoraLibrary) -> dict[str, Any]:
