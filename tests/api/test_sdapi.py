@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from running_service import Answer, Running, service
+from running_service import Answer, Running, service, wait
 
 from lightweight_engine.apps.server.sdapi.lists import LATENT_MODES
 from lightweight_engine.apps.server.sdapi.models import ImageToImageRequest, TextToImageRequest
@@ -277,3 +277,45 @@ def test_names_of_latent_modes_are_those_of_the_hires_pass() -> None:
     from lightweight_engine.extensions.hires_fix import LATENT_MODES as KNOWN
 
     assert tuple(KNOWN) == LATENT_MODES
+
+
+def test_what_is_told_of_the_detailer(running: Running) -> None:
+    assert running.get("/adetailer/v1/version").json == {"version": "25.3.0"}
+    assert "ad_mask_k" in running.get("/adetailer/v1/schema").json["properties"]
+    assert {"face_tiny.safetensors", "hand_tiny.safetensors"} <= set(
+        running.get("/adetailer/v1/ad_model").json["ad_model"]
+    )
+
+
+def test_internal(running: Running) -> None:
+    assert running.get("/internal/ping").json == {}
+    assert running.get("/internal/pending-tasks").json == {"size": 0, "tasks": []}
+    assert running.get("/internal/sysinfo").json["Version"].startswith("lightweight-engine")
+    told = running.post("/internal/progress", {"id_task": "task(none)"}).json
+    assert not (told["active"] or told["queued"] or told["completed"])
+
+
+def test_tasks_by_name(running: Running) -> None:
+    long = {**SMALL, "width": 192, "height": 192, "steps": 1000, "force_task_id": "task(first)"}
+    connections = [running.connect() for _ in range(2)]
+    for connection, name in zip(connections, ("first", "second"), strict=True):
+        body = json.dumps({**long, "force_task_id": f"task({name})"})
+        connection.request("POST", f"{V1}/txt2img", body, {"Content-Type": "application/json"})
+        wait(lambda name=name: task(running, f"task({name})")["active" if name == "first" else "queued"])
+    assert running.get("/internal/pending-tasks").json == {"size": 1, "tasks": ["task(second)"]}
+    told = wait(lambda: (seen := task(running, "task(first)"))["live_preview"] and seen)
+    assert told["live_preview"].startswith("data:image/jpeg;base64,") and 0 < told["progress"] < 1
+    assert running.get(f"{V1}/progress?skip_current_image=true").json["current_image"] is None
+    for connection in connections:
+        connection.close()  # which cancels
+    running.idle()
+    assert task(running, "task(first)")["completed"]
+
+
+def task(running: Running, name: str) -> dict[str, Any]:
+    return running.post("/internal/progress", {"id_task": name}).json
+
+
+@pytest.mark.parametrize("path", ["server-kill", "server-restart", "server-stop"])
+def test_a_caller_cannot_end_the_service(running: Running, path: str) -> None:
+    assert running.post(f"{V1}/{path}", {}).status == 404

@@ -162,9 +162,8 @@ ARROWS = {
     "apps.server.metrics": "server.messages",
     "apps.server.names": "server.faults",
     "apps.server.canary": "server.faults server.logs server.messages server.metrics server.supervisor",
-    "apps.server.tasks": "server.names",
     "apps.server.service": "server.canary server.faults server.jobs server.logs server.messages server.metrics "
-    "server.supervisor server.tasks",
+    "server.names server.supervisor",
     "apps.server.bodies": "server.faults",
     "apps.server.schemas": "server.jobs server.messages",
     "apps.server.guards": "server.bodies server.faults server.logs server.metrics",
@@ -183,8 +182,9 @@ ARROWS = {
     "server.sdapi.models server.sdapi.session",
     "apps.server.sdapi.pictures": "server.bodies server.faults server.native server.sdapi.models "
     "server.sdapi.session",
-    "apps.server.sdapi.routes": "server.sdapi.generation server.sdapi.lists server.sdapi.pictures "
-    "server.sdapi.progress server.sdapi.session server.service",
+    "apps.server.sdapi.adetailer": "server.native server.sdapi.session",
+    "apps.server.sdapi.routes": "server.sdapi.adetailer server.sdapi.generation server.sdapi.lists "
+    "server.sdapi.pictures server.sdapi.progress server.sdapi.session server.service",
     "apps.server.app": "server.asking server.faults server.guards server.native server.schemas "
     "server.sdapi.routes server.service server.status",
     "apps.server.run": "server.app server.protocol server.service server.supervisor",

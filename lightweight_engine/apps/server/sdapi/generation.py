@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..native import errors
 from .answers import generation_answer
 from .models import GenerationResponse, ImageToImageRequest, TextToImageRequest
 from .session import Session
-from .translate import Body, renamed, translate
+from .translate import NAMES, Body, renamed, translate
 
 FAILURES = errors(400, 401, 403, 404, 408, 413, 415, 422, 429, 503, 504, 507)
 
@@ -30,14 +30,14 @@ def takes(model: type[BaseModel]) -> dict[str, Any]:
 
 
 @contextmanager
-def in_their_words() -> Iterator[None]:
-    """Faults that name a field name it as callers of this API do."""
+def in_their_words(names: Mapping[str, str]) -> Iterator[None]:
+    """Faults that name a field name it as callers of this API do: ``names`` are theirs by ours."""
     try:
         yield
     except EngineError as error:
-        raise JobFailed(renamed(Fault.of(error))) from None
+        raise JobFailed(renamed(Fault.of(error), names)) from None
     except JobFailed as failed:
-        raise JobFailed(renamed(failed.fault)) from None
+        raise JobFailed(renamed(failed.fault, names)) from None
 
 
 def json_answer(data: Any) -> Response:
@@ -68,7 +68,7 @@ def generation_routes(session: Session) -> APIRouter:
 
 async def _drawn(session: Session, request: Request, model: type[TextToImageRequest | ImageToImageRequest]) -> Response:
     service = session.service
-    with in_their_words():
+    with in_their_words(NAMES):
         raw = await read_json(request, service.max_body)
         body: Body = model.read(raw)
         asked = translate(body, raw, session.options, service.config)

@@ -123,8 +123,8 @@ class ImageToImageRequest(_Generation):
     include_init_images: bool = False
 
 
-class ExtraSingleRequest(_Model):
-    """The body of ``POST /sdapi/v1/extra-single-image``."""
+class ExtraRequest(_Model):
+    """What both ways of enlarging share."""
 
     resize_mode: Literal[0, 1] = Field(0, description="0: by upscaling_resize; 1: to upscaling_resize_w and _h.")
     show_extras_results: bool = True
@@ -139,7 +139,39 @@ class ExtraSingleRequest(_Model):
     upscaler_2: str = "None"
     extras_upscaler_2_visibility: float = 0
     upscale_first: bool = False
+
+
+class ExtraSingleRequest(ExtraRequest):
+    """The body of ``POST /sdapi/v1/extra-single-image``."""
+
     image: str = Field("", description="The picture's file, in base64.")
+
+
+class NamedPicture(_Model):
+    """One of several pictures: its file in base64, and a name, which is of no effect."""
+
+    data: str
+    name: str
+
+
+class ExtraBatchRequest(ExtraRequest):
+    """The body of ``POST /sdapi/v1/extra-batch-images``."""
+
+    imageList: list[NamedPicture]
+
+
+class ExtraSingleResponse(_Model):
+    """A picture in base64, and sentences for a person."""
+
+    html_info: str
+    image: str | None = None
+
+
+class ExtraBatchResponse(_Model):
+    """Pictures in base64, in their order, and sentences for a person."""
+
+    html_info: str
+    images: list[str]
 
 
 class ProgressRequest(_Model):

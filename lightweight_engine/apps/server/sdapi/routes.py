@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from ..service import Service
+from .adetailer import adetailer_routes
 from .generation import generation_routes
 from .lists import list_routes
 from .pictures import controlnet_routes, picture_routes
@@ -18,6 +19,6 @@ def sdapi_routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["Forge's API"])
     for routes in (generation_routes, progress_routes, list_routes, picture_routes):
         router.include_router(routes(session), prefix="/sdapi/v1")
-    router.include_router(internal_routes(session))
-    router.include_router(controlnet_routes(session))
+    for routes in (internal_routes, adetailer_routes, controlnet_routes):
+        router.include_router(routes(session))
     return router

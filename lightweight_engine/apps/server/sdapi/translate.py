@@ -65,7 +65,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "firstpass_image": ((None, ""), "a second pass alone does not exist here; send the picture to img2img"),
     "latent_mask": ((None, ""), "send the mask as mask"),
 }
-_NAMES = {
+NAMES = {
     "num_outputs": "n_iter",
     "sampler": "sampler_name",
     "hr_sampler": "hr_sampler_name",
@@ -121,10 +121,10 @@ def translate(body: Body, raw: Mapping[str, Any], session: Options, config: Engi
     return Translation(request, options, warnings, told)
 
 
-def renamed(fault: Fault) -> Fault:
+def renamed(fault: Fault, names: Mapping[str, str]) -> Fault:
     """A fault that names a field, with the name that the field has in this API."""
-    message = _FIRST_NAME.sub(lambda found: _NAMES.get(found[1], found[1]), fault.message)
-    return replace(fault, message=message, param=_NAMES.get(fault.param or "", fault.param))
+    message = _FIRST_NAME.sub(lambda found: names.get(found[1], found[1]), fault.message)
+    return replace(fault, message=message, param=names.get(fault.param or "", fault.param))
 
 
 def _idle(body: Body, raw: Mapping[str, Any]) -> list[str]:
