@@ -18,9 +18,11 @@ from lightweight_engine.apps.server.sdapi.models import ImageToImageRequest, Tex
 from lightweight_engine.apps.server.sdapi.options import Options
 from lightweight_engine.apps.server.sdapi.translate import Translation, translate
 from lightweight_engine.config import EngineConfig
+from lightweight_engine.core.images import encode
 
 SMALL: dict[str, Any] = {"prompt": "a smiling woman", "width": 64, "height": 64, "steps": 1, "seed": 7, "cfg_scale": 1}
 V1 = "/sdapi/v1"
+PNG = base64.b64encode(encode(Image.effect_noise((32, 32), 80).convert("RGB"), "png").data).decode()
 INFO = {
     "prompt",
     "all_prompts",
@@ -319,3 +321,27 @@ def task(running: Running, name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("path", ["server-kill", "server-restart", "server-stop"])
 def test_a_caller_cannot_end_the_service(running: Running, path: str) -> None:
     assert running.post(f"{V1}/{path}", {}).status == 404
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param"),
+    [
+        ({"image": ""}, 422, None),
+        ({"upscaling_resize": 0}, 422, "upscaling_resize"),
+        ({"upscaling_resize": 99}, 422, "upscaling_resize"),
+        ({"resize_mode": 2}, 422, "resize_mode"),
+        ({"resize_mode": 1, "upscaling_resize_w": 0}, 422, "upscaling_resize_w"),
+        ({"upscaler_1": "Foo"}, 422, "upscaler_1"),
+        ({"upscaler_1": "../../etc/passwd"}, 404, None),
+        ({"upscaler_2": "Lanczos", "extras_upscaler_2_visibility": 2}, 422, "extras_upscaler_2_visibility"),
+    ],
+)
+def test_bad_enlarging(running: Running, fields: dict[str, Any], status: int, param: str | None) -> None:
+    answer = running.post(f"{V1}/extra-single-image", {"image": PNG, "upscaler_1": "Lanczos", **fields})
+    assert answer.status == status, answer.body
+    assert param is None or answer.error["param"] == param
+
+
+def test_faces_of_enlarged_pictures_are_left(running: Running) -> None:
+    answer = running.post(f"{V1}/extra-single-image", {"image": PNG, "gfpgan_visibility": 1, "upscaler_1": "Nearest"})
+    assert answer.status == 200 and "gfpgan_visibility had no effect" in answer.json["html_info"]

@@ -272,3 +272,15 @@ def test_c16_progress_rises(api: Any) -> None:
     pictures = [told["current_image"] for told in seen if told["current_image"]]
     assert pictures and Image.open(io.BytesIO(base64.b64decode(pictures[-1]))).format == "JPEG"
     assert all(told["state"]["sampling_steps"] in (0, 30) for told in seen)
+
+
+def test_c22_enlarging(api: Any) -> None:
+    begin = picture(size=(64, 48))
+    assert api.extra_single_image(begin, upscaling_resize=2, upscaler_1="Lanczos").image.size == (128, 96)
+    cut = {"resize_mode": 1, "upscaling_resize_w": 777, "upscaling_resize_h": 333, "upscaling_crop": True}
+    assert api.extra_single_image(begin, upscaler_1="Nearest", **cut).image.size == (777, 333)
+    blend = {"upscaler_1": "4x_tiny", "upscaler_2": "Lanczos", "extras_upscaler_2_visibility": 0.5}
+    results = api.extra_batch_images([begin, picture(5), picture(9)], upscaling_resize=1.5, **blend).images
+    assert [result.size for result in results] == [(96, 72), (96, 96), (96, 96)]
+    with pytest.raises(RuntimeError, match="upscaler_1.*choose one of: None, Lanczos"):
+        api.extra_single_image(begin, upscaler_1="LDSR")

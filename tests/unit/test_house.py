@@ -183,8 +183,10 @@ ARROWS = {
     "apps.server.sdapi.pictures": "server.bodies server.faults server.native server.sdapi.models "
     "server.sdapi.session",
     "apps.server.sdapi.adetailer": "server.native server.sdapi.session",
-    "apps.server.sdapi.routes": "server.sdapi.adetailer server.sdapi.generation server.sdapi.lists "
-    "server.sdapi.pictures server.sdapi.progress server.sdapi.session server.service",
+    "apps.server.sdapi.extras": "server.asking server.bodies server.jobs server.schemas server.sdapi.generation "
+    "server.sdapi.models server.sdapi.options server.sdapi.session",
+    "apps.server.sdapi.routes": "server.sdapi.adetailer server.sdapi.extras server.sdapi.generation "
+    "server.sdapi.lists server.sdapi.pictures server.sdapi.progress server.sdapi.session server.service",
     "apps.server.app": "server.asking server.faults server.guards server.native server.schemas "
     "server.sdapi.routes server.service server.status",
     "apps.server.run": "server.app server.protocol server.service server.supervisor",

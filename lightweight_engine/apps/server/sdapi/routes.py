@@ -6,6 +6,7 @@ from fastapi import APIRouter
 
 from ..service import Service
 from .adetailer import adetailer_routes
+from .extras import extras_routes
 from .generation import generation_routes
 from .lists import list_routes
 from .pictures import controlnet_routes, picture_routes
@@ -17,7 +18,7 @@ def sdapi_routes(service: Service) -> APIRouter:
     """``/sdapi/v1`` and what belongs to it."""
     session = Session(service)
     router = APIRouter(tags=["Forge's API"])
-    for routes in (generation_routes, progress_routes, list_routes, picture_routes):
+    for routes in (generation_routes, extras_routes, progress_routes, list_routes, picture_routes):
         router.include_router(routes(session), prefix="/sdapi/v1")
     for routes in (internal_routes, adetailer_routes, controlnet_routes):
         router.include_router(routes(session))

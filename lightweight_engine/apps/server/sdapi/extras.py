@@ -1,0 +1,111 @@
+"""``extra-single-image`` and ``extra-batch-images``: pictures enlarged, with nothing drawn."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from ....request import UpscaleRequest
+from ..asking import CLIENT_GONE, finished, submit
+from ..bodies import read_json
+from ..jobs import Job
+from ..schemas import as_base64
+from .generation import FAILURES, in_their_words, json_answer, takes
+from .models import ExtraBatchRequest, ExtraBatchResponse, ExtraRequest, ExtraSingleRequest, ExtraSingleResponse
+from .options import NO_CHOICE
+from .session import Session
+
+NAMES = {
+    "images": "image",
+    "by": "upscaling_resize",
+    "width": "upscaling_resize_w",
+    "height": "upscaling_resize_h",
+    "upscaler": "upscaler_1",
+    "upscaler_2_visibility": "extras_upscaler_2_visibility",
+}
+"""What a caller of this API knows the fields of ``UpscaleRequest`` as."""
+
+_FACES = ("gfpgan_visibility", "codeformer_visibility")
+
+
+def extras_routes(session: Session) -> APIRouter:
+    """The two ways of enlarging."""
+    router = APIRouter()
+
+    @router.post(
+        "/extra-single-image",
+        response_model=ExtraSingleResponse,
+        responses=FAILURES,
+        openapi_extra=takes(ExtraSingleRequest),
+    )
+    async def extra_single_image(request: Request) -> Response:
+        """Enlarge a picture by one upscaler, or by two blended, and wait. A caller who hangs up cancels the job."""
+        return await _enlarged(session, request, ExtraSingleRequest)
+
+    @router.post(
+        "/extra-batch-images",
+        response_model=ExtraBatchResponse,
+        responses=FAILURES,
+        openapi_extra=takes(ExtraBatchRequest),
+    )
+    async def extra_batch_images(request: Request) -> Response:
+        """Enlarge several pictures likewise."""
+        return await _enlarged(session, request, ExtraBatchRequest)
+
+    return router
+
+
+async def _enlarged(
+    session: Session, request: Request, model: type[ExtraSingleRequest | ExtraBatchRequest]
+) -> Response:
+    service = session.service
+    with in_their_words(NAMES):
+        raw = await read_json(request, service.max_body)
+        body = model.read(raw)
+        job = submit(service, request, upscale_request(body, session.options.output_format))
+        session.follow(job)
+        if not await finished(service, request, job):
+            return Response(status_code=CLIENT_GONE)
+    return json_answer(await asyncio.to_thread(_answer, body, raw, job))
+
+
+def upscale_request(body: ExtraSingleRequest | ExtraBatchRequest, output_format: str) -> UpscaleRequest:
+    """A body as our own request. Raises RequestError, which names a field that is wrong."""
+    single = isinstance(body, ExtraSingleRequest)
+    pictures = [body.image] if single else [each.data for each in body.imageList]
+    fields: dict[str, Any] = {"images": pictures, "upscaler": body.upscaler_1, "output_format": output_format}
+    if body.resize_mode == 1:
+        sides = {"width": body.upscaling_resize_w, "height": body.upscaling_resize_h}
+        fields |= {**sides, "crop": body.upscaling_crop}
+    else:
+        fields["by"] = body.upscaling_resize
+    if _second(body):
+        fields |= {"upscaler_2": body.upscaler_2, "upscaler_2_visibility": body.extras_upscaler_2_visibility}
+    return UpscaleRequest(**fields)
+
+
+def _second(body: ExtraRequest) -> bool:
+    """Whether a second upscaler is blended in."""
+    return body.upscaler_2.lower() not in NO_CHOICE and body.extras_upscaler_2_visibility != 0
+
+
+def _answer(body: ExtraRequest, raw: Mapping[str, Any], job: Job) -> dict[str, Any]:
+    outcome = job.result()
+    images = [as_base64(image) for image in outcome.images]
+    warnings = [*_idle(body, raw), *outcome.told.get("warnings", ())]
+    told = {"html_info": html.escape(" ".join(warnings)), "warnings": warnings}
+    if isinstance(body, ExtraSingleRequest):
+        return {**told, "image": images[0] if images else None}
+    return {**told, "images": images}
+
+
+def _idle(body: ExtraRequest, raw: Mapping[str, Any]) -> Sequence[str]:
+    """A sentence for all fields that the model leaves out, and one for those without effect."""
+    unknown = type(body).unknown_fields(raw)
+    sentences = [f"fields that do not exist here had no effect: {', '.join(unknown)[:400]}"] if unknown else []
+    asked = [name for name in _FACES if getattr(body, name) > 0]
+    return [*sentences, *(f"{name} had no effect: faces are painted anew by ADetailer alone" for name in asked)]
