@@ -140,6 +140,37 @@ def card_of(device: torch.device) -> Card:
     return Card("CPU", "cpu", total, available_memory(device), device)
 
 
+def memory_figures(device: torch.device) -> dict[str, dict[str, Any]]:
+    """Bytes of the host and of this process there; on a GPU, of it and of torch's allocator, with its peaks.
+
+    Names are those of ``/memory`` of Stable Diffusion WebUI. A job resets the peaks.
+    """
+    host = card_of(torch.device("cpu"))
+    figures: dict[str, dict[str, Any]] = {"ram": {"free": host.free, "used": resident_bytes(), "total": host.total}}
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        stats = torch.cuda.memory_stats(device)
+        kinds = {"active": "active", "allocated": "allocated", "reserved": "reserved", "inactive": "inactive_split"}
+        figures["cuda"] = {
+            "system": {"free": free, "used": total - free, "total": total},
+            **{
+                name: {when: stats.get(f"{kind}_bytes.all.{when}", 0) for when in ("current", "peak")}
+                for name, kind in kinds.items()
+            },
+            "events": {"retries": stats.get("num_alloc_retries", 0), "oom": stats.get("num_ooms", 0)},
+        }
+    return figures
+
+
+def resident_bytes() -> int:
+    """Memory of this process on the host; 0 where that cannot be known."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on any device."""
     said = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

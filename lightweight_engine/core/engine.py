@@ -92,6 +92,11 @@ class LightweightEngine:
         return self._detectors
 
     @property
+    def hashes(self) -> HashCache:
+        """Hashes of files that were read before."""
+        return self._hashes
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What ``setup`` or ``plan`` found worth saying of the settings and the model's files, a sentence each."""
         return tuple(self._model.notes or self._plan_notes)

@@ -369,15 +369,16 @@ class HashCache:
 
     def sha256_of(self, files: Sequence[Path]) -> str:
         """That of the one file; of several, the SHA-256 of theirs, one a line."""
-        each = [self.sha256(path) for path in files]
-        return each[0] if len(each) == 1 else hashlib.sha256("\n".join(each).encode()).hexdigest()
+        return _together([self.sha256(path) for path in files])
 
-    def known(self, path: Path) -> str | None:
-        """That of a file which was hashed before; None where it was not, or has changed since."""
+    def known(self, files: Sequence[Path]) -> str | None:
+        """The same of files that were hashed before; None where one was not, or has changed since."""
         try:
-            return self._load().get(_state(path))
+            each = [self._load().get(_state(path)) for path in files]
         except OSError:
             return None
+        found = [digest for digest in each if digest]
+        return _together(found) if len(found) == len(each) else None
 
     def sha256(self, path: Path) -> str:
         key = _state(path)
@@ -405,6 +406,10 @@ class HashCache:
         except OSError as error:
             log.warning("hashes are not kept: %s", error)
             temporary.unlink(missing_ok=True)
+
+
+def _together(each: Sequence[str]) -> str:
+    return each[0] if len(each) == 1 else hashlib.sha256("\n".join(each).encode()).hexdigest()
 
 
 def _state(path: Path) -> str:

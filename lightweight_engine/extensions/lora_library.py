@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..backend.checkpoint import open_checkpoint
@@ -21,6 +21,7 @@ class LoraEntry:
     Attributes:
         name: of the file without suffix; with its folders where another file has the same.
         alias: what its trainer called it.
+        metadata: what the file says of itself.
         problem: why it cannot be read.
     """
 
@@ -29,6 +30,7 @@ class LoraEntry:
     size: int
     alias: str | None = None
     problem: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 class LoraLibrary:
@@ -110,7 +112,8 @@ class LoraLibrary:
 
 def _read_entry(path: Path, size: int) -> LoraEntry:
     try:
-        alias = open_checkpoint(path).metadata.get("ss_output_name")
+        metadata = open_checkpoint(path).metadata
     except (EngineError, OSError) as error:
         return LoraEntry(path.stem, path, size, problem=str(error))
-    return LoraEntry(path.stem, path, size, alias if alias != path.stem else None)
+    alias = metadata.get("ss_output_name")
+    return LoraEntry(path.stem, path, size, alias if alias != path.stem else None, metadata=metadata)

@@ -75,6 +75,18 @@ def test_a_key_stands_for_a_request_with_its_model(two: Running) -> None:
     assert two.post("/generate", {**SMALL, "checkpoint": "tiny"}, Idempotency_Key="m").status == 409
 
 
+def test_what_can_be_named_is_told(two: Running) -> None:
+    drawn(two, checkpoint="other")
+    told, able = two.get("/models").json, two.get("/capabilities").json
+    title = next(row["title"] for row in told["checkpoints"] if row["model_name"] == "other")
+    assert title.startswith("other.safetensors [") and title in able["checkpoint"], "the job has hashed it"
+    assert able["vae"] == ["VAE/ae.safetensors"] and "nf4" in able["storage_dtypes"]
+    assert {row["field"] for row in told["modules"]} == {"t5", "clip", "vae"}
+    assert {"hat"} <= {row["name"] for row in told["loras"]} and {"4x_tiny"} <= {r["name"] for r in told["upscalers"]}
+    for name in able["checkpoint"]:
+        assert drawn(two, checkpoint=name, vae=able["vae"][0])
+
+
 def test_a_file_that_is_put_there_can_be_named_at_once(two: Running, models: Path) -> None:
     added = models / "VAE" / "added.safetensors"
     shutil.copyfile(models / "VAE" / "ae.safetensors", added)
@@ -83,3 +95,4 @@ def test_a_file_that_is_put_there_can_be_named_at_once(two: Running, models: Pat
     finally:
         added.unlink()
     assert two.generate(vae="added").status == 404
+    assert not [row for row in two.get("/models").json["modules"] if "added" in row["filename"]]

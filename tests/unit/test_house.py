@@ -156,7 +156,8 @@ ARROWS = {
     # the service: what both processes share, then the worker, then the front from its heart outwards
     "apps.serve": "console options server.logs server.run server.supervisor",
     "apps.server.messages": "server.faults",
-    "apps.server.worker": "server.faults server.logs server.messages server.names",
+    "apps.server.facts": "server.faults",
+    "apps.server.worker": "server.facts server.faults server.logs server.messages server.names",
     "apps.server.supervisor": "server.faults server.messages server.worker",
     "apps.server.jobs": "server.faults server.messages",
     "apps.server.metrics": "server.messages",
@@ -170,7 +171,7 @@ ARROWS = {
     "apps.server.protocol": "server.faults server.guards server.metrics",
     "apps.server.asking": "server.faults server.jobs server.service",
     "apps.server.native": "server.asking server.bodies server.faults server.jobs server.schemas server.service",
-    "apps.server.status": "server.metrics server.native server.schemas server.service",
+    "apps.server.status": "server.metrics server.names server.native server.schemas server.service",
     # Forge's API, from its words outwards
     "apps.server.sdapi.translate": "server.faults server.sdapi.models server.sdapi.options server.sdapi.scripts",
     "apps.server.sdapi.answers": "server.jobs server.schemas server.sdapi.models server.sdapi.translate",

@@ -42,7 +42,7 @@ class Quit:
 
 @dataclass(frozen=True)
 class Ready:
-    """The engine is set up. ``facts``: see ``worker.facts_of``."""
+    """The engine is set up. ``facts``: see ``facts.Facts``."""
 
     facts: Mapping[str, Any]
 

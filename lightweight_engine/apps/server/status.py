@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from starlette.responses import PlainTextResponse
 
 from ... import __version__
 from ...config import EngineConfig
-from ...labels import sampler_labels, scheduler_labels
+from ...labels import STORAGE, sampler_labels, scheduler_labels
 from ...request import MAX_DETAILER_PASSES, MAX_LORAS
 from .metrics import CONTENT_TYPE
+from .names import MODEL_FILES
 from .native import errors
 from .schemas import MEDIA_TYPES, Health, request_schemas
 from .service import Service
@@ -64,6 +66,13 @@ def _add_facts(router: APIRouter, service: Service) -> None:
         """The settings, by section; without folders and secrets."""
         return settings_of(service.config)
 
+    @router.get("/models", responses=errors(401))
+    async def models() -> dict[str, list[dict[str, Any]]]:
+        """The files that a request may name, by their place in the models folder, as of the last job. Hashes are told
+        of files that a job has read."""
+        facts = service.supervisor.facts
+        return {kind: list(facts.get(kind, ())) for kind in ("checkpoints", "modules", "loras", "upscalers")}
+
     @router.get("/models/status", responses=errors(401))
     async def models_status() -> dict[str, Any]:
         """The model in use and its files, as of the last job; memory of the worker as it is now."""
@@ -75,12 +84,15 @@ def _add_facts(router: APIRouter, service: Service) -> None:
     @router.get("/capabilities", responses=errors(401))
     async def capabilities() -> dict[str, Any]:
         """What a request may name, its limits, and its schema."""
-        names = {name: service.supervisor.facts.get(name, []) for name in ("upscalers", "loras", "detectors")}
+        facts = service.supervisor.facts
         return {
             "version": __version__,
             "samplers": sampler_labels(),
             "schedulers": scheduler_labels(),
-            **names,
+            **{field: names_of(facts, field) for field in MODEL_FILES},
+            "storage_dtypes": list(STORAGE),
+            **{kind: [row["name"] for row in facts.get(kind, ())] for kind in ("upscalers", "loras")},
+            "detectors": facts.get("detectors", []),
             "formats": list(MEDIA_TYPES),
             "limits": limits_of(service.config),
             "request": request_schemas()["GenerationRequest"],
@@ -90,6 +102,12 @@ def _add_facts(router: APIRouter, service: Service) -> None:
     async def metrics() -> PlainTextResponse:
         """Counters and gauges in Prometheus' text format."""
         return PlainTextResponse(service.metrics.text(service.gauges()), media_type=CONTENT_TYPE)
+
+
+def names_of(facts: Mapping[str, Any], field: str) -> list[str]:
+    """What a field that names a file of a model takes."""
+    modules = (row["filename"] for row in facts.get("modules", ()) if row["field"] == field)
+    return list(modules) if field != "checkpoint" else [row["title"] for row in facts.get("checkpoints", ())]
 
 
 def settings_of(config: EngineConfig) -> dict[str, dict[str, Any]]:

@@ -16,16 +16,14 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from ...config import EngineConfig
-from ...core.describe import device_name, versions
 from ...core.engine import LightweightEngine
 from ...core.images import encode, preview_jpeg
-from ...core.loras import lora_library
 from ...core.models import ModelLibrary
 from ...core.pictures import PictureReader
 from ...core.progress import Interrupt as Interrupter
 from ...errors import EngineError
-from ...extensions.lora_library import LoraLibrary
 from ...request import GenerationRequest, GenerationResult, Progress, Task, UpscaleRequest, UpscaleResult
+from .facts import Facts
 from .faults import Fault, without_paths
 from .logs import JOB_ID, REQUEST_ID, set_up_logs
 from .messages import Broken, Cancel, Ended, FromWorker, Interrupt, Moved, Outcome, Ready, ToWorker, Work
@@ -66,22 +64,19 @@ class Worker:
         self._reader = _reader(config)
         self._waiting: queue.SimpleQueue[Work] = queue.SimpleQueue()
         self._stops: dict[str, _Stops] = {}
-        # Kept, as they remember the headers that they have read.
-        self._models = ModelLibrary.of(config)
-        self._loras: LoraLibrary | None = None
 
     def run(self) -> None:
         threading.Thread(target=self._listen, name="listener", daemon=True).start()
         try:
             engine = LightweightEngine(self._config)
             engine.setup()
-            self._loras = lora_library(self._config, with_tiny=engine.models.is_tiny)
-            self._tell(Ready(facts_of(engine, self._loras)))
+            facts = Facts(engine)
+            self._tell(Ready(facts()))
         except EngineError as error:
             self._tell(Broken(Fault.of(error), error.exit_code))
             return
         while True:
-            self._tell(self._done(engine, self._waiting.get()))
+            self._tell(self._done(engine, facts, self._waiting.get()))
 
     def _listen(self) -> None:
         try:
@@ -113,12 +108,12 @@ class Worker:
         except OSError:
             os._exit(0)
 
-    def _done(self, engine: LightweightEngine, work: Work) -> Ended:
+    def _done(self, engine: LightweightEngine, facts: Facts, work: Work) -> Ended:
         REQUEST_ID.set(work.request_id)
         JOB_ID.set(work.job)
         outcome = fault = None
         try:
-            outcome = self._draw(engine, work)
+            outcome = self._draw(engine, facts.models, work)
         except EngineError as error:
             fault = Fault.of(error)
         except Exception:  # whatever it is, the next job is not to pay for it
@@ -126,10 +121,9 @@ class Worker:
             fault = Fault.unexpected()
         finally:
             del self._stops[work.job]
-        assert self._loras is not None
-        return Ended(work.job, outcome, fault, facts_of(engine, self._loras))
+        return Ended(work.job, outcome, fault, facts())
 
-    def _draw(self, engine: LightweightEngine, work: Work) -> Outcome:
+    def _draw(self, engine: LightweightEngine, models: ModelLibrary, work: Work) -> Outcome:
         def on_progress(progress: Progress) -> None:
             preview = None if progress.preview is None else preview_jpeg(progress.preview)
             self._tell(Moved(work.job, progress.model_dump(exclude={"preview"}), preview))
@@ -139,7 +133,7 @@ class Worker:
         task = with_pictures(work.request, self._reader)
         if isinstance(task, UpscaleRequest):
             return upscaled_outcome(engine.run_upscale(task, **followed))
-        check_models(task, self._models)
+        check_models(task, models)
         return outcome_of(engine.run(task, preview_every=work.preview_every, **followed))
 
 
@@ -214,21 +208,4 @@ def _told_of(result: GenerationResult | UpscaleResult) -> dict[str, Any]:
         "interrupted": result.interrupted,
         "device": result.device,
         "versions": result.versions,
-    }
-
-
-def facts_of(engine: LightweightEngine, loras: LoraLibrary) -> dict[str, Any]:
-    """What the engine works with, as JSON data: its model, and what can be chosen by name."""
-    models, networks = engine.models, engine.networks
-    return {
-        "model": models.name,
-        "demonstration": models.is_tiny,
-        "device": device_name(networks.device),
-        "versions": versions(),
-        "files": [file.model_dump(include={"role", "name"}) for file in models.files()],
-        "held_bytes": networks.held,
-        "upscalers": engine.upscalers.names(),
-        "detectors": engine.detectors.names(),
-        "loras": [entry.name for entry in loras.ls() if not entry.problem],
-        "notes": [without_paths(note) for note in engine.notes],
     }
