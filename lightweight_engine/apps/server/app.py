@@ -9,13 +9,15 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
+from starlette.routing import BaseRoute, Match
+from starlette.types import Scope
 
 from ... import __version__
 from ...errors import EngineError
 from .asking import JobFailed
 from .faults import Fault
-from .guards import Guard, Rules, answer
-from .native import native_routes
+from .guards import METHODS, Guard, Rules, answer
+from .native import errors, native_routes
 from .schemas import request_schemas
 from .sdapi.routes import sdapi_routes
 from .service import Service
@@ -30,7 +32,12 @@ def build_app(service: Service) -> FastAPI:
     The pages that draw an API's description load scripts from elsewhere, and are left out; the description is there.
     """
     app = FastAPI(
-        title="lightweight-engine", version=__version__, description=DESCRIPTION, docs_url=None, redoc_url=None
+        title="lightweight-engine",
+        version=__version__,
+        description=DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        responses=errors(403, 421),  # of the guard, which every request passes
     )
     app.include_router(native_routes(service))
     app.include_router(status_routes(service))
@@ -62,7 +69,8 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         known = {404: "there is no such address; see /openapi.json", 405: "this address does not take that method"}
         message = known.get(error.status_code, str(error.detail))
-        return told(request, Fault("HTTPError", message, error.status_code, headers=error.headers or {}))
+        headers = {"Allow": _allowed(request)} if error.status_code == 405 else error.headers or {}
+        return told(request, Fault("HTTPError", message, error.status_code, headers=headers))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -71,14 +79,36 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
         return told(request, Fault("RequestError", f"{name}: {first['msg']}", 422, name))
 
 
+def _allowed(request: Request) -> str:
+    """The methods that an address takes; the router knows those of the first route that fits."""
+    routes: list[BaseRoute] = request.app.routes
+    fitting = (
+        method for method in METHODS if any(_takes(route, {**request.scope, "method": method}) for route in routes)
+    )
+    return ", ".join(fitting)
+
+
+def _takes(route: BaseRoute, scope: Scope) -> bool:
+    return route.matches(scope)[0] is Match.FULL
+
+
 def _describe(app: FastAPI) -> None:
-    """Add the schema of requests, whose bodies are read by us, to what FastAPI knows."""
+    """Tell of what FastAPI does not know: requests, whose bodies are read by us, and the form of a field's error."""
     made = app.openapi
 
     def openapi() -> dict[str, Any]:
         description = made()
         schemas = description.setdefault("components", {}).setdefault("schemas", {})
         schemas |= request_schemas()
+        for operation in (each for path in description["paths"].values() for each in path.values()):
+            if _is_fastapis(operation["responses"].get("422")):
+                operation["responses"]["422"] = operation["responses"]["403"] | {"description": "A field is wrong"}
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
         return description
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _is_fastapis(answer: dict[str, Any] | None) -> bool:
+    return "HTTPValidationError" in str(answer)

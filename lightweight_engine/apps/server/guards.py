@@ -10,7 +10,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -27,6 +27,8 @@ from .metrics import Metrics
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})
 """Answered without a key, as what watches over a service has none. They tell no more than the state."""
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HEADERS = {
@@ -191,5 +193,4 @@ def _dress(headers: MutableHeaders, request_id: str) -> None:
 
 
 def _method(given: str) -> str:
-    known: Iterable[str] = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
-    return given if given in known else "other"
+    return given if given in METHODS else "other"

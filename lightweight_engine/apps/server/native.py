@@ -30,7 +30,7 @@ def _body(schema: str, example: dict[str, Any]) -> dict[str, Any]:
 
 _DRAWN = _body("GenerationRequest", EXAMPLE)
 _PICTURES = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES.values()}
-_WAITING = (400, 401, 406, 408, 409, 413, 415, 422, 429, 503, 504, 507)
+_WAITING = (400, 401, 404, 406, 408, 409, 413, 415, 422, 424, 429, 501, 503, 504, 507)
 """What may become of a job that is waited for."""
 
 _FORMATS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "image/*": None}
@@ -97,7 +97,7 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
         "/jobs",
         status_code=202,
         response_model=JobAnswer,
-        responses=errors(400, 401, 408, 409, 413, 415, 422, 429, 503),
+        responses=errors(400, 401, 404, 408, 409, 413, 415, 422, 429, 503),
         openapi_extra=_DRAWN,
     )
     async def create_job(request: Request, response: Response, preview_every: int = 0) -> JobAnswer:

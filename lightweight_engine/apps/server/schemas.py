@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,6 +21,9 @@ _DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81y
 UPSCALE_EXAMPLE = {"images": [_DOT], "by": 2, "upscaler": "Lanczos"}
 
 
+Size = Annotated[list[int], Field(min_length=2, max_length=2)]  # no tuple: many readers of schemas know none
+
+
 class _Answer(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
@@ -29,7 +32,7 @@ class Made(_Answer):
     """What is told of pictures, however they were made. Lists have an entry for each picture, in order."""
 
     format: Literal["png", "jpg", "webp"]
-    sizes: list[tuple[int, int]] = Field(description="Width and height of each picture.")
+    sizes: list[Size] = Field(description="Width and height of each picture.")
     timings: dict[str, float] = Field(description="Seconds of each stage.")
     peak_memory: int = Field(description="Most memory of the device, in bytes.")
     interrupted: bool = Field(description="The job was ended early: pictures may be missing, or not finished.")
