@@ -89,6 +89,14 @@ class CurrentModel:
         assert self.networks is not None
         return self.networks
 
+    def load(self) -> None:
+        """Load what a usual job keeps of the model in use, where it has been released.
+
+        Raises:
+            EngineError: as of ``use``.
+        """
+        self._load(self.use(self.settings), self.loras)
+
     def give(self, networks: Networks) -> None:
         """Work with networks that somebody else has put together, wherever a request names no model."""
         self.networks = self._given = networks
@@ -119,10 +127,13 @@ class CurrentModel:
         loras = self.loras_of(models)
         with ExitStack() as failed:
             failed.callback(networks.release_all)
-            within_memory(device, lambda: networks.load_all(self._usual(networks, loras)))
+            self._load(networks, loras)
             failed.pop_all()
         self.networks, self.settings, self.notes = networks, settings, notes
         self._files, self._loras = models.key, loras
+
+    def _load(self, networks: Networks, loras: LoRAManager) -> None:
+        within_memory(networks.device, lambda: networks.load_all(self._usual(networks, loras)))
 
     def _has(self, models: ModelSet, settings: EngineConfig) -> bool:
         """Whether the model in use is of the same files, and kept in the same way, by whatever names."""

@@ -261,6 +261,15 @@ class LightweightEngine:
             if self._model.networks is not None:
                 self._model.networks.release_all(keep_loaded)
 
+    def load_models(self) -> None:
+        """Load what a usual job keeps of the model in use, as after ``setup``.
+
+        Raises:
+            EngineError: it cannot be had, or does not fit.
+        """
+        with self._lock:
+            self._model.load()
+
     def close(self) -> None:
         """Release the networks; the next call sets the engine up again."""
         with self._lock:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from running_service import PROJECT, SMALL, Running, service
+from running_service import LONG, PROJECT, SMALL, Running, service
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -87,6 +89,26 @@ def test_what_can_be_named_is_told(two: Running) -> None:
         assert drawn(two, checkpoint=name, vae=able["vae"][0])
 
 
+def test_memory_is_given_back_and_taken_again(two: Running) -> None:
+    first = drawn(two)
+    held = two.get("/models/status").json["memory"]["device_bytes"]
+    assert two.post("/models/unload", None).json["memory"]["device_bytes"] == 0
+    assert two.post("/models/load", None).json["memory"]["device_bytes"] == held > 0
+    two.post("/models/unload", None)
+    assert drawn(two) == first
+
+
+def test_what_is_to_be_done_waits_for_the_job_that_runs(two: Running) -> None:
+    job = two.job(LONG)
+    two.until(job, "running")
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(two.post, "/models/unload", None)
+        time.sleep(0.3)
+        assert not waiting.done() and two.get("/livez").status == 200
+        two.ask("DELETE", f"/jobs/{job}")
+        assert waiting.result().json["memory"]["device_bytes"] == 0
+
+
 def test_a_file_that_is_put_there_can_be_named_at_once(two: Running, models: Path) -> None:
     added = models / "VAE" / "added.safetensors"
     shutil.copyfile(models / "VAE" / "ae.safetensors", added)
@@ -96,3 +118,8 @@ def test_a_file_that_is_put_there_can_be_named_at_once(two: Running, models: Pat
         added.unlink()
     assert two.generate(vae="added").status == 404
     assert not [row for row in two.get("/models").json["modules"] if "added" in row["filename"]]
+    shutil.copyfile(models / "VAE" / "ae.safetensors", added)
+    assert two.post("/models/refresh", None).status == 200
+    assert [row for row in two.get("/models").json["modules"] if "added" in row["filename"]]
+    added.unlink()
+    two.post("/models/refresh", None)

@@ -163,15 +163,17 @@ ARROWS = {
     "apps.server.metrics": "server.messages",
     "apps.server.names": "server.faults",
     "apps.server.canary": "server.faults server.logs server.messages server.metrics server.supervisor",
+    "apps.server.tasks": "server.names",
     "apps.server.service": "server.canary server.faults server.jobs server.logs server.messages server.metrics "
-    "server.names server.supervisor",
+    "server.supervisor server.tasks",
     "apps.server.bodies": "server.faults",
     "apps.server.schemas": "server.jobs server.messages",
     "apps.server.guards": "server.bodies server.faults server.logs server.metrics",
     "apps.server.protocol": "server.faults server.guards server.metrics",
     "apps.server.asking": "server.faults server.jobs server.service",
     "apps.server.native": "server.asking server.bodies server.faults server.jobs server.schemas server.service",
-    "apps.server.status": "server.metrics server.names server.native server.schemas server.service",
+    "apps.server.status": "server.asking server.messages server.metrics server.names server.native server.schemas "
+    "server.service server.supervisor",
     # Forge's API, from its words outwards
     "apps.server.sdapi.translate": "server.faults server.sdapi.models server.sdapi.options server.sdapi.scripts",
     "apps.server.sdapi.answers": "server.jobs server.schemas server.sdapi.models server.sdapi.translate",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ...request import Task
 from .faults import Fault
@@ -33,6 +33,13 @@ class Interrupt:
 
     job: str
     skip: bool = False
+
+
+@dataclass(frozen=True)
+class Tend:
+    """To the worker, between jobs: list the models folder anew; before, ``unload`` or ``load`` the model in use."""
+
+    model: Literal["keep", "unload", "load"] = "keep"
 
 
 @dataclass(frozen=True)
@@ -88,5 +95,13 @@ class Ended:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-ToWorker = Work | Cancel | Interrupt | Quit
-FromWorker = Ready | Broken | Moved | Ended
+@dataclass(frozen=True)
+class Tended:
+    """What was to be done between jobs is done, or has a ``fault``. ``facts`` are as they are now."""
+
+    facts: Mapping[str, Any]
+    fault: Fault | None = None
+
+
+ToWorker = Work | Cancel | Interrupt | Tend | Quit
+FromWorker = Ready | Broken | Moved | Ended | Tended

@@ -14,11 +14,14 @@ from ... import __version__
 from ...config import EngineConfig
 from ...labels import STORAGE, sampler_labels, scheduler_labels
 from ...request import MAX_DETAILER_PASSES, MAX_LORAS
+from .asking import JobFailed
+from .messages import Tend
 from .metrics import CONTENT_TYPE
 from .names import MODEL_FILES
 from .native import errors
 from .schemas import MEDIA_TYPES, Health, request_schemas
 from .service import Service
+from .supervisor import Supervisor
 
 
 def status_routes(service: Service) -> APIRouter:
@@ -76,10 +79,22 @@ def _add_facts(router: APIRouter, service: Service) -> None:
     @router.get("/models/status", responses=errors(401))
     async def models_status() -> dict[str, Any]:
         """The model in use and its files, as of the last job; memory of the worker as it is now."""
-        supervisor = service.supervisor
-        facts = {name: supervisor.facts.get(name) for name in ("model", "demonstration", "device", "files", "notes")}
-        memory = {"device_bytes": supervisor.facts.get("held_bytes"), "host_bytes": supervisor.resident_bytes()}
-        return {"state": supervisor.state, **facts, "memory": memory, "restarts": supervisor.restarts}
+        return status_of(service.supervisor)
+
+    @router.post("/models/refresh", responses=errors(401, 503))
+    async def refresh_models() -> dict[str, Any]:
+        """List the models folder anew, when the job that runs is over; every job does so at its end."""
+        return await _tended(service, Tend())
+
+    @router.post("/models/unload", responses=errors(401, 503))
+    async def unload_models() -> dict[str, Any]:
+        """Give the memory of the model in use back, when the job that runs is over. The next job loads it again."""
+        return await _tended(service, Tend("unload"))
+
+    @router.post("/models/load", responses=errors(401, 503, 507))
+    async def load_models() -> dict[str, Any]:
+        """Load the model in use again, when the job that runs is over."""
+        return await _tended(service, Tend("load"))
 
     @router.get("/capabilities", responses=errors(401))
     async def capabilities() -> dict[str, Any]:
@@ -102,6 +117,20 @@ def _add_facts(router: APIRouter, service: Service) -> None:
     async def metrics() -> PlainTextResponse:
         """Counters and gauges in Prometheus' text format."""
         return PlainTextResponse(service.metrics.text(service.gauges()), media_type=CONTENT_TYPE)
+
+
+async def _tended(service: Service, tend: Tend) -> dict[str, Any]:
+    tended = await service.supervisor.tend(tend)
+    if tended.fault is not None:
+        raise JobFailed(tended.fault)
+    return status_of(service.supervisor)
+
+
+def status_of(supervisor: Supervisor) -> dict[str, Any]:
+    """The model in use, as JSON data."""
+    facts = {name: supervisor.facts.get(name) for name in ("model", "demonstration", "device", "files", "notes")}
+    memory = {"device_bytes": supervisor.facts.get("held_bytes"), "host_bytes": supervisor.resident_bytes()}
+    return {"state": supervisor.state, **facts, "memory": memory, "restarts": supervisor.restarts}
 
 
 def names_of(facts: Mapping[str, Any], field: str) -> list[str]:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from ...config import EngineConfig
 from .faults import Fault, UnavailableError
-from .messages import Broken, Cancel, Ended, FromWorker, Interrupt, Moved, Quit, Ready, ToWorker, Work
+from .messages import Broken, Cancel, Ended, FromWorker, Interrupt, Moved, Quit, Ready, Tend, Tended, ToWorker, Work
 
 MAX_RESTARTS = 3
 RESTART_WINDOW = 600.0  # seconds in which they are counted
@@ -74,6 +74,7 @@ class Supervisor:
         self._ready = asyncio.Event()
         self._gone = asyncio.Event()
         self._current: tuple[str, asyncio.Future[Ended], OnMoved] | None = None
+        self._tended: deque[asyncio.Future[Tended]] = deque()
         self._deaths: deque[float] = deque()
         self.state: State = "starting"
         self.facts: Mapping[str, Any] = {}
@@ -106,6 +107,22 @@ class Supervisor:
     def interrupt(self, job: str, *, skip: bool) -> None:
         """Ask for the end of a job, or of its batch, with what there is; nothing happens if it is over."""
         self._outbox.put(Interrupt(job, skip))
+
+    def tend(self, tend: Tend) -> asyncio.Future[Tended]:
+        """Have something done when the job that runs is over, if there is one.
+
+        Returns:
+            How it ended; UnavailableError, if the worker died meanwhile.
+
+        Raises:
+            UnavailableError: there is no worker any more.
+        """
+        if self.state not in ("starting", "ready"):
+            raise UnavailableError("the service is ending")
+        tended: asyncio.Future[Tended] = self._loop.create_future()
+        self._tended.append(tended)
+        self._outbox.put(tend)
+        return tended
 
     def kill(self) -> None:
         """End the worker at once, as it does not answer. Another one is started."""
@@ -172,6 +189,10 @@ class Supervisor:
             log.info("the worker is ready", extra={"model": message.facts.get("model"), "pid": self.pid})
         elif isinstance(message, Broken):
             self._fail(message.fault, message.exit_code)
+        elif isinstance(message, Tended):
+            self.facts = message.facts
+            if self._tended and not (tended := self._tended.popleft()).done():
+                tended.set_result(message)
         elif self._current is not None and message.job == self._current[0]:
             if isinstance(message, Moved):
                 self._current[2](message)
@@ -181,6 +202,9 @@ class Supervisor:
                 self._current = None
 
     def _lost(self, child: Child) -> None:
+        while self._tended:
+            if not (tended := self._tended.popleft()).done():
+                tended.set_exception(UnavailableError("the worker ended meanwhile", headers={"Retry-After": "10"}))
         if self.state in ("stopped", "failed"):
             self._gone.set()
             return

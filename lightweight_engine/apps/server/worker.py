@@ -26,7 +26,7 @@ from ...request import GenerationRequest, GenerationResult, Progress, Task, Upsc
 from .facts import Facts
 from .faults import Fault, without_paths
 from .logs import JOB_ID, REQUEST_ID, set_up_logs
-from .messages import Broken, Cancel, Ended, FromWorker, Interrupt, Moved, Outcome, Ready, ToWorker, Work
+from .messages import Broken, Cancel, Ended, FromWorker, Interrupt, Moved, Outcome, Ready, Tend, Tended, ToWorker, Work
 from .names import MODEL_FILES
 
 PICTURES = ("image", "mask", "images")
@@ -62,7 +62,7 @@ class Worker:
         self._connection = connection
         self._config = config
         self._reader = _reader(config)
-        self._waiting: queue.SimpleQueue[Work] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[Work | Tend] = queue.SimpleQueue()
         self._stops: dict[str, _Stops] = {}
 
     def run(self) -> None:
@@ -76,7 +76,9 @@ class Worker:
             self._tell(Broken(Fault.of(error), error.exit_code))
             return
         while True:
-            self._tell(self._done(engine, facts, self._waiting.get()))
+            message = self._waiting.get()
+            tend = isinstance(message, Tend)
+            self._tell(_tended(engine, facts, message) if tend else self._done(engine, facts, message))
 
     def _listen(self) -> None:
         try:
@@ -88,6 +90,8 @@ class Worker:
     def _take(self, message: ToWorker) -> None:
         if isinstance(message, Work):
             self._stops[message.job] = _Stops()
+            self._waiting.put(message)
+        elif isinstance(message, Tend):
             self._waiting.put(message)
         elif isinstance(message, Cancel | Interrupt):
             self._stop(message, self._stops.get(message.job, _Stops()))
@@ -135,6 +139,21 @@ class Worker:
             return upscaled_outcome(engine.run_upscale(task, **followed))
         check_models(task, models)
         return outcome_of(engine.run(task, preview_every=work.preview_every, **followed))
+
+
+def _tended(engine: LightweightEngine, facts: Facts, tend: Tend) -> Tended:
+    fault = None
+    try:
+        if tend.model == "unload":
+            engine.unload_models()
+        elif tend.model == "load":
+            engine.load_models()
+    except EngineError as error:
+        fault = Fault.of(error)
+    except Exception:
+        log.exception("the model could not be tended to")
+        fault = Fault.unexpected()
+    return Tended(facts(), fault)
 
 
 def _reader(config: EngineConfig) -> PictureReader:
