@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from running_service import Answer, Running, service, wait
 
+from lightweight_engine.apps.server.sdapi.catalogue import Catalogue
 from lightweight_engine.apps.server.sdapi.lists import LATENT_MODES
 from lightweight_engine.apps.server.sdapi.models import ImageToImageRequest, TextToImageRequest
 from lightweight_engine.apps.server.sdapi.options import Options
@@ -23,6 +24,18 @@ from lightweight_engine.core.images import encode
 SMALL: dict[str, Any] = {"prompt": "a smiling woman", "width": 64, "height": 64, "steps": 1, "seed": 7, "cfg_scale": 1}
 V1 = "/sdapi/v1"
 PNG = base64.b64encode(encode(Image.effect_noise((32, 32), 80).convert("RGB"), "png").data).decode()
+CATALOGUE = Catalogue(
+    checkpoints=[
+        {"title": "a.safetensors [0123456789]", "model_name": "a", "filename": "Stable-diffusion/a.safetensors"},
+        {"title": "b.gguf", "model_name": "b", "filename": "Stable-diffusion/sub/b.gguf", "sha256": "ab" * 32},
+    ],
+    modules=[
+        {"model_name": "ae.safetensors", "filename": "VAE/ae.safetensors", "role": "autoencoder", "field": "vae"},
+        {"model_name": "t5.safetensors", "filename": "text_encoder/t5.safetensors", "role": "t5", "field": "t5"},
+    ],
+    configured="Stable-diffusion/a.safetensors",
+    models_dir=Path("models"),
+)
 INFO = {
     "prompt",
     "all_prompts",
@@ -76,7 +89,7 @@ def draw(running: Running, **fields: Any) -> Answer:
 
 def translated(config: EngineConfig | None = None, options: Options | None = None, **fields: Any) -> Translation:
     model = ImageToImageRequest if "init_images" in fields else TextToImageRequest
-    return translate(model.read(fields), fields, options or Options(), config or EngineConfig())
+    return translate(model.read(fields), fields, options or Options(), CATALOGUE, config or EngineConfig())
 
 
 def test_info_has_all_keys(running: Running) -> None:
@@ -345,3 +358,144 @@ def test_bad_enlarging(running: Running, fields: dict[str, Any], status: int, pa
 def test_faces_of_enlarged_pictures_are_left(running: Running) -> None:
     answer = running.post(f"{V1}/extra-single-image", {"image": PNG, "gfpgan_visibility": 1, "upscaler_1": "Nearest"})
     assert answer.status == 200 and "gfpgan_visibility had no effect" in answer.json["html_info"]
+
+
+HERE = Path("models").absolute()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fields"),
+    [
+        ({"sd_model_checkpoint": "b"}, {"checkpoint": "Stable-diffusion/sub/b.gguf"}),
+        ({"sd_model_checkpoint": "a.safetensors [0123456789]"}, {"checkpoint": "Stable-diffusion/a.safetensors"}),
+        ({"sd_model_checkpoint": "ab" * 32}, {"checkpoint": "Stable-diffusion/sub/b.gguf"}),
+        ({"sd_vae": "Automatic"}, {}),
+        ({"sd_vae": "ae"}, {"vae": "VAE/ae.safetensors"}),
+        (
+            {"forge_additional_modules": ["ae.safetensors", str(HERE / "text_encoder" / "t5.safetensors")]},
+            {"vae": "VAE/ae.safetensors", "t5": "text_encoder/t5.safetensors"},
+        ),
+        ({"forge_unet_storage_dtype": "Automatic"}, {}),
+        ({"forge_unet_storage_dtype": "bnb-nf4"}, {"storage_dtype": "nf4"}),
+        ({"forge_preset": "flux", "sd_model_checkpoint": None}, {}),
+    ],
+)
+def test_models_that_a_request_names(overrides: dict[str, Any], fields: dict[str, str]) -> None:
+    made = translated(override_settings=overrides)
+    told = {name: getattr(made.request, name) for name in ("checkpoint", "vae", "t5", "clip", "storage_dtype")}
+    assert {name: value for name, value in told.items() if value is not None} == fields
+    assert not [each for each in made.warnings if "override_settings" in each]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "status"),
+    [
+        ({"sd_model_checkpoint": "fluxx"}, 404),
+        ({"sd_model_checkpoint": "../../etc/passwd"}, 404),
+        ({"sd_model_checkpoint": "/etc/passwd"}, 403),
+        ({"sd_vae": "a\0b"}, 422),
+        ({"forge_additional_modules": ["none-such"]}, 404),
+        ({"forge_additional_modules": [str(HERE / ".." / "x.safetensors")]}, 403),
+        ({"forge_additional_modules": "ae"}, 422),
+        ({"forge_unet_storage_dtype": "fp3"}, 422),
+    ],
+)
+def test_models_that_are_not_there(running: Running, overrides: dict[str, Any], status: int) -> None:
+    answer = draw(running, override_settings=overrides)
+    assert answer.status == status, answer.body
+    assert answer.error["param"] == f"override_settings.{next(iter(overrides))}"
+
+
+def test_options_hold_until_they_are_changed(running: Running) -> None:
+    draw(running)  # from which time on the title has the hash
+    before = running.get(f"{V1}/options").json
+    assert running.post(f"{V1}/options", {"samples_format": "webp", "eta_noise_seed_delta": 5}).body == b"null"
+    image = base64.b64decode(draw(running).json["images"][0])
+    assert Image.open(io.BytesIO(image)).format == "WEBP"
+    other = base64.b64decode(draw(running, override_settings={"samples_format": "png"}).json["images"][0])
+    assert Image.open(io.BytesIO(other)).format == "PNG"
+    assert running.get(f"{V1}/options").json == {**before, "samples_format": "webp", "eta_noise_seed_delta": 5}
+    assert running.post(f"{V1}/options", before).status == 200
+    assert running.get(f"{V1}/options").json == before
+
+
+@pytest.mark.parametrize(
+    ("values", "status"),
+    [({"samples_format": "gif"}, 422), ({"sd_model_checkpoint": "none-such"}, 404), ({"forge_preset": "sd"}, 422)],
+)
+def test_options_that_cannot_be(running: Running, values: dict[str, Any], status: int) -> None:
+    before = running.get(f"{V1}/options").json
+    answer = running.post(f"{V1}/options", {**values, "eta_noise_seed_delta": 9})
+    assert answer.status == status and answer.error["param"] == next(iter(values))
+    assert running.get(f"{V1}/options").json == before
+
+
+# What these clients send, as their sources have it: when they connect, and for a picture.
+
+
+def test_c30_sillytavern(running: Running) -> None:
+    assert running.get(f"{V1}/options", Authorization="").status == 200
+    for path, key in [
+        ("upscalers", "name"),
+        ("latent-upscale-modes", "name"),
+        ("samplers", "name"),
+        ("schedulers", "name"),
+    ]:
+        assert all(row[key] for row in running.get(f"{V1}/{path}").json)
+    models = [row["title"] for row in running.get(f"{V1}/sd-models").json]
+    assert all(isinstance(running.get(f"{V1}/{path}").json, list) for path in ("sd-vae", "sd-modules"))
+    assert running.post(f"{V1}/options", {"sd_model_checkpoint": models[0]}).status == 200
+    wait(lambda: running.get(f"{V1}/progress").json["state"]["job_count"] == 0)
+    options = running.get(f"{V1}/options").json
+    assert options["sd_model_checkpoint"] == models[0] and "forge_preset" in options  # by which it knows Forge
+    body = {
+        **SMALL,
+        "negative_prompt": "",
+        "sampler_name": "Euler",
+        "scheduler": "Simple",
+        "restore_faces": False,
+        "enable_hr": False,
+        "hr_upscaler": "Latent",
+        "hr_scale": 2,
+        "hr_second_pass_steps": 0,
+        "denoising_strength": 0.7,
+        "override_settings": {"CLIP_stop_at_last_layers": 1, "forge_additional_modules": []},
+        "override_settings_restore_afterwards": True,
+        "clip_skip": 1,
+        "save_images": False,
+        "send_images": True,
+        "do_not_save_grid": False,
+        "do_not_save_samples": False,
+    }
+    assert len(running.post(f"{V1}/txt2img", body).json["images"]) == 1
+    assert running.post(f"{V1}/interrupt", {}).json == {}
+
+
+def test_c31_open_webui(running: Running) -> None:
+    headers = {"Authorization": ""}
+    options = running.get(f"{V1}/options", **headers).json
+    model = next(row for row in running.get(f"{V1}/sd-models", **headers).json if row["title"] and row["model_name"])
+    assert running.post(f"{V1}/options", {**options, "sd_model_checkpoint": model["title"]}, **headers).status == 200
+    assert running.get(f"{V1}/options").json == {**options, "sd_model_checkpoint": model["title"]}
+    body = {"prompt": "a hat", "batch_size": 1, "width": 64, "height": 64, "steps": 2}
+    answer = running.post(f"{V1}/txt2img", body, **headers).json
+    assert base64.b64decode(answer["images"][0], validate=True) and json.loads(answer["info"])["all_seeds"]
+
+
+def test_c32_photoshop(running: Running) -> None:
+    models, samplers, options = (running.get(f"{V1}/{path}").json for path in ("sd-models", "samplers", "options"))
+    assert models and any(row["name"] == "Euler a" for row in samplers) and options["sd_model_checkpoint"]
+    assert running.post(f"{V1}/options", {"sd_model_checkpoint": models[0]["title"]}).json is None
+    assert running.get("/config").status == 200
+    told = running.get(f"{V1}/progress?skip_current_image=false").json
+    assert {"progress", "eta_relative", "state", "current_image"} <= set(told)
+    body = {
+        **SMALL,
+        "init_images": [PNG],
+        "mask": PNG,
+        "inpaint_full_res": 0,
+        "mask_blur": 4,
+        "sampler_index": "Euler a",
+    }
+    assert len(running.post(f"{V1}/img2img", body).json["images"]) == 1
+    assert running.post(f"{V1}/interrupt", {}).json == {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image, ImageChops
 from running_service import Running, service, wait
 
 from lightweight_engine.core.infotext_parse import parse_infotext
+from lightweight_engine.core.models import TINY
 
 webuiapi = pytest.importorskip("webuiapi")
 
@@ -27,7 +29,12 @@ FACE = "face_tiny.safetensors"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("webuiapi")
+    """A working folder whose models are those of `tiny`, with its checkpoint under two names."""
+    folder = tmp_path_factory.mktemp("webuiapi")
+    shutil.copytree(TINY, folder / "models")
+    checkpoints = folder / "models" / "Stable-diffusion"
+    shutil.copyfile(checkpoints / "tiny.safetensors", checkpoints / "flux-people.safetensors")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -284,3 +291,53 @@ def test_c22_enlarging(api: Any) -> None:
     assert [result.size for result in results] == [(96, 72), (96, 96), (96, 96)]
     with pytest.raises(RuntimeError, match="upscaler_1.*choose one of: None, Lanczos"):
         api.extra_single_image(begin, upscaler_1="LDSR")
+
+
+def test_c17_another_model(api: Any) -> None:
+    before = api.util_get_current_model()
+    assert before in api.util_get_model_names() and before.startswith("flux-people.safetensors")
+    api.util_set_model("tiny")
+    assert api.util_get_current_model().startswith("tiny.safetensors")
+    assert api.txt2img(**SMALL).info["sd_model_name"] == "tiny"
+    api.util_set_model(before, find_closest=False)
+    assert api.util_get_current_model().startswith("flux-people.safetensors")
+    assert api.txt2img(**SMALL).info["sd_model_name"] == "flux-people"
+
+
+def test_c18_an_option_that_does_not_exist(api: Any, running: Running) -> None:
+    before = api.get_options()
+    assert api.set_options({"no_such_option": 1}) is None
+    assert api.get_options() == before
+    assert any("no_such_option" in line for line in running.lines)
+
+
+GETTERS = [
+    *("options", "cmd_flags", "progress", "samplers", "sd_vae", "upscalers", "latent_upscale_modes", "loras"),
+    *("sd_models", "hypernetworks", "face_restorers", "realesrgan_models", "prompt_styles", "scripts", "embeddings"),
+    *("memory", "schedulers"),
+]
+SHAPES: dict[str, set[str]] = {
+    "samplers": {"name", "aliases", "options"},
+    "schedulers": {"name", "label", "aliases", "default_rho", "need_inner_model"},
+    "upscalers": {"name", "model_name", "model_path", "model_url", "scale"},
+    "latent_upscale_modes": {"name"},
+    "sd_models": {"title", "model_name", "hash", "sha256", "filename", "config"},
+    "sd_vae": {"model_name", "filename"},
+    "loras": {"name", "alias", "path", "metadata"},
+}
+
+
+@pytest.mark.parametrize("name", GETTERS)
+def test_c19_lists(api: Any, name: str) -> None:
+    told: Any = getattr(api, f"get_{name}")()
+    assert isinstance(told, list | dict)
+    if name in SHAPES:
+        assert told and all(set(row) == SHAPES[name] for row in told)
+    if name == "memory":
+        assert {"free", "used", "total"} <= set(dict(told)["ram"]) and "cuda" in told
+
+
+def test_c20_autoencoders(api: Any, running: Running) -> None:
+    assert api.get_sd_vae() == [{"model_name": "ae.safetensors", "filename": "VAE/ae.safetensors"}]
+    modules = {row["model_name"] for row in running.get("/sdapi/v1/sd-modules").json}
+    assert modules == {"ae.safetensors", "clip_l.safetensors", "t5xxl.safetensors"}

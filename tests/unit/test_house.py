@@ -175,11 +175,13 @@ ARROWS = {
     "apps.server.status": "server.asking server.messages server.metrics server.names server.native server.schemas "
     "server.service server.supervisor",
     # Forge's API, from its words outwards
-    "apps.server.sdapi.translate": "server.faults server.sdapi.models server.sdapi.options server.sdapi.scripts",
+    "apps.server.sdapi.catalogue": "server.faults server.sdapi.options server.service",
+    "apps.server.sdapi.translate": "server.faults server.sdapi.catalogue server.sdapi.models server.sdapi.options "
+    "server.sdapi.scripts",
     "apps.server.sdapi.answers": "server.jobs server.schemas server.sdapi.models server.sdapi.translate",
     "apps.server.sdapi.session": "server.jobs server.sdapi.options server.service",
     "apps.server.sdapi.generation": "server.asking server.bodies server.faults server.native server.sdapi.answers "
-    "server.sdapi.models server.sdapi.session server.sdapi.translate",
+    "server.sdapi.catalogue server.sdapi.models server.sdapi.session server.sdapi.translate",
     "apps.server.sdapi.lists": "server.native server.sdapi.scripts server.sdapi.session",
     "apps.server.sdapi.progress": "server.bodies server.native server.schemas server.sdapi.answers "
     "server.sdapi.models server.sdapi.session",
@@ -188,8 +190,12 @@ ARROWS = {
     "apps.server.sdapi.adetailer": "server.native server.sdapi.session",
     "apps.server.sdapi.extras": "server.asking server.bodies server.jobs server.schemas server.sdapi.generation "
     "server.sdapi.models server.sdapi.options server.sdapi.session",
-    "apps.server.sdapi.routes": "server.sdapi.adetailer server.sdapi.extras server.sdapi.generation "
-    "server.sdapi.lists server.sdapi.pictures server.sdapi.progress server.sdapi.session server.service",
+    "apps.server.sdapi.files": "server.native server.sdapi.catalogue server.sdapi.models server.sdapi.session",
+    "apps.server.sdapi.settings": "server.bodies server.native server.sdapi.catalogue server.sdapi.options "
+    "server.sdapi.session",
+    "apps.server.sdapi.routes": "server.sdapi.adetailer server.sdapi.extras server.sdapi.files "
+    "server.sdapi.generation server.sdapi.lists server.sdapi.pictures server.sdapi.progress server.sdapi.session "
+    "server.sdapi.settings server.service",
     "apps.server.app": "server.asking server.faults server.guards server.native server.schemas "
     "server.sdapi.routes server.service server.status",
     "apps.server.run": "server.app server.protocol server.service server.supervisor",

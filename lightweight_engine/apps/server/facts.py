@@ -41,6 +41,7 @@ class Facts:
     def __init__(self, engine: LightweightEngine) -> None:
         self.models = ModelLibrary.of(engine.config)
         self._engine = engine
+        self._configured = files_of(engine.models.own_parts["transformer"])  # as no request has named another yet
         self._loras = lora_library(engine.config, with_tiny=engine.models.is_tiny)
         self._last = self._looked()
 
@@ -63,6 +64,7 @@ class Facts:
             "files": [file.model_dump(include={"role", "name"}) for file in models.files()],
             "held_bytes": networks.held,
             "memory": memory_figures(networks.device),
+            "configured": self._name_of(library),
             "checkpoints": list(checkpoint_rows(library, engine.hashes)),
             "modules": list(module_rows(library)),
             "upscalers": list(upscaler_rows(engine.upscalers)),
@@ -70,6 +72,11 @@ class Facts:
             "loras": list(lora_rows(self._loras)),
             "notes": [without_paths(note) for note in engine.notes],
         }
+
+    def _name_of(self, library: ModelLibrary) -> str | None:
+        """The ``filename`` of the checkpoint that is used where a request names none."""
+        entries = (entry for entry in library.ls() if "transformer" in entry.parts)
+        return next((each.name for each in entries if files_of(each.parts["transformer"]) == self._configured), None)
 
 
 def checkpoint_rows(library: ModelLibrary, hashes: HashCache) -> Iterator[dict[str, Any]]:

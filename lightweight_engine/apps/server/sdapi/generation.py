@@ -17,6 +17,7 @@ from ..bodies import read_json
 from ..faults import Fault
 from ..native import errors
 from .answers import generation_answer
+from .catalogue import Catalogue
 from .models import GenerationResponse, ImageToImageRequest, TextToImageRequest
 from .session import Session
 from .translate import NAMES, Body, renamed, translate
@@ -71,7 +72,7 @@ async def _drawn(session: Session, request: Request, model: type[TextToImageRequ
     with in_their_words(NAMES):
         raw = await read_json(request, service.max_body)
         body: Body = model.read(raw)
-        asked = translate(body, raw, session.options, service.config)
+        asked = translate(body, raw, session.options, Catalogue.of(service), service.config)
         job = submit(service, request, asked.request, asked.options.preview_every)
         session.follow(job, body.force_task_id, body.n_iter or 1)
         if not await finished(service, request, job):

@@ -7,18 +7,21 @@ from fastapi import APIRouter
 from ..service import Service
 from .adetailer import adetailer_routes
 from .extras import extras_routes
+from .files import file_routes
 from .generation import generation_routes
 from .lists import list_routes
 from .pictures import controlnet_routes, picture_routes
 from .progress import internal_routes, progress_routes
 from .session import Session
+from .settings import settings_routes
 
 
 def sdapi_routes(service: Service) -> APIRouter:
     """``/sdapi/v1`` and what belongs to it."""
     session = Session(service)
     router = APIRouter(tags=["Forge's API"])
-    for routes in (generation_routes, extras_routes, progress_routes, list_routes, picture_routes):
+    drawing = (generation_routes, extras_routes, progress_routes, picture_routes)
+    for routes in (*drawing, settings_routes, list_routes, file_routes):
         router.include_router(routes(session), prefix="/sdapi/v1")
     for routes in (internal_routes, adetailer_routes, controlnet_routes):
         router.include_router(routes(session))

@@ -3,19 +3,14 @@ process."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ....config import EngineConfig
 from ..jobs import Job
 from ..service import Service
-from .options import Options, without_effect
+from .options import Options
 
 MAX_TASKS = 256
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -80,19 +75,6 @@ class Session:
         if (task := self.running) is not None:
             self.service.skip(task.job)
             task.skipped = True
-
-    def set_options(self, values: Mapping[str, Any]) -> None:
-        """Let options hold from now on; those that are shown so already are not chosen by that.
-
-        Raises:
-            RequestError: a value does not fit; nothing is changed then.
-        """
-        shown = self.options.model_dump()
-        given = {name: value for name, value in values.items() if name not in shown or shown[name] != value}
-        changed = self.options.changed(given, "")
-        for sentence in without_effect(given, changed):
-            log.warning("POST /sdapi/v1/options: %s", sentence)
-        self.options = changed
 
 
 def initial_options(config: EngineConfig) -> Options:

@@ -18,6 +18,7 @@ from ....flux.prompt import parse_networks
 from ....labels import resolve_sampler
 from ....request import GenerationRequest, profile_defaults
 from ..faults import Fault, Refusal
+from .catalogue import Catalogue
 from .models import ImageToImageRequest, TextToImageRequest
 from .options import Options, without_effect
 from .scripts import detailer_fields
@@ -99,12 +100,15 @@ class Translation:
     told: dict[str, Any] = field(default_factory=dict)
 
 
-def translate(body: Body, raw: Mapping[str, Any], session: Options, config: EngineConfig) -> Translation:
+def translate(
+    body: Body, raw: Mapping[str, Any], session: Options, catalogue: Catalogue, config: EngineConfig
+) -> Translation:
     """What a body asks for.
 
     Args:
         raw: the body as it came, which knows fields that the model has not.
         session: the options that hold.
+        catalogue: of the model files that options may name.
 
     Raises:
         EngineError: a field is wrong or refused.
@@ -113,7 +117,12 @@ def translate(body: Body, raw: Mapping[str, Any], session: Options, config: Engi
     overrides = body.override_settings or {}
     options = session.changed(overrides, "override_settings")
     warnings += [f"override_settings: {text}" for text in without_effect(overrides, options)]
-    values = {**options.fields(), "output_format": options.output_format, **_fields(body, config, warnings)}
+    values = {
+        **options.fields(),
+        **catalogue.fields(options, overrides),
+        "output_format": options.output_format,
+        **_fields(body, config, warnings),
+    }
     img2img = isinstance(body, ImageToImageRequest)
     values |= detailer_fields(body.alwayson_scripts, warnings, img2img=img2img)
     _check_samplers(values)

@@ -1,0 +1,81 @@
+"""Files that can be asked for by name, in the shapes of Forge's lists, and memory; as of the worker's last job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from ..native import errors
+from .catalogue import Catalogue
+from .models import MemoryResponse
+from .session import Session
+
+_REAL_ESRGAN = "R-ESRGAN"
+
+
+def file_routes(session: Session) -> APIRouter:
+    """Lists of model files, and memory."""
+    router = APIRouter(responses=errors(401))
+    _add_models(router, session)
+    _add_helpers(router, session)
+    return router
+
+
+def _add_models(router: APIRouter, session: Session) -> None:
+    @router.get("/sd-models")
+    async def sd_models() -> list[dict[str, Any]]:
+        """Checkpoints. Hashes are told where they are known: hashing a large file takes a minute."""
+        rows = Catalogue.of(session.service).checkpoints
+        names = ("title", "model_name", "hash", "sha256", "filename")
+        return [{**{name: row.get(name) for name in names}, "config": None} for row in rows]
+
+    @router.get("/sd-modules")
+    async def sd_modules() -> list[dict[str, Any]]:
+        """Text encoders and autoencoders: values of forge_additional_modules."""
+        return [_module(row) for row in Catalogue.of(session.service).modules]
+
+    @router.get("/sd-vae")
+    async def sd_vae() -> list[dict[str, Any]]:
+        """Autoencoders: values of sd_vae."""
+        return [_module(row) for row in Catalogue.of(session.service).autoencoders()]
+
+
+def _module(row: Any) -> dict[str, Any]:
+    return {"model_name": row["model_name"], "filename": row["filename"]}
+
+
+def _add_helpers(router: APIRouter, session: Session) -> None:
+    def facts(name: str) -> list[dict[str, Any]]:
+        return list(session.service.supervisor.facts.get(name, ()))
+
+    @router.get("/loras")
+    async def loras() -> list[dict[str, Any]]:
+        """LoRAs that prompts may name; very long values of their metadata are left out."""
+        return facts("loras")
+
+    @router.get("/upscalers")
+    async def upscalers() -> list[dict[str, Any]]:
+        """Upscalers; the scale of a network is known as far as its name tells it."""
+        return [
+            {
+                "name": row["name"],
+                "model_name": None,
+                "model_path": row["path"],
+                "model_url": None,
+                "scale": row["scale"],
+            }
+            for row in facts("upscalers")
+        ]
+
+    @router.get("/realesrgan-models")
+    async def realesrgan_models() -> list[dict[str, Any]]:
+        """Those of the family Real-ESRGAN."""
+        rows = [row for row in facts("upscalers") if row["name"].startswith(_REAL_ESRGAN)]
+        return [{"name": row["name"], "path": row["path"], "scale": row["scale"]} for row in rows]
+
+    @router.get("/memory", response_model=MemoryResponse)
+    async def memory() -> MemoryResponse:
+        """Bytes of the machine and of the worker there, and on a GPU of it and of the allocator."""
+        told = session.service.supervisor.facts.get("memory", {})
+        return MemoryResponse(ram=told.get("ram", {}), cuda=told.get("cuda", {"error": "the device is no GPU"}))

@@ -1,0 +1,55 @@
+"""``/options``: what holds for all requests that do not say otherwise, until the service ends."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from ..bodies import read_json
+from ..native import errors
+from .catalogue import Catalogue
+from .options import without_effect
+from .session import Session
+
+log = logging.getLogger(__name__)
+
+
+def settings_routes(session: Session) -> APIRouter:
+    """``GET`` and ``POST /options``."""
+    router = APIRouter()
+
+    @router.get("/options", responses=errors(401))
+    async def get_options() -> dict[str, Any]:
+        """The options that there are; others of Forge's do not exist here."""
+        return shown_options(session)
+
+    @router.post("/options", responses=errors(400, 401, 403, 404, 408, 413, 415, 422))
+    async def set_options(request: Request) -> None:
+        """Let options hold from now on, in memory alone. A model is loaded by the next request that draws.
+
+        Names that do not exist here are ignored, and listed in the log.
+        """
+        given = await read_json(request, session.service.max_body)
+        shown = shown_options(session)
+        fresh = {name: value for name, value in given.items() if name not in shown or shown[name] != value}
+        changed = session.options.changed(fresh, "")
+        Catalogue.of(session.service).fields(changed)  # refuses names of models that are none
+        for sentence in without_effect(fresh, changed):
+            log.warning("POST /sdapi/v1/options: %s", sentence)
+        session.options = changed
+
+    return router
+
+
+def shown_options(session: Session) -> dict[str, Any]:
+    """The options as they hold, with the title and the hash of the checkpoint."""
+    catalogue = Catalogue.of(session.service)
+    row = catalogue.checkpoint(session.options.sd_model_checkpoint)
+    shown = session.options.model_dump()
+    return {
+        **shown,
+        "sd_model_checkpoint": row["title"] if row else None,
+        "sd_checkpoint_hash": (row.get("sha256") or "") if row else "",
+    }
