@@ -18,6 +18,7 @@ import pytest
 from PIL import Image, ImageChops
 from running_service import Running, service, wait
 
+from lightweight_engine.core.images import read_sidecar
 from lightweight_engine.core.infotext_parse import parse_infotext
 from lightweight_engine.core.models import TINY
 
@@ -341,3 +342,35 @@ def test_c20_autoencoders(api: Any, running: Running) -> None:
     assert api.get_sd_vae() == [{"model_name": "ae.safetensors", "filename": "VAE/ae.safetensors"}]
     modules = {row["model_name"] for row in running.get("/sdapi/v1/sd-modules").json}
     assert modules == {"ae.safetensors", "clip_l.safetensors", "t5xxl.safetensors"}
+
+
+def test_c24_pictures_are_saved_with_their_sidecars(api: Any, place: Path) -> None:
+    result = api.txt2img(**SMALL, save_images=True, n_iter=2)
+    names = result.json["saved"]
+    assert len(names) == 2 and sorted(path.name for path in (place / "outputs").glob("*.png")) == sorted(names)
+    kept = Image.open(place / "outputs" / names[0])
+    assert same(kept, result.images[0]) and kept.info["parameters"] == result.info["infotexts"][0]
+    told = read_sidecar(place / "outputs" / names[0])
+    assert told is not None and (told["seed"], told["request"]["prompt"]) == (7, SMALL["prompt"])
+    api.txt2img(**SMALL)
+    assert len(list((place / "outputs").glob("*.png"))) == 2
+
+
+def test_the_models_folder_is_listed_anew(api: Any, place: Path, running: Running) -> None:
+    lora = place / "models" / "Lora" / "another.safetensors"
+    shutil.copyfile(place / "models" / "Lora" / "hat.safetensors", lora)
+    assert "another" not in [row["name"] for row in api.get_loras()]
+    assert running.ask("POST", "/sdapi/v1/refresh-loras").body == b"null"
+    assert "another" in [row["name"] for row in api.get_loras()]
+    lora.unlink()
+    assert api.refresh_checkpoints() is None
+    assert "another" not in [row["name"] for row in api.get_loras()]
+
+
+def test_the_model_can_be_unloaded(api: Any, running: Running) -> None:
+    before = api.txt2img(**SMALL)
+    held = running.get("/models/status").json["memory"]["device_bytes"]
+    assert running.ask("POST", "/sdapi/v1/unload-checkpoint").json == {}
+    assert running.get("/models/status").json["memory"]["device_bytes"] < held
+    assert running.ask("POST", "/sdapi/v1/reload-checkpoint").json == {}
+    assert same(api.txt2img(**SMALL, subseed=before.info["subseed"]).image, before.image)

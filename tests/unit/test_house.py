@@ -190,7 +190,8 @@ ARROWS = {
     "apps.server.sdapi.adetailer": "server.native server.sdapi.session",
     "apps.server.sdapi.extras": "server.asking server.bodies server.jobs server.schemas server.sdapi.generation "
     "server.sdapi.models server.sdapi.options server.sdapi.session",
-    "apps.server.sdapi.files": "server.native server.sdapi.catalogue server.sdapi.models server.sdapi.session",
+    "apps.server.sdapi.files": "server.asking server.messages server.native server.sdapi.catalogue "
+    "server.sdapi.models server.sdapi.session",
     "apps.server.sdapi.settings": "server.bodies server.native server.sdapi.catalogue server.sdapi.options "
     "server.sdapi.session",
     "apps.server.sdapi.routes": "server.sdapi.adetailer server.sdapi.extras server.sdapi.files "

@@ -25,7 +25,7 @@ class JobFailed(Exception):
         self.fault = fault
 
 
-def submit(service: Service, request: Request, task: Task, preview_every: int = 0) -> Job:
+def submit(service: Service, request: Request, task: Task, preview_every: int = 0, *, save: bool = False) -> Job:
     """Have the service accept a job, with the idempotency key and the time that the headers give.
 
     Raises:
@@ -45,6 +45,7 @@ def submit(service: Service, request: Request, task: Task, preview_every: int = 
         key=None if key is None else f"{request.state.caller}:{key}",
         caller=_who_waits(service, request),
         preview_every=preview_every,
+        save=save,
     )
 
 

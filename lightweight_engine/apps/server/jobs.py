@@ -27,6 +27,7 @@ class Job:
         cost: megapixel-steps, roughly.
         caller: who waits for it, as a name for a key or an address.
         interrupted: its pictures are not all that was asked for, or not finished, as its caller wanted it.
+        save: its pictures are to be kept in the folder of outputs too.
         keyed: it has an idempotency key, so that its caller may come back for it.
         version: counts changes, for those who watch.
     """
@@ -38,6 +39,7 @@ class Job:
     cost: float
     caller: str = ""
     preview_every: int = 0
+    save: bool = False
     keyed: bool = False
     accepted: float = field(default_factory=time.time)
     started: float | None = None

@@ -12,12 +12,14 @@ from .faults import Fault
 
 @dataclass(frozen=True)
 class Work:
-    """To the worker: do this job. ``request_id`` goes into its log; steps between previews, 0 is none."""
+    """To the worker: do this job. ``request_id`` goes into its log; steps between previews, 0 is none; ``save`` keeps
+    what is drawn in the folder of outputs too."""
 
     job: str
     request: Task
     request_id: str = ""
     preview_every: int = 0
+    save: bool = False
 
 
 @dataclass(frozen=True)

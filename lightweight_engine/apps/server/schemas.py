@@ -50,6 +50,7 @@ class Told(Made):
     models: list[dict[str, Any]] = Field(description="Role, name and sha256 of each model file.")
     loras: list[dict[str, Any]] = Field(description="What became of each LoRA.")
     details: list[dict[str, Any]] = Field(description="What the detailer found and painted.")
+    saved: list[str] = Field(description="Names in the folder of outputs, where the job was to keep its pictures.")
 
 
 class Enlarged(Made):

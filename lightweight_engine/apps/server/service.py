@@ -109,6 +109,7 @@ class Service:
         key: str | None = None,
         caller: str = "",
         preview_every: int = 0,
+        save: bool = False,
     ) -> Job:
         """Accept a job, or find the one that its idempotency key stands for.
 
@@ -116,6 +117,7 @@ class Service:
             seconds: that it may wait and run, if less than is configured.
             key: of idempotency, unique to its caller.
             caller: who is asking, of whose jobs only some may wait at once.
+            save: keep what is drawn in the folder of outputs too.
 
         Raises:
             RequestError: a field is wrong.
@@ -135,6 +137,7 @@ class Service:
             cost=cost_of(task),
             caller=caller,
             preview_every=preview_every,
+            save=save,
             keyed=key is not None,
         )
         self.jobs.add(job, key, digest)
@@ -254,7 +257,7 @@ class Service:
         assert job.request is not None
         begin = time.monotonic()
         self.metrics.waited.observe(time.time() - job.accepted)
-        work = Work(job.id, job.request, job.request_id, job.preview_every)
+        work = Work(job.id, job.request, job.request_id, job.preview_every, job.save)
         job.start()
 
         def moved(by: Moved) -> None:

@@ -11,6 +11,7 @@ import os
 import queue
 import signal
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
@@ -21,6 +22,7 @@ from ...core.images import encode, preview_jpeg
 from ...core.models import ModelLibrary
 from ...core.pictures import PictureReader
 from ...core.progress import Interrupt as Interrupter
+from ...core.replay import save_result
 from ...errors import EngineError
 from ...request import GenerationRequest, GenerationResult, Progress, Task, UpscaleRequest, UpscaleResult
 from .facts import Facts
@@ -138,7 +140,9 @@ class Worker:
         if isinstance(task, UpscaleRequest):
             return upscaled_outcome(engine.run_upscale(task, **followed))
         check_models(task, models)
-        return outcome_of(engine.run(task, preview_every=work.preview_every, **followed))
+        result = engine.run(task, preview_every=work.preview_every, **followed)
+        saved = save_result(result, self._config.output_dir) if work.save else []
+        return outcome_of(result, [row.path.name for row in saved])
 
 
 def _tended(engine: LightweightEngine, facts: Facts, tend: Tend) -> Tended:
@@ -190,8 +194,12 @@ def with_pictures(task: Task, reader: PictureReader) -> Task:
     return task.model_copy(update=read) if read else task
 
 
-def outcome_of(result: GenerationResult) -> Outcome:
-    """The pictures of a result as files, each with its text, and all else as JSON data."""
+def outcome_of(result: GenerationResult, saved: Sequence[str] = ()) -> Outcome:
+    """The pictures of a result as files, each with its text, and all else as JSON data.
+
+    Args:
+        saved: names of the files that they were kept in.
+    """
     kind = result.request.output_format
     pairs = zip(result.images, result.infotexts, strict=True)
     files = [encode(image, kind, infotext) for image, infotext in pairs]
@@ -204,6 +212,7 @@ def outcome_of(result: GenerationResult) -> Outcome:
         "models": [file.model_dump(exclude={"path"}) for file in result.models],
         "loras": [lora.model_dump(mode="json") for lora in result.loras],
         "details": [report.model_dump(mode="json") for report in result.details],
+        "saved": list(saved),
         "warnings": [without_paths(text) for text in warnings],
     }
     return Outcome(kind, [file.data for file in files], stages, {**_told_of(result), **told})

@@ -28,13 +28,14 @@ _SHORT_HASH = 10
 def generation_answer(body: Body, translation: Translation, job: Job) -> dict[str, Any]:
     """The answer to a body of txt2img or img2img whose job is done.
 
-    ``warnings`` is an addition of ours, which clients leave unread.
+    ``warnings`` and the names of ``saved`` pictures are additions of ours, which clients leave unread.
     """
     outcome = job.result()
     images = [as_base64(image) for image in outcome.images] if body.send_images else []
     info = info_of(body, translation, outcome.told, job.started)
     warnings = list(dict.fromkeys([*translation.warnings, *outcome.told["warnings"]]))
-    return {"images": images, "parameters": _parameters(body), "info": json.dumps(info), "warnings": warnings}
+    answer = {"images": images, "parameters": _parameters(body), "info": json.dumps(info), "warnings": warnings}
+    return answer | ({"saved": outcome.told["saved"]} if body.save_images else {})
 
 
 def _parameters(body: Body) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Files that can be asked for by name, in the shapes of Forge's lists, and memory; as of the worker's last job."""
+"""Files that can be asked for by name, in the shapes of Forge's lists, and memory; as of the worker's last job.
+
+And what makes the worker look again, or give the memory of its model back.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from ..asking import JobFailed
+from ..messages import Tend
 from ..native import errors
 from .catalogue import Catalogue
 from .models import MemoryResponse
@@ -19,6 +24,7 @@ def file_routes(session: Session) -> APIRouter:
     router = APIRouter(responses=errors(401))
     _add_models(router, session)
     _add_helpers(router, session)
+    _add_chores(router, session)
     return router
 
 
@@ -43,6 +49,34 @@ def _add_models(router: APIRouter, session: Session) -> None:
 
 def _module(row: Any) -> dict[str, Any]:
     return {"model_name": row["model_name"], "filename": row["filename"]}
+
+
+def _add_chores(router: APIRouter, session: Session) -> None:
+    """What is done between jobs; the call is answered when it is."""
+
+    async def tended(tend: Tend) -> None:
+        done = await session.service.supervisor.tend(tend)
+        if done.fault is not None:
+            raise JobFailed(done.fault)
+
+    async def refresh() -> None:
+        """List the models folder anew; every job does so at its end."""
+        await tended(Tend())
+
+    for name in ("refresh-checkpoints", "refresh-vae", "refresh-loras"):
+        router.add_api_route(f"/{name}", refresh, methods=["POST"], name=name, responses=errors(503))
+
+    @router.post("/unload-checkpoint", responses=errors(503))
+    async def unload_checkpoint() -> dict[str, Any]:
+        """Give the memory of the model in use back; the next job loads it again."""
+        await tended(Tend("unload"))
+        return {}
+
+    @router.post("/reload-checkpoint", responses=errors(503, 507))
+    async def reload_checkpoint() -> dict[str, Any]:
+        """Load the model in use again."""
+        await tended(Tend("load"))
+        return {}
 
 
 def _add_helpers(router: APIRouter, session: Session) -> None:
