@@ -206,6 +206,13 @@ def _folded(name: str) -> str:
     return name.lower().replace("_", " ").replace("pp", "++")
 
 
+LATENT_UPSCALERS = (
+    *("Latent", "Latent (antialiased)", "Latent (bicubic)", "Latent (bicubic antialiased)"),
+    *("Latent (nearest)", "Latent (nearest-exact)"),
+)
+"""Ways of a hires pass to enlarge the latent itself, without an upscaler; ``extensions.hires_fix`` has them."""
+
+
 # Forge's names of storage types; each may be followed by " (fp16 LoRA)".
 _FORGE_STORAGE = {
     "Automatic": "auto",

@@ -211,7 +211,10 @@ class GenerationRequest(_Frozen):
     hr_resize_y: int = _hires(0, "Height of the hires pass, likewise.", ge=0)
     hr_steps: int = _hires(10, "Steps of the hires pass; 0 repeats `steps`.", cog=8, a1111=0, ge=0, le=1000)
     hr_upscaler: str = _hires(
-        "4x-UltraSharp", "Upscaler of the hires pass: a file's name, Lanczos, or Latent; see `upscale`.", a1111="Latent"
+        "4x-UltraSharp",
+        "Upscaler of the hires pass: a name of `upscale --list`, or Latent, also with (antialiased), (bicubic), "
+        "(bicubic antialiased), (nearest) or (nearest-exact).",
+        a1111="Latent",
     )
     hr_cfg: float | None = _hires(
         None, "True guidance of the hires pass; left out, cfg_scale.", cog=1.0, a1111=1.0, ge=0, le=100

@@ -93,9 +93,9 @@ def upscale(
 
 def _print_names(console: Console, config: EngineConfig) -> None:
     from ..core.models import TINY
-    from ..upscalers.library import UpscalerLibrary
+    from ..upscalers.files import UpscalerFiles
 
-    names = UpscalerLibrary([config.models_dir, TINY]).names()
+    names = UpscalerFiles([config.models_dir, TINY]).names()
     if console.json:
         console.result({"upscalers": names})
         return

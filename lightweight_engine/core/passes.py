@@ -19,7 +19,7 @@ from ..flux.samplers import SAMPLERS
 from ..flux.sampling import Forecast, Schedule, forecast
 from ..labels import resolve_sampler, schedule_steps
 from ..request import MAX_SEED, GenerationRequest
-from ..upscalers.library import Entry, UpscalerLibrary
+from ..upscalers.library import UpscalerLibrary
 from ..upscalers.networks import tile_bytes
 from .limits import PROMPTS, check_target, check_tokens
 from .networks import Networks
@@ -215,7 +215,7 @@ def _upscaling(first: Pass, target: Target, tools: Tools) -> Upscaling | None:
     entry = tools.upscalers.entry(first.request.hr_upscaler, field="hr_upscaler")
     count = max(len(batch.seeds) for batch in first.batches)
     before, after = first.size[0] * first.size[1], target.width * target.height
-    if not isinstance(entry, Entry):
+    if entry is None:
         return Upscaling(0, 0, 3 * FLOAT * count * (before + after))
     by = max(target.height / first.size[0], target.width / first.size[1])
     rounds = 1 if by <= USUAL_SCALE else 2

@@ -1,82 +1,21 @@
-"""Upscalers by name: those without a network, and the files in the folders of a models folder.
-
-Names are those of Stable Diffusion WebUI and Forge: the stem of a file, or a fixed one for files that everybody has.
-Listing reads names of files only.
-"""
+"""Upscalers ready to work: names as of ``files``, networks read once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from ..backend.kept_files import KeptFiles, files_below
-from ..errors import ModelNotFoundError, RequestError, closest
-from .networks import AfterTile, NetworkUpscaler, Tiling, open_network
-from .upscaler import PLAIN, Resampling, Upscaler
+from ..backend.kept_files import KeptFiles
+from .files import Entry, UpscalerFiles
+from .networks import AfterTile, NetworkUpscaler, open_network
+from .upscaler import PLAIN, Upscaler
 
-SUFFIXES = (".safetensors", ".pth", ".pt")
 ROOM = 4 << 30  # bytes for tiles at once on a GPU; beyond about ten of them it gets no faster
 
 
-@dataclass(frozen=True)
-class Family:
-    """Files of one kind.
-
-    Args:
-        folder: below a models folder, in any case.
-        names: stem of a file that everybody has -> what people call it; the first that has a name is its usual one.
-    """
-
-    folder: str
-    tiling: Tiling = field(default_factory=Tiling)
-    names: dict[str, str] = field(default_factory=dict)
-
-
-FAMILIES = (
-    Family("ESRGAN", names={"ESRGAN_4x": "ESRGAN_4x", "ESRGAN": "ESRGAN_4x", "4x-UltraSharp": "4x-UltraSharp"}),
-    Family("upscale_models"),  # ComfyUI's
-    Family(
-        "RealESRGAN",
-        Tiling(half=True),
-        {
-            "RealESRGAN_x4plus": "R-ESRGAN 4x+",
-            "RealESRGAN_x4plus_anime_6B": "R-ESRGAN 4x+ Anime6B",
-            "realesr-general-x4v3": "R-ESRGAN General 4xV3",
-            "realesr-general-wdn-x4v3": "R-ESRGAN General WDN 4xV3",
-            "realesr-animevideov3": "R-ESRGAN AnimeVideo",
-            "RealESRGAN_x2plus": "R-ESRGAN 2x+",
-        },
-    ),
-    Family(
-        "SwinIR",
-        Tiling(blended=False),
-        {"SwinIR_4x": "SwinIR 4x", "003_realSR_BSRGAN_DFOWMFC_s64w8_SwinIR-L_x4_GAN": "SwinIR 4x"},
-    ),
-    Family(
-        "ScuNET",
-        Tiling(tile=256, blended=False),
-        {"scunet_color_real_gan": "ScuNET GAN", "ScuNET": "ScuNET GAN", "scunet_color_real_psnr": "ScuNET PSNR"},
-    ),
-    Family("DAT", Tiling(half=True), {"DAT_x2": "DAT x2", "DAT_x3": "DAT x3", "DAT_x4": "DAT x4"}),
-    Family("HAT"),
-)
-
-REFUSED = {"LDSR": "a latent diffusion model of its own, which neither Forge nor this engine has"}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A file that an upscaler is read from."""
-
-    name: str
-    path: Path
-    family: Family
-
-
-class UpscalerLibrary:
+class UpscalerLibrary(UpscalerFiles):
     """The upscalers of some folders. Networks are read once and the last ones kept.
 
     Args:
@@ -85,41 +24,9 @@ class UpscalerLibrary:
     """
 
     def __init__(self, roots: Sequence[Path], device: torch.device | str = "cpu", *, keep: int = 2) -> None:
-        self.roots = tuple(roots)
+        super().__init__(roots)
         self.device = device
         self._loaded: KeptFiles[NetworkUpscaler] = KeptFiles(keep)
-
-    def entries(self) -> list[Entry]:
-        """The files that are there, sorted by name."""
-        found: dict[str, Entry] = {}
-        for root in self.roots:
-            for entry in _scan(root):
-                found.setdefault(entry.name, entry)
-        return sorted(found.values(), key=lambda entry: entry.name.lower())
-
-    def names(self) -> list[str]:
-        """All names to choose from: those without a network first."""
-        return [*(plain.name for plain in PLAIN), *(entry.name for entry in self.entries())]
-
-    def entry(self, name: str, *, field: str = "upscaler") -> Entry | Resampling:
-        """What an upscaler is, its file not yet read.
-
-        Args:
-            field: of the request, for the message.
-
-        Raises:
-            RequestError: there is none of that name.
-            ModelNotFoundError: its file is not there.
-        """
-        plain = next((each for each in PLAIN if each.name.lower() == name.lower()), None)
-        if plain is not None:
-            return plain
-        entries = self.entries()
-        exact = [entry for entry in entries if entry.name == name]
-        found = next(iter(exact or [entry for entry in entries if entry.name.lower() == name.lower()]), None)
-        if found is None:
-            raise self._unknown(name, field)
-        return found
 
     def find(
         self, name: str, *, field: str = "upscaler", room: int = ROOM, after_tile: AfterTile | None = None
@@ -134,8 +41,8 @@ class UpscalerLibrary:
             EngineError: as of ``entry`` and ``open_network``.
         """
         entry = self.entry(name, field=field)
-        if isinstance(entry, Resampling):
-            return entry
+        if entry is None:
+            return next(plain for plain in PLAIN if plain.name.lower() == name.lower())
         network = self._load(entry)
         network.room = room
         network.after_tile = after_tile or (lambda done, total: None)
@@ -155,33 +62,3 @@ class UpscalerLibrary:
             return NetworkUpscaler(entry.name, open_network(entry.path), entry.family.tiling, self.device)
 
         return self._loaded.get(entry.path, read)
-
-    def _unknown(self, name: str, field: str) -> RequestError | ModelNotFoundError:
-        if name in REFUSED:
-            why = f"{field}: {name} is {REFUSED[name]}"
-            return RequestError(f"{why}; choose one of: {', '.join(self.names())}", field=field)
-        for family in FAMILIES:
-            stem = next((stem for stem, known in family.names.items() if known.lower() == name.lower()), None)
-            if stem is not None:
-                places = ", ".join(str(root / family.folder) for root in self.roots[:1])
-                return ModelNotFoundError(
-                    f"{field}: {name!r} needs the file {stem}.pth, and it is not in {places}; put it there, or choose "
-                    f"one of: {', '.join(self.names())}"
-                )
-        meant = closest(name, self.names())
-        hint = f" (did you mean {meant!r}?)" if meant else ""
-        message = f"{field}: there is no upscaler {name!r:.80}{hint}; choose one of: {', '.join(self.names())}"
-        return RequestError(message, field=field)
-
-
-def _scan(root: Path) -> Iterator[Entry]:
-    """The files of all families below a models folder; links to folders are followed once."""
-    wanted = {family.folder.lower(): family for family in FAMILIES}
-    try:
-        folders = sorted(path for path in root.iterdir() if path.name.lower() in wanted and path.is_dir())
-    except OSError:
-        return
-    for folder in folders:
-        family = wanted[folder.name.lower()]
-        for path in files_below(folder, SUFFIXES):
-            yield Entry(family.names.get(path.stem, path.stem), path, family)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from ..backend.checkpoint import Checkpoint
 from ..backend.model_files import open_model
 from ..errors import MissingDependencyError, UnsupportedCheckpointError
 from . import tiles
+from .files import Tiling
 from .upscaler import repeated, size_of
 
 log = logging.getLogger(__name__)
@@ -32,22 +32,6 @@ _OTHERS = {"FaceSR": "faces alone", "Inpainting": "inpainting"}
 
 AfterTile = Callable[[int, int], None]
 """Told of (finished tiles, all tiles); may raise to stop."""
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How pictures are cut for a network.
-
-    Args:
-        tile: side of a tile in pixels; 0 takes the whole picture.
-        blended: neighbours are blended along a ramp in bytes; else every output is the mean of all tiles over it.
-        half: runs in float16 on a GPU, where the architecture can.
-    """
-
-    tile: int = 192
-    overlap: int = 8
-    blended: bool = True
-    half: bool = False
 
 
 class NetworkUpscaler:

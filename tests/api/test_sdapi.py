@@ -289,9 +289,10 @@ def test_disabled_networks_are_left_out() -> None:
 
 
 def test_names_of_latent_modes_are_those_of_the_hires_pass() -> None:
-    from lightweight_engine.extensions.hires_fix import LATENT_MODES as KNOWN
+    from lightweight_engine.extensions.hires_fix import LATENT_MODES
+    from lightweight_engine.labels import LATENT_UPSCALERS
 
-    assert tuple(KNOWN) == LATENT_MODES
+    assert tuple(LATENT_MODES) == LATENT_UPSCALERS
 
 
 def test_what_is_told_of_the_detailer(running: Running) -> None:

@@ -13,7 +13,7 @@ from lightweight_engine import Config, LightweightEngine
 from lightweight_engine.apps.server.facts import Facts, lora_rows, scale_of
 from lightweight_engine.core.models import TINY, HashCache, ModelLibrary
 from lightweight_engine.extensions.lora_library import LoraLibrary
-from lightweight_engine.upscalers.library import FAMILIES, Entry
+from lightweight_engine.upscalers.files import FAMILIES, Entry
 
 
 @pytest.fixture(scope="module")

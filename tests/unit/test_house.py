@@ -94,8 +94,8 @@ ARROWS = {
     "upscalers.tiles": "resampling",
     "upscalers.upscaler": "resampling",
     "upscalers.resizing": "resampling upscaler",
-    "upscalers.networks": "tiles upscaler",
-    "upscalers.library": "networks upscaler",
+    "upscalers.networks": "files tiles upscaler",
+    "upscalers.library": "files networks upscaler",
     # extensions
     "extensions.lora": "lora_library",
     "extensions.detection": "boxes",

@@ -247,6 +247,8 @@ def test_a_file_that_changed_is_read_again(models: Path) -> None:
     [
         ("4x-UltraSharpe", RequestError, "did you mean '4x-UltraSharp'"),
         ("LDSR", RequestError, "choose one of: None, Lanczos"),
+        ("Latent (bicubc)", RequestError, "did you mean 'Latent (bicubic)'"),
+        ("", RequestError, "Latent (nearest-exact)"),
         ("SwinIR 4x", ModelNotFoundError, "SwinIR_4x.pth"),
         ("ESRGAN_4x", ModelNotFoundError, "ESRGAN_4x.pth"),
         ("../../etc/passwd", RequestError, "there is no upscaler"),

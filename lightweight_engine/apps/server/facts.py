@@ -20,7 +20,7 @@ from ...core.loras import lora_library
 from ...core.models import SLOTS, HashCache, ModelLibrary, files_of, title_of
 from ...errors import EngineError
 from ...extensions.lora_library import LoraLibrary
-from ...upscalers.library import Entry, UpscalerLibrary
+from ...upscalers.files import Entry, UpscalerFiles
 from ...upscalers.upscaler import PLAIN
 from .faults import without_paths
 
@@ -103,7 +103,7 @@ def module_rows(library: ModelLibrary) -> Iterator[dict[str, Any]]:
             yield {**told, "role": role, "field": SLOTS[role].setting}
 
 
-def upscaler_rows(library: UpscalerLibrary) -> Iterator[dict[str, Any]]:
+def upscaler_rows(library: UpscalerFiles) -> Iterator[dict[str, Any]]:
     """The upscalers; ``scale`` is that of one pass, as far as the name tells it: no file is opened."""
     for plain in PLAIN:
         yield {"name": plain.name, "path": None, "scale": plain.scale}

@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse
 
 from ... import __version__
 from ...config import EngineConfig
-from ...labels import STORAGE, sampler_labels, scheduler_labels
+from ...labels import LATENT_UPSCALERS, STORAGE, sampler_labels, scheduler_labels
 from ...request import MAX_DETAILER_PASSES, MAX_LORAS
 from .asking import JobFailed
 from .messages import Tend
@@ -107,6 +107,7 @@ def _add_facts(router: APIRouter, service: Service) -> None:
             **{field: names_of(facts, field) for field in MODEL_FILES},
             "storage_dtypes": list(STORAGE),
             **{kind: [row["name"] for row in facts.get(kind, ())] for kind in ("upscalers", "loras")},
+            "latent_upscalers": list(LATENT_UPSCALERS),
             "detectors": facts.get("detectors", []),
             "formats": list(MEDIA_TYPES),
             "limits": limits_of(service.config),

@@ -7,16 +7,10 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from ....labels import AUTOMATIC, SAMPLERS, SCHEDULERS
+from ....labels import AUTOMATIC, LATENT_UPSCALERS, SAMPLERS, SCHEDULERS
 from ..native import errors
 from .scripts import SCRIPTS
 from .session import Session
-
-LATENT_MODES = (
-    *("Latent", "Latent (antialiased)", "Latent (bicubic)", "Latent (bicubic antialiased)"),
-    *("Latent (nearest)", "Latent (nearest-exact)"),
-)
-"""Ways of a hires pass that need no upscaler; a test holds them equal to those of ``extensions.hires_fix``."""
 
 _RHO = {"karras": 7.0, "polyexponential": 1.0}
 _BY_FORMULA = frozenset({"automatic", "karras", "exponential", "polyexponential"})
@@ -84,7 +78,7 @@ def _add_labels(router: APIRouter) -> None:
     @router.get("/latent-upscale-modes")
     async def latent_upscale_modes() -> list[dict[str, str]]:
         """Values of hr_upscaler that enlarge the latent."""
-        return [{"name": name} for name in LATENT_MODES]
+        return [{"name": name} for name in LATENT_UPSCALERS]
 
 
 def _sampler_options(scheduler: str | None) -> Mapping[str, str]:
