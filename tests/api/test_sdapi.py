@@ -14,7 +14,6 @@ from PIL import Image
 from running_service import Answer, Running, service, wait
 
 from lightweight_engine.apps.server.sdapi.catalogue import Catalogue
-from lightweight_engine.apps.server.sdapi.lists import LATENT_MODES
 from lightweight_engine.apps.server.sdapi.models import ImageToImageRequest, TextToImageRequest
 from lightweight_engine.apps.server.sdapi.options import Options
 from lightweight_engine.apps.server.sdapi.translate import Translation, translate
