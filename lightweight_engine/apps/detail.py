@@ -38,14 +38,14 @@ def detail(
 ) -> None:
     """Detail a picture and print where the result was saved. What no mask covers stays as it is, to the byte."""
     with Console(json=json, quiet=quiet, debug=debug) as console:
-        from ..core.images import check_folder
-        from ..core.pictures import PictureReader
-
         given, settings = split_request(values)
         config = load_config(settings)
         if listing:
             _list(console, config)
             return
+        from ..core.images import check_folder
+        from ..core.pictures import PictureReader
+
         console.typed = given.keys()
         image = PictureReader.of(config).read(source)
         size = {"width": image.width // CELL * CELL, "height": image.height // CELL * CELL}
@@ -91,9 +91,9 @@ def _preview(console: Console, config: EngineConfig, request: GenerationRequest,
 
 def _list(console: Console, config: EngineConfig) -> None:
     from ..core.models import TINY
-    from ..extensions.detectors import DetectorLibrary
+    from ..extensions.detector_list import DetectorList
 
-    names = DetectorLibrary([config.models_dir, TINY]).names()
+    names = DetectorList([config.models_dir, TINY]).names()
     if console.json:
         console.result({"detectors": names})
         return

@@ -387,6 +387,7 @@ def test_networks_are_read_once_and_the_last_ones_kept(tmp_path: Path) -> None:
     ("name", "error", "message"),
     [
         ("face_yolo8n.pt", RequestError, "did you mean 'face_yolov8n.pt'.*; there are: face_yolov8n.pt"),
+        ("hand_yolo8n", RequestError, "is 'hand_yolov8n.pt' meant. It is not here, and can be downloaded"),
         ("hand_yolov8s.pt", ModelNotFoundError, "download it from https://huggingface.co/Bingsu/adetailer into"),
         ("mediapipe_face_full", RequestError, "needs MediaPipe.*face_yolov8n.pt does its work"),
         ("../adetailer/face_yolov8n.pt", RequestError, "no detector"),

@@ -104,7 +104,7 @@ ARROWS = {
     "extensions.detailer_targets": "detailer_args detailer_masks detection",
     "extensions.adetailer": "detailer_args detailer_masks detailer_prompts detailer_targets detection",
     "extensions.ultralytics_detector": "detection detector_files",
-    "extensions.detectors": "detection detector_files ultralytics_detector yolov8",
+    "extensions.detectors": "detection detector_files detector_list ultralytics_detector yolov8",
     "extensions.inpainting": "masks",
     # core
     "core.adapters": "",
@@ -248,6 +248,8 @@ LIGHT = (
     "extensions.detailer_args",
     "apps.cli",
     "apps.server.run",
+    "extensions.detector_list",
+    "upscalers.files",
     "apps.server.sdapi.models",
     "apps.predictor.inputs",
 )
@@ -429,7 +431,14 @@ def test_light_modules_load_no_torch(module: str) -> None:
     assert _loaded(f"import {full}") == []
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["--version"], ["config", "show"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["--help"], ["generate", "--help"], ["--version"], ["config", "show"]),
+        *(["upscale", "--list"], ["detail", "--list"], ["models", "ls"], ["lora", "ls"]),
+    ],
+    ids=" ".join,
+)
 def test_help_loads_no_torch(arguments: list[str]) -> None:
     code = (
         f"from lightweight_engine.apps.cli import main\ntry: main({arguments!r})\nexcept SystemExit as e: code = e.code"
