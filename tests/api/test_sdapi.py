@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -499,3 +500,10 @@ def test_c32_photoshop(running: Running) -> None:
     }
     assert len(running.post(f"{V1}/img2img", body).json["images"]) == 1
     assert running.post(f"{V1}/interrupt", {}).json == {}
+
+
+def test_the_description_knows_all_that_it_refers_to(running: Running) -> None:
+    text = running.get("/openapi.json").body.decode()
+    schemas = json.loads(text)["components"]["schemas"]
+    assert {"TextToImageRequest", "ImageToImageRequest", "ExtraBatchRequest"} <= set(schemas)
+    assert set(re.findall(r'"\$ref": ?"([^"]+)"', text)) <= {f"#/components/schemas/{name}" for name in schemas}

@@ -19,6 +19,7 @@ from .faults import Fault
 from .guards import METHODS, Guard, Rules, answer
 from .native import errors, native_routes
 from .schemas import request_schemas
+from .sdapi.models import body_schemas
 from .sdapi.routes import sdapi_routes
 from .service import Service
 from .status import status_routes
@@ -99,7 +100,7 @@ def _describe(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         description = made()
         schemas = description.setdefault("components", {}).setdefault("schemas", {})
-        schemas |= request_schemas()
+        schemas |= request_schemas() | body_schemas()
         for operation in (each for path in description["paths"].values() for each in path.values()):
             if _is_fastapis(operation["responses"].get("422")):
                 operation["responses"]["422"] = operation["responses"]["403"] | {"description": "A field is wrong"}

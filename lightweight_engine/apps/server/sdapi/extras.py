@@ -14,7 +14,7 @@ from ..asking import CLIENT_GONE, finished, submit
 from ..bodies import read_json
 from ..jobs import Job
 from ..schemas import as_base64
-from .generation import FAILURES, in_their_words, json_answer, takes
+from .generation import FAILURES, in_their_words, json_answer
 from .models import ExtraBatchRequest, ExtraBatchResponse, ExtraRequest, ExtraSingleRequest, ExtraSingleResponse
 from .options import NO_CHOICE
 from .session import Session
@@ -40,7 +40,7 @@ def extras_routes(session: Session) -> APIRouter:
         "/extra-single-image",
         response_model=ExtraSingleResponse,
         responses=FAILURES,
-        openapi_extra=takes(ExtraSingleRequest),
+        openapi_extra=ExtraSingleRequest.openapi(),
     )
     async def extra_single_image(request: Request) -> Response:
         """Enlarge a picture by one upscaler, or by two blended, and wait. A caller who hangs up cancels the job."""
@@ -50,7 +50,7 @@ def extras_routes(session: Session) -> APIRouter:
         "/extra-batch-images",
         response_model=ExtraBatchResponse,
         responses=FAILURES,
-        openapi_extra=takes(ExtraBatchRequest),
+        openapi_extra=ExtraBatchRequest.openapi(),
     )
     async def extra_batch_images(request: Request) -> Response:
         """Enlarge several pictures likewise."""

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel
 
 from ....errors import EngineError
 from ..asking import CLIENT_GONE, JobFailed, finished, submit
@@ -23,11 +22,6 @@ from .session import Session
 from .translate import NAMES, Body, renamed, translate
 
 FAILURES = errors(400, 401, 403, 404, 408, 413, 415, 422, 429, 503, 504, 507)
-
-
-def takes(model: type[BaseModel]) -> dict[str, Any]:
-    """What OpenAPI says of a body that is read by us."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
 
 
 @contextmanager
@@ -51,14 +45,14 @@ def generation_routes(session: Session) -> APIRouter:
     router = APIRouter()
 
     @router.post(
-        "/txt2img", response_model=GenerationResponse, responses=FAILURES, openapi_extra=takes(TextToImageRequest)
+        "/txt2img", response_model=GenerationResponse, responses=FAILURES, openapi_extra=TextToImageRequest.openapi()
     )
     async def txt2img(request: Request) -> Response:
         """Draw from a prompt, and wait. A caller who hangs up cancels the job."""
         return await _drawn(session, request, TextToImageRequest)
 
     @router.post(
-        "/img2img", response_model=GenerationResponse, responses=FAILURES, openapi_extra=takes(ImageToImageRequest)
+        "/img2img", response_model=GenerationResponse, responses=FAILURES, openapi_extra=ImageToImageRequest.openapi()
     )
     async def img2img(request: Request) -> Response:
         """Draw from pictures, wholly or where a mask is white, and wait likewise."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.json_schema import models_json_schema
 
 from ....errors import RequestError
 
@@ -21,6 +22,12 @@ class _Model(BaseModel):
     def unknown_fields(cls, body: Mapping[str, Any]) -> list[str]:
         """The keys of a body that the model leaves out, in the body's order: material for a warning."""
         return [name for name in body if name not in cls.model_fields]
+
+    @classmethod
+    def openapi(cls) -> dict[str, Any]:
+        """What a route says of its body, where that is read by us."""
+        schema = {"$ref": f"#/components/schemas/{cls.__name__}"}
+        return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
     @classmethod
     def read(cls, body: Mapping[str, Any]) -> Self:
@@ -238,3 +245,18 @@ class GenerationResponse(_Model):
     images: list[str] | None = None
     parameters: dict
     info: str
+
+
+BODIES = (
+    *(TextToImageRequest, ImageToImageRequest, ExtraSingleRequest, ExtraBatchRequest, PngInfoRequest),
+    TaskProgressRequest,
+)
+"""Bodies that are read by ourselves, so that FastAPI knows nothing of them."""
+
+
+def body_schemas() -> dict[str, Any]:
+    """The schemas of those bodies and of what they are made of, by name, for OpenAPI."""
+    _, made = models_json_schema(
+        [(model, "validation") for model in BODIES], ref_template="#/components/schemas/{model}"
+    )
+    return made["$defs"]

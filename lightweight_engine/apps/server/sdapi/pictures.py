@@ -25,7 +25,12 @@ def picture_routes(session: Session) -> APIRouter:
     """``/png-info``, and an honest refusal of ``/interrogate``."""
     router = APIRouter()
 
-    @router.post("/png-info", response_model=PngInfoResponse, responses=errors(400, 401, 403, 408, 413, 415, 422))
+    @router.post(
+        "/png-info",
+        response_model=PngInfoResponse,
+        responses=errors(400, 401, 403, 408, 413, 415, 422),
+        openapi_extra=PngInfoRequest.openapi(),
+    )
     async def png_info(request: Request) -> PngInfoResponse:
         """The text that a picture carries, as it is and taken apart: png, jpg or webp."""
         asked = PngInfoRequest.read(await read_json(request, session.service.max_body))
@@ -43,11 +48,14 @@ def controlnet_routes(session: Session) -> APIRouter:
     """What clients ask of the ControlNet extension: there is none."""
     router = APIRouter(prefix="/controlnet")
 
-    @router.api_route("/{path:path}", methods=["GET", "POST"], response_model=None, responses=errors(401, 404))
     async def controlnet(path: str) -> NoReturn:
         """Not there."""
         raise UnknownJobError("there is no ControlNet here; leave it out of requests")
 
+    for method in ("GET", "POST"):
+        router.add_api_route(
+            "/{path:path}", controlnet, methods=[method], response_model=None, responses=errors(401, 404)
+        )
     return router
 
 

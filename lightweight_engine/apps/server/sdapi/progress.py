@@ -65,7 +65,12 @@ def internal_routes(session: Session) -> APIRouter:
         tasks = [task.id for task in session.pending]
         return {"size": len(tasks), "tasks": tasks}
 
-    @router.post("/progress", response_model=TaskProgressResponse, responses=errors(400, 401, 408, 413, 415, 422))
+    @router.post(
+        "/progress",
+        response_model=TaskProgressResponse,
+        responses=errors(400, 401, 408, 413, 415, 422),
+        openapi_extra=TaskProgressRequest.openapi(),
+    )
     async def progress(request: Request) -> TaskProgressResponse:
         """Where one task is. `id_live_preview`: of the preview that the caller has already."""
         asked = TaskProgressRequest.read(await read_json(request, session.service.max_body))

@@ -13,6 +13,10 @@ from .catalogue import Catalogue
 from .options import without_effect
 from .session import Session
 
+_BODY: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
+}
+
 log = logging.getLogger(__name__)
 
 
@@ -25,7 +29,7 @@ def settings_routes(session: Session) -> APIRouter:
         """The options that there are; others of Forge's do not exist here."""
         return shown_options(session)
 
-    @router.post("/options", responses=errors(400, 401, 403, 404, 408, 413, 415, 422))
+    @router.post("/options", responses=errors(400, 401, 403, 404, 408, 413, 415, 422), openapi_extra=_BODY)
     async def set_options(request: Request) -> None:
         """Let options hold from now on, in memory alone. A model is loaded by the next request that draws.
 
