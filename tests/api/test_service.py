@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import socket
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -273,25 +271,3 @@ def test_logs_are_lines_of_json_with_the_ids(server: Running) -> None:
     assert {"accepted", "finished", "answered"} <= {row["message"] for row in mine}
     assert next(row for row in mine if row["message"] == "finished")["job"] == answer.json["id"]
     assert not any("a secret plan" in line for line in server.lines)
-
-
-def test_watchers_that_leave_cost_nothing(server: Running) -> None:
-    pid = server.process.pid
-    job = server.job(LONG)
-    server.until(job, "running")
-    before, files = resident(pid), len(os.listdir(f"/proc/{pid}/fd"))
-    for _ in range(200):
-        connection = server.connect()
-        connection.request("GET", f"/jobs/{job}/events")
-        connection.getresponse().read(20)
-        connection.close()
-    assert server.ask("DELETE", f"/jobs/{job}").status == 200
-    server.idle()
-    wait(lambda: len(os.listdir(f"/proc/{pid}/fd")) <= files + 2)
-    assert resident(pid) < before + (16 << 20)
-    assert server.generate().status == 200
-
-
-def resident(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmRSS"))

@@ -171,7 +171,9 @@ ARROWS = {
     "apps.server.guards": "server.bodies server.faults server.logs server.metrics",
     "apps.server.protocol": "server.faults server.guards server.metrics",
     "apps.server.asking": "server.faults server.jobs server.service",
-    "apps.server.native": "server.asking server.bodies server.faults server.jobs server.schemas server.service",
+    "apps.server.events": "server.jobs server.schemas server.service",
+    "apps.server.native": "server.asking server.bodies server.events server.faults server.jobs server.schemas "
+    "server.service",
     "apps.server.status": "server.asking server.messages server.metrics server.names server.native server.schemas "
     "server.service server.supervisor",
     # Forge's API, from its words outwards

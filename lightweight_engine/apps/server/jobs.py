@@ -54,6 +54,7 @@ class Job:
     interrupted: bool = False
     version: int = 0
     _event: asyncio.Event = field(default_factory=asyncio.Event)
+    _over: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def over(self) -> bool:
@@ -84,6 +85,7 @@ class Job:
     def _end(self, state: State) -> None:
         self.state, self.finished = state, time.time()
         self.request = self.preview = None  # pictures that it brought are of no more use
+        self._over.set()
         self._tell()
 
     def _tell(self) -> None:
@@ -99,9 +101,7 @@ class Job:
 
     async def ended(self) -> None:
         """Wait until the job is over."""
-        seen = self.version
-        while not self.over:
-            seen = await self.changed(seen)
+        await self._over.wait()
 
     def result(self) -> Outcome:
         """The pictures.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -14,12 +12,11 @@ from ...errors import RequestError
 from ...request import GenerationRequest, UpscaleRequest
 from .asking import CLIENT_GONE, finished, seconds_of, submit
 from .bodies import read_json
+from .events import Events
 from .faults import ConflictError, NotAcceptableError, UnknownJobError
 from .jobs import Job
-from .schemas import EXAMPLE, MEDIA_TYPES, UPSCALE_EXAMPLE, ErrorAnswer, Generated, JobAnswer, Upscaled, as_base64
+from .schemas import EXAMPLE, MEDIA_TYPES, UPSCALE_EXAMPLE, ErrorAnswer, Generated, JobAnswer, Upscaled
 from .service import Service
-
-HEARTBEAT_SECONDS = 15.0  # between signs of life in a stream of events, as proxies close silent ones
 
 
 def _body(schema: str, example: dict[str, Any]) -> dict[str, Any]:
@@ -90,6 +87,8 @@ def _add_upscale(router: APIRouter, service: Service) -> None:
 
 
 def _add_jobs(router: APIRouter, service: Service) -> None:
+    events = Events(service)
+
     def told(job: Job) -> JobAnswer:
         return JobAnswer.of(job, service.position(job))
 
@@ -145,7 +144,7 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
 
         Previews are JPEGs in base64. Whoever reads slowly is told the latest, not everything.
         """
-        return StreamingResponse(_events(service, service.jobs.get(job_id)), media_type="text/event-stream")
+        return StreamingResponse(events.of(service.jobs.get(job_id)), media_type="text/event-stream")
 
     @router.get(
         "/jobs/{job_id}/images/{n}",
@@ -219,26 +218,3 @@ def _picture(job: Job, n: int) -> Response:
     if "seeds" in outcome.told:
         headers["X-Seed"] = str(outcome.told["seeds"][n])
     return Response(outcome.images[n], media_type=MEDIA_TYPES[outcome.format], headers=headers)
-
-
-async def _events(service: Service, job: Job) -> AsyncIterator[str]:
-    seen = -1
-    while True:
-        try:
-            seen = await asyncio.wait_for(job.changed(seen), HEARTBEAT_SECONDS)
-        except TimeoutError:
-            yield ": waiting\n\n"
-            continue
-        if job.over:
-            break
-        preview = None if job.preview is None else as_base64(job.preview)
-        place = {"state": job.state, "position": service.position(job)}
-        yield _event("progress", seen, {**place, **job.progress, "preview": preview})
-    if job.fault is not None:
-        yield _event("error", seen, job.fault.body(job.request_id))
-    else:
-        yield _event("result", seen, JobAnswer.of(job, None).model_dump(mode="json"))
-
-
-def _event(name: str, number: int, data: dict[str, Any]) -> str:
-    return f"event: {name}\nid: {number}\ndata: {json.dumps(data)}\n\n"
