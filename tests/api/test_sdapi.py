@@ -6,13 +6,15 @@ import base64
 import io
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from running_service import Answer, Running, service, wait
+from running_service import PROJECT, Answer, Running, service, wait
 
 from lightweight_engine.apps.server.sdapi.catalogue import Catalogue
 from lightweight_engine.apps.server.sdapi.models import ImageToImageRequest, TextToImageRequest
@@ -507,3 +509,29 @@ def test_the_description_knows_all_that_it_refers_to(running: Running) -> None:
     schemas = json.loads(text)["components"]["schemas"]
     assert {"TextToImageRequest", "ImageToImageRequest", "ExtraBatchRequest"} <= set(schemas)
     assert set(re.findall(r'"\$ref": ?"([^"]+)"', text)) <= {f"#/components/schemas/{name}" for name in schemas}
+
+
+PAGE = (PROJECT / "docs" / "forge-api.md").read_text(encoding="utf-8")
+
+
+def test_the_examples_of_the_page_run(running: Running, tmp_path: Path) -> None:
+    for language, command in (("sh", ["bash", "-ec"]), ("python", [sys.executable, "-c"])):
+        for example in re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL):
+            code = example.replace("7860", str(running.port))
+            done = subprocess.run([*command, code], capture_output=True, text=True, cwd=tmp_path, check=False)
+            assert done.returncode == 0, done.stderr
+            assert Image.open(tmp_path / "woman.png").size == (64, 64)
+            (tmp_path / "woman.png").unlink()
+
+
+def test_the_page_names_all_that_there_is(running: Running) -> None:
+    paths = running.get("/openapi.json").json["paths"]
+    own = [path for path in paths if path.startswith(("/sdapi", "/internal", "/adetailer"))]
+    assert len(own) > 35
+    assert [path for path in own if f"`{path.rpartition('/')[2]}`" not in PAGE and path not in PAGE] == []
+    assert [name for name in Options.model_fields if f"`{name}`" not in PAGE] == []
+    rows = re.findall(r"^\| (`[a-z_`, ]+`) \| ", PAGE.partition("## Settings")[2].partition("## Conf")[0], re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} <= set(EngineConfig.model_fields)
+    tests = "".join((PROJECT / "tests" / "api" / name).read_text() for name in ("test_webuiapi.py", "test_sdapi.py"))
+    listed = re.findall(r"^\| C(\d+) \|", PAGE, re.MULTILINE)
+    assert listed == [str(n) for n in range(1, 33)] and all(f"def test_c{n}_" in tests for n in listed)
