@@ -6,6 +6,7 @@ call, so that calls which name scripts that are refused get a dictionary of thei
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import shutil
@@ -165,19 +166,14 @@ def test_c23_no_pictures_where_none_are_wanted(api: Any) -> None:
 
 
 def test_c25_eight_at_once(api: Any) -> None:
-    results: dict[int, Any] = {}
+    async def draw() -> list[Any]:
+        calls = (api.txt2img(**{**SMALL, "seed": seed, "steps": 1}, use_async=True) for seed in range(100, 108))
+        return await asyncio.gather(*calls)
 
-    def draw(seed: int) -> None:
-        results[seed] = api.txt2img(**{**SMALL, "seed": seed, "steps": 1})
-
-    threads = [threading.Thread(target=draw, args=(seed,)) for seed in range(100, 108)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert {seed: result.info["seed"] for seed, result in results.items()} == {seed: seed for seed in range(100, 108)}
+    results = asyncio.run(draw())
+    assert [result.info["seed"] for result in results] == list(range(100, 108))
     alone = api.txt2img(**{**SMALL, "seed": 105, "steps": 1})
-    assert same(alone.image, results[105].image)
+    assert same(alone.image, results[5].image)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("jpg", "JPEG"), ("jpeg", "JPEG"), ("webp", "WEBP"), ("png", "PNG")])
