@@ -30,6 +30,8 @@ from .params import Shapes
 log = logging.getLogger(__name__)
 
 NAMES_SHOWN = 5
+MAX_RANK = 4096
+"""From here on a LoRA is larger than every matrix of the model, and no training made it."""
 
 # Kinds whose columns are the module's inputs.
 _INPUTS = ("down", "hada_w1_b", "a2")
@@ -122,6 +124,8 @@ class _Reader:
             return self.ignore(keys.values(), "factors of a convolution, which the model does not have")
         tensors = {kind: self.tensor(key) for kind, key in keys.items()}
         shape = _part(self.shapes[place.role][place.parameter], place)
+        if (rank := len(tensors.get("down", ()))) >= MAX_RANK:
+            raise AdapterError(f"{self.file}: {alias}: the rank {rank:,} is not below {MAX_RANK:,}; {_ANOTHER}")
         module = ModuleTensors(tensors, shape, self.scale_of(alias, place), self.options)
         try:
             deltas, bias = weight_deltas(module), bias_delta(module)
@@ -136,7 +140,7 @@ class _Reader:
             self.add(alias, place.parameter, place, delta)
         if bias is not None:
             self.add(alias, place.bias, place, bias)
-        if deltas and (rank := len(tensors.get("down", ()))) > min(shape):
+        if deltas and rank > min(shape):
             self.notes.append(f"{alias} has the rank {rank:,}, its matrix is {list(shape)}")
         self.applied += bool(deltas) or bias is not None
 

@@ -7,15 +7,18 @@ service draws the same picture as before.
 from __future__ import annotations
 
 import base64
+import ctypes
 import io
 import json
+import os
 import pickle
 import re
 import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +53,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory, site: Site, _same_environme
         "fetch_pictures": "true",
         "allow_hosts": site.name,
         "max_body_mib": 2,
-        "download_max_gib": 0.002,
+        "download_max_gib": 0.005,
         "download_seconds": 3,
     }
     options = [part for name, value in limits.items() for part in ("--set", f"{name}={value}")]
@@ -76,7 +79,12 @@ def fill(models: Path, outside: Path) -> None:
     save_file(good, outside / "out.safetensors")
     (lora / "linked.safetensors").symlink_to(outside / "out.safetensors")
     save_file({**good, first: torch.full_like(good[first], torch.nan)}, lora / "nan.safetensors")
+    save_file({**good, first: torch.full_like(good[first], torch.inf)}, lora / "inf.safetensors")
     save_file({**good, first: good[first][:, :-1].contiguous()}, lora / "narrow.safetensors")
+    save_file({**good, first: good[first][:0].contiguous()}, lora / "empty.safetensors")
+    second = first.replace("lora_A", "lora_B")
+    thick = {first: torch.ones(4096, good[first].shape[1]).half(), second: torch.ones(len(good[second]), 4096).half()}
+    save_file(thick, lora / "thick.safetensors")
     foreign = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_{}.weight"
     sd15 = {foreign.format("down"): torch.ones(4, 320), foreign.format("up"): torch.ones(320, 4)}
     save_file(sd15, lora / "sd15.safetensors")
@@ -202,6 +210,44 @@ NAMES: dict[str, tuple[dict[str, Any], int, str]] = {
 def test_names(strict: Running, case: str) -> None:
     fields, status, word = NAMES[case]
     refused(strict.generate(**fields), status, word)
+
+
+def test_22_a_name_that_leads_outside_opens_nothing(strict: Running) -> None:
+    place = Path(f"/proc/{strict.process.pid}/cwd").resolve()
+    names = ["../../secret.txt", "../secret", str(place / "stray.safetensors"), "..\\..\\stray.safetensors"]
+    fields = ("checkpoint", "vae", "t5", "clip", "hr_upscaler", "img2img_upscaler")
+    with opened(place / "secret.txt", place / "stray.safetensors") as seen:
+        for name in names:
+            for asked in (*({field: name} for field in fields), {"loras": [name]}, {"prompt": f"<lora:{name}:1>"}):
+                answer = strict.generate(**{"enable_hr": True, "hr_scale": 2, **asked})
+                refused(answer, answer.status)
+                assert answer.status in (403, 404), (asked, answer.body)
+            refused(strict.generate(adetailer_passes=[{"ad_model": name}]), 422)
+        assert seen() == 0
+
+
+@contextmanager
+def opened(*paths: Path) -> Iterator[Callable[[], int]]:
+    """How often files are opened meanwhile, by whichever process: the system itself is asked to tell."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "inotify_init1"):
+        pytest.skip("the system does not tell which files are opened")
+    queue = libc.inotify_init1(os.O_NONBLOCK)
+    for path in paths:
+        assert libc.inotify_add_watch(queue, str(path).encode(), 0x20) >= 0  # IN_OPEN
+
+    def count() -> int:
+        try:
+            return len(os.read(queue, 1 << 16)) // 16  # struct inotify_event, without a name
+        except BlockingIOError:
+            return 0
+
+    try:
+        paths[0].read_bytes()
+        assert count() == 1, "what is opened here is not told"
+        yield count
+    finally:
+        os.close(queue)
 
 
 def test_23_paths_of_the_models_folder(strict: Running) -> None:
@@ -361,7 +407,10 @@ LORAS: dict[str, tuple[str, int, str]] = {
     "60 of another model": ("sd15.safetensors", 422, "flux"),
     "61 of no numbers": ("nan.safetensors", 422, "finite"),
     "61 a key twice": ("twice.safetensors", 422, "twice"),
+    "61 infinite": ("inf.safetensors", 422, "finite"),
+    "61 of no size": ("empty.safetensors", 422, ""),
     "62 of other shapes": ("narrow.safetensors", 422, ""),
+    "62 of the rank 4096": ("thick.safetensors", 422, "4,096"),
     "63 an archive": ("hat.zip", 415, "safetensors"),
 }
 
@@ -373,7 +422,7 @@ def test_loras(strict: Running, site: Site, case: str) -> None:
     refused(strict.generate(lora_urls=[site.url(f"{path}{joint}token={SECRET}")]), status, word)  # 67
 
 
-@pytest.mark.parametrize("name", ["sd15", "nan", "narrow", "twice"])
+@pytest.mark.parametrize("name", ["sd15", "nan", "inf", "narrow", "empty", "thick", "twice"])
 def test_loras_of_the_folder(strict: Running, name: str) -> None:
     refused(strict.generate(loras=[name]), 422, "")
 

@@ -243,6 +243,8 @@ def test_two_spellings_of_one_module_are_added_up_and_said(tmp_path: Path) -> No
 
 def test_a_rank_above_that_of_the_matrix_is_said(tmp_path: Path) -> None:
     assert "has the rank 100" in str(read(tmp_path, pair(TO_Q, H, H, rank=100)).report)
+    with pytest.raises(AdapterError, match=r"to_q.*rank 4,096"):
+        read(tmp_path, pair(TO_Q, H, H, rank=4096))
 
 
 # What is refused
