@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import kernels
+from .linear import SHORT, as_numbers, is_product
 
 EPS = 1e-6
 LARGEST_HALF = 32768
@@ -97,6 +98,18 @@ def heads(streams: Sequence[Stream], rotary: Tensor) -> tuple[Tensor, Tensor, Te
         return parts[0]
     q, k, v = (torch.cat(each, dim=2) for each in zip(*parts, strict=True))
     return q, k, v
+
+
+def linear_gelu(linear: nn.Module, x: Tensor) -> Tensor:
+    """GELU (the tanh form) of a linear's result."""
+    if are_products(x, linear):
+        return as_numbers(linear, x).gelu(x)
+    return F.gelu(linear(x), approximate="tanh")
+
+
+def are_products(x: Tensor, *linears: nn.Module) -> bool:
+    """Whether linears may be taken apart into products that do more as they write; so on a GPU in 16 bits."""
+    return _in_one_pass(x) and x.dtype in SHORT and all(map(is_product, linears))
 
 
 def gelu_beside(attended: Tensor, fused: Tensor) -> Tensor:

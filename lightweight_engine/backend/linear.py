@@ -6,11 +6,17 @@ a block does not change.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .packed import Packed, Spec
+
+SHORT = (torch.bfloat16, torch.float16)
+"""What products of a GPU can activate as they write it."""
 
 
 class CastLinear(nn.Linear):
@@ -62,6 +68,49 @@ def numbers(linear: nn.Linear | PackedLinear, dtype: torch.dtype, device: torch.
     if isinstance(linear, PackedLinear):
         return linear.packed.to(device).dequantize(dtype)
     return linear.weight.detach().to(device=device, dtype=dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class AsNumbers:
+    """A linear whose weight ``[out, in]`` is numbers; also a ``forward`` in place of a module's own."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+    def rows(self, start: int, stop: int | None) -> AsNumbers:
+        """The linear of some of the outputs."""
+        return AsNumbers(self.weight[start:stop], None if self.bias is None else self.bias[start:stop])
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """GELU (the tanh form) of the result; on a GPU applied as that is written."""
+        if self.bias is None or not x.is_cuda or x.dtype not in SHORT:
+            return F.gelu(self(x), approximate="tanh")
+        # No public name reaches this part of cuBLASLt. It came with torch 1.12; a test on a GPU calls it.
+        product: Any = torch._addmm_activation  # pyright: ignore[reportPrivateImportUsage]
+        return product(self.bias, x.flatten(0, -2), self.weight.t(), use_gelu=True).view(*x.shape[:-1], -1)
+
+    def beside(self, first: Tensor, second: Tensor) -> Tensor:
+        """Of two inputs side by side, without putting them there: one product adds to the other as it is written."""
+        width = first.shape[-1]
+        y = F.linear(first.flatten(0, -2), self.weight[:, :width], self.bias)
+        return y.addmm_(second.flatten(0, -2), self.weight[:, width:].t()).view(*first.shape[:-1], -1)
+
+
+def is_product(linear: nn.Module) -> bool:
+    """Whether a linear is one product with its weight, and nothing more acts on its inputs or outputs."""
+    return isinstance(linear.__dict__.get("forward"), AsNumbers | None)
+
+
+def as_numbers(linear: Any, x: Tensor) -> AsNumbers:
+    """A linear that ``is_product`` with its weight as numbers of the dtype of ``x``, on its device."""
+    acting = linear.__dict__.get("forward")
+    if acting is not None:
+        return acting
+    bias = None if linear.bias is None else linear.bias.to(x.dtype)
+    return AsNumbers(numbers(linear, x.dtype, x.device), bias)
 
 
 CASTING: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: CastLinear, nn.Embedding: CastEmbedding}

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .linear import PackedLinear, numbers
+from .linear import AsNumbers, PackedLinear, numbers
 from .lora import Branch, Change, merged, on_device, side_branch
 from .lora_algorithms import Kronecker
 
@@ -216,22 +216,12 @@ class _Recomputed:
         return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
-@dataclass(frozen=True, eq=False)
-class _AtHand:
+def _at_hand(module: Any, leaves: Mapping[str, Changes], device: torch.device, dtype: torch.dtype) -> AsNumbers:
     """The ``forward`` of a linear whose weight, changed or not, is kept as numbers."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
-
-
-def _at_hand(module: Any, leaves: Mapping[str, Changes], device: torch.device, dtype: torch.dtype) -> _AtHand:
     bias = _bias(module, leaves, device)
     bias = module.bias if bias is None else bias
     bias = None if bias is None else bias.detach().to(device, dtype)
-    return _AtHand(_changed(module, leaves.get("weight", ()), device, dtype), bias)
+    return AsNumbers(_changed(module, leaves.get("weight", ()), device, dtype), bias)
 
 
 def _changed(module: Any, changes: Changes, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -20,7 +20,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backend.attention import attention
-from ..backend.fused import clip_half, gate_residual, gate_residual_norm, gelu_beside, heads, norm_modulate
+from ..backend.fused import (
+    are_products,
+    clip_half,
+    gate_residual,
+    gate_residual_norm,
+    gelu_beside,
+    heads,
+    linear_gelu,
+    norm_modulate,
+)
+from ..backend.linear import as_numbers
 from .params import FluxParams
 
 EMBEDDING_DIM = 256
@@ -95,6 +105,16 @@ class QKNorm(nn.Module):
         return self.query_norm(), self.key_norm()
 
 
+class MLP(nn.Sequential):
+    """Two linears with GELU between them; by their numbers in the published files."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__(nn.Linear(dim, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, dim))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self[2](linear_gelu(self[0], input))
+
+
 class SelfAttention(nn.Module):
     """The parameters of one stream's attention; the streams meet in ``DoubleBlock.forward``."""
 
@@ -124,10 +144,10 @@ class DoubleBlock(nn.Module):
         dim, mlp = params.hidden_size, params.mlp_hidden
         self.img_mod = Modulation(dim, 6)
         self.img_attn = SelfAttention(params)
-        self.img_mlp = nn.Sequential(nn.Linear(dim, mlp), nn.GELU(approximate="tanh"), nn.Linear(mlp, dim))
+        self.img_mlp = MLP(dim, mlp)
         self.txt_mod = Modulation(dim, 6)
         self.txt_attn = SelfAttention(params)
-        self.txt_mlp = nn.Sequential(nn.Linear(dim, mlp), nn.GELU(approximate="tanh"), nn.Linear(mlp, dim))
+        self.txt_mlp = MLP(dim, mlp)
 
     def forward(
         self, img: Tensor, txt: Tensor, img_mod: Tensor, txt_mod: Tensor, rotary: Tensor
@@ -166,11 +186,26 @@ class SingleBlock(nn.Module):
     def forward(self, x: Tensor, mod: Tensor, rotary: Tensor) -> Tensor:
         """Joint tokens ``[B, S, D]``; the modulation is ``[B, 1, 3*D]``."""
         shift, scale, gate = mod.chunk(3, dim=-1)
-        fused = self.linear1(norm_modulate(x, shift, scale))
+        update = self._update if are_products(x, self.linear1, self.linear2) else self._joined_update
+        return clip_half(gate_residual(x, gate, update(norm_modulate(x, shift, scale), rotary)))
+
+    def _update(self, x: Tensor, rotary: Tensor) -> Tensor:
+        """Both linears in two products each: nothing is copied to lie beside another."""
+        qkv, mlp = self._projected(x)
+        attended = attention(*heads([(qkv, *self.norm())], rotary))
+        del qkv
+        return as_numbers(self.linear2, x).beside(attended, mlp)
+
+    def _projected(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries, keys and values, and the activated half of the MLP; apart, so that the weight is gone after it."""
+        into, width = as_numbers(self.linear1, x), 3 * x.shape[-1]
+        return into.rows(0, width)(x), into.rows(width, None).gelu(x)
+
+    def _joined_update(self, x: Tensor, rotary: Tensor) -> Tensor:
+        fused = self.linear1(x)
         attended = attention(*heads([(fused[..., : 3 * x.shape[-1]], *self.norm())], rotary))
         # As rows: a product of three dimensions would copy what does not lie close together.
-        update = self.linear2(gelu_beside(attended, fused).flatten(0, 1))
-        return clip_half(gate_residual(x, gate, update.view(x.shape)))
+        return self.linear2(gelu_beside(attended, fused).flatten(0, 1)).view(x.shape)
 
 
 class LastLayer(nn.Module):

@@ -32,7 +32,7 @@ ARROWS = {
     "labels": "errors",
     "config": "errors labels request",
     # backend
-    "backend.fused": "kernels kernels.fused",
+    "backend.fused": "kernels kernels.fused linear",
     "backend.nf4": "kernels kernels.dequantize kernels.quantize packed",
     "backend.fp8": "kernels kernels.dequantize packed",
     "backend.gguf": "block_types kernels kernels.dequantize packed",
@@ -104,7 +104,7 @@ ARROWS = {
     "extensions.detailer_targets": "detailer_args detailer_masks detection",
     "extensions.adetailer": "detailer_args detailer_masks detailer_prompts detailer_targets detection",
     "extensions.ultralytics_detector": "detection detector_files",
-    "extensions.detectors": "detection detector_files ultralytics_detector yolov8",
+    "extensions.detectors": "detection detector_files detector_list ultralytics_detector yolov8",
     "extensions.inpainting": "masks",
     # core
     "core.adapters": "",
@@ -121,19 +121,21 @@ ARROWS = {
     "core.loras": "download lora_sources models",
     "core.networks": "adapters models plan precision",
     "core.quantized_cache": "folders models precision",
-    "core.assembly": "download folders models networks plan precision quantized_cache",
+    "core.choice": "folders models",
+    "core.named": "models",
+    "core.assembly": "download models networks plan precision quantized_cache",
     "core.recovery": "networks plan",
-    "core.current_model": "assembly loras models networks plan precision recovery",
+    "core.current_model": "assembly choice loras models networks plan precision recovery",
     "core.start_pictures": "colours pictures",
     "core.coding": "finite",
     "core.processing": "coding finite images networks progress recovery start_pictures",
-    "core.passes": "limits networks pictures plan processing upscaling",
+    "core.passes": "limits networks pictures plan processing",
     "core.describe": "infotext infotext_parse lora_sources pictures",
     "core.replay": "describe filenames images infotext_parse",
-    "core.detailing": "limits passes plan processing",
-    "core.jobs": "detailing images limits networks passes plan processing progress recovery start_pictures",
-    "core.upscaling": "progress",
-    "core.engine": "assembly current_model describe detailing jobs limits models networks passes pictures plan "
+    "core.detailing": "limits named passes plan processing",
+    "core.jobs": "detailing images limits named networks passes plan processing progress recovery start_pictures",
+    "core.upscaling": "named progress",
+    "core.engine": "assembly choice current_model describe detailing jobs limits models networks passes pictures plan "
     "precision processing progress recovery upscaling",
     # apps
     "__main__": "cli",
@@ -248,6 +250,8 @@ LIGHT = (
     "core.images",
     "core.infotext_parse",
     "extensions.detailer_args",
+    "extensions.detector_list",
+    "upscalers.files",
     "apps.cli",
     "apps.server.run",
     "apps.server.sdapi.models",
@@ -431,7 +435,14 @@ def test_light_modules_load_no_torch(module: str) -> None:
     assert _loaded(f"import {full}") == []
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["--version"], ["config", "show"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["--help"], ["generate", "--help"], ["--version"], ["config", "show"]),
+        *(["upscale", "--list"], ["detail", "--list"], ["models", "ls"], ["lora", "ls"]),
+    ],
+    ids=" ".join,
+)
 def test_help_loads_no_torch(arguments: list[str]) -> None:
     code = (
         f"from lightweight_engine.apps.cli import main\ntry: main({arguments!r})\nexcept SystemExit as e: code = e.code"
