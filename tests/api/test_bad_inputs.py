@@ -302,7 +302,7 @@ PICTURES: dict[str, tuple[Any, int, str]] = {
     "49 a user": ("http://me:pass@good.example/x.png", 422, ""),
     "49 a NUL": ("http://good.example/%00\0.png", 422, ""),
     "49 a tab": ("http://good\t.example/x.png", 422, ""),
-    "50 a file": ("file:///etc/passwd", 422, "file"),
+    "50 51 a file": ("file:///etc/passwd", 422, "file"),
     "50 ftp": ("ftp://good.example/x.png", 422, "ftp"),
     "50 gopher": ("gopher://good.example/x", 422, "gopher"),
     "50 text as data": ("data:text/html,<script>", 422, "data"),
