@@ -230,11 +230,12 @@ def test_bad_pictures(running: Running, fields: dict[str, Any], status: int) -> 
 
 
 def test_what_has_no_effect_is_told(running: Running) -> None:
-    extra = {"foo": 1, "restore_faces": True, "tiling": True, "styles": ["a"]}
+    extra = {"foo": 1, "restore_faces": True, "tiling": True, "styles": ["a"], "script_args": [1]}
+    extra["override_settings_restore_afterwards"] = False
     overrides = {"CLIP_stop_at_last_layers": 2, "no_such_option": 1, "eta_noise_seed_delta": 31337}
     answer = draw(running, **extra, override_settings=overrides, sampler_name="Euler a").json
     told = " ".join(answer["warnings"])
-    assert all(name in told for name in ("foo", "restore_faces", "tiling", "styles", "no_such_option", "CLIP_stop"))
+    assert all(name in told for name in (*extra, "no_such_option", "CLIP_stop"))
     assert json.loads(answer["info"])["extra_generation_params"]["ENSD"] == "31337"
 
 
@@ -242,6 +243,18 @@ def test_null_is_as_configured() -> None:
     made = translated(EngineConfig(steps=12), steps=None, cfg_scale=None, width=None, prompt=None, seed=None)
     assert (made.request.steps, made.request.cfg_scale, made.request.width) == (12, 1.0, None)
     assert (made.request.prompt, made.request.seed) == ("", -1)
+
+
+def test_null_of_a_second_pass_is_as_in_forge() -> None:
+    made = translated(enable_hr=True, hr_scale=None, hr_upscaler=None, hr_cfg=None, denoising_strength=None).request
+    assert (made.hr_scale, made.hr_upscaler, made.hr_cfg, made.denoising_strength) == (2.0, "Latent", 1.0, None)
+
+
+def test_null_leaves_it_to_the_options() -> None:
+    options = Options(s_churn=3.0, eta_ancestral=0.5)
+    made = translated(options=options, s_churn=None, eta=None).request
+    assert (made.s_churn, made.eta) == (3.0, 0.5)
+    assert translated(options=options, s_churn=0, eta=1).request.s_churn == 0
 
 
 def test_what_is_left_out_is_as_in_forge() -> None:

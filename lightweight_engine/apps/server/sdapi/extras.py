@@ -70,7 +70,7 @@ async def _enlarged(
         session.follow(job)
         if not await finished(service, request, job):
             return Response(status_code=CLIENT_GONE)
-    return json_answer(await asyncio.to_thread(_answer, body, raw, job))
+    return await asyncio.to_thread(lambda: json_answer(_answer(body, raw, job)))
 
 
 def upscale_request(body: ExtraSingleRequest | ExtraBatchRequest, output_format: str) -> UpscaleRequest:

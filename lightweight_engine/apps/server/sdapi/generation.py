@@ -36,7 +36,7 @@ def in_their_words(names: Mapping[str, str]) -> Iterator[None]:
 
 
 def json_answer(data: Any) -> Response:
-    """An answer that may be long: it is written as it is, and not looked through once more."""
+    """An answer that may be long: it is to be made in a thread, and is not looked through once more."""
     return Response(json.dumps(data), media_type="application/json")
 
 
@@ -71,4 +71,4 @@ async def _drawn(session: Session, request: Request, model: type[TextToImageRequ
         session.follow(job, body.force_task_id, body.n_iter or 1)
         if not await finished(service, request, job):
             return Response(status_code=CLIENT_GONE)
-    return json_answer(await asyncio.to_thread(generation_answer, body, asked, job))
+    return await asyncio.to_thread(lambda: json_answer(generation_answer(body, asked, job)))

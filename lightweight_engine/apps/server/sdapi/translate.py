@@ -1,6 +1,6 @@
 """From a body of Forge's API to a ``GenerationRequest``, and what a person should know of the way.
 
-What a body leaves out is Forge's default, what it has as null is as options or the configuration say. Each field is a
+What a body leaves out is Forge's default; for null see ``CONFIGURED``. Each field is a
 row of a table below: one that has a counterpart, one without effect (a warning), or one that is refused.
 """
 
@@ -52,6 +52,13 @@ IMAGE = {
     "initial_noise_multiplier": "initial_noise_multiplier",
 }
 
+# What null stands for: a setting of the service, or Forge's default. Others are left to the options.
+CONFIGURED = ("width", "height", "steps", "cfg_scale", "distilled_cfg_scale")
+DEFAULTED = (
+    *("scheduler", "hr_upscaler", "hr_scale", "hr_cfg", "hr_distilled_cfg"),
+    *("inpainting_fill", "inpaint_full_res", "inpaint_full_res_padding"),
+)
+
 # Fields without effect: values that ask for nothing, and why others do nothing.
 IDLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "styles": ((None, []), "there are no styles here"),
@@ -59,6 +66,11 @@ IDLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "tiling": ((None, False), "Flux draws no tiles"),
     "refiner_checkpoint": ((None, "", "None"), "Flux has no refiner"),
     "image_cfg_scale": ((None, 0.0, 1.0, 1.5), "Flux does not know it"),
+    "script_args": (([],), "there is no script that they are for"),
+    "override_settings_restore_afterwards": (
+        (None, True),
+        "override_settings hold for one request; POST /sdapi/v1/options changes what holds for all",
+    ),
 }
 # Fields that would change the picture into another one: values that ask for nothing, and what to do instead.
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -172,13 +184,14 @@ def _fields(body: Body, config: EngineConfig, warnings: list[str]) -> dict[str, 
 
 
 def _mapped(body: Body, rows: Mapping[str, str], config: EngineConfig) -> tuple[dict[str, Any], set[str]]:
-    """The fields of some rows, and which of them the caller chose. Null is as configured, where there is a setting."""
-    configured, usual = config.request_defaults(), profile_defaults("a1111")
+    """The fields of some rows, and which of them the caller chose."""
+    usual = {name: value for name, value in profile_defaults("a1111").items() if name in DEFAULTED}
+    instead = {**usual, **{name: getattr(config, name) for name in CONFIGURED}}
     fields, chosen = {}, set()
     for theirs, ours in rows.items():
         value = getattr(body, theirs)
         if value is None:
-            value = usual[ours] if isinstance(usual[ours], str) else configured.get(ours)
+            value = instead.get(ours)
         if theirs in body.model_fields_set:
             chosen.add(ours)
         if value is not None:
