@@ -22,6 +22,7 @@ from lightweight_engine.flux.prompt import (
     split_and,
 )
 from lightweight_engine.flux.prompt_schedule import schedule
+from lightweight_engine.request import LoraSpec
 
 LIMIT = 20_000  # characters of prompt that the engine takes
 
@@ -69,6 +70,11 @@ class TestLoraWeights:
             lora_weights(f"text {tag}")
         assert tag in str(caught.value)
         assert caught.value.field == "prompt"
+
+    def test_a_name_with_a_colon_is_told_where_it_can_stand(self) -> None:
+        with pytest.raises(RequestError, match="in the field loras"):
+            lora_weights("<lora:people:hat:0.8>")
+        assert LoraSpec.parse("people:hat:0.8") == LoraSpec(name="people:hat", scale=0.8)
 
     def test_the_cause_is_the_plain_error(self) -> None:
         with pytest.raises(RequestError) as caught:
