@@ -114,7 +114,9 @@ def _for_blank(mask: Image.Image, masking: Masking, request: GenerationRequest, 
     if request.compat == "forge":
         warnings.append("the mask is blank: the whole picture is painted")
         return masking
-    warnings.append("the mask is blank: nothing is painted anew")
+    warnings.append(
+        "the mask is blank: nothing is painted anew, though all steps run; paint white what is to change, or invert it"
+    )
     return replace(masking, only_masked=False)
 
 
