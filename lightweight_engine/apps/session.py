@@ -25,12 +25,16 @@ if TYPE_CHECKING:
 
 def check_request(request: GenerationRequest, config: EngineConfig) -> None:
     """Refuse now, before anything is loaded, what the engine would refuse as soon as it is ready."""
+    from ..core.choice import choose_models
     from ..core.limits import check_fields
+    from ..core.named import check_named
     from ..core.pictures import PictureReader
 
+    check_models_dir(config)
     resolve_sampler(request.sampler, request.scheduler, request.compat)
     check_fields(request, config)
     check_loras(request, config)
+    check_named(request, config, is_tiny=choose_models(config.with_model_of(request), []).is_tiny)
     reader = PictureReader.of(config)
     for field in ("image", "mask"):
         given = getattr(request, field)

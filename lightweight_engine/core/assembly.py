@@ -1,4 +1,4 @@
-"""From settings to the networks of a model: files chosen, precision settled, nothing loaded yet."""
+"""From the files of a model to its networks: precision settled, nothing loaded yet."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import torch
 
 from ..backend.devices import Card
 from ..config import EngineConfig
-from ..errors import ModelNotFoundError
 from ..flux.tokenizers import CLIPTokenizer, T5Tokenizer, hub_cache
 from .download import tokenizer_folder
-from .folders import stray_models
-from .models import TINY, ModelLibrary, ModelSet
+from .models import ModelSet
 from .networks import Networks
 from .plan import TEXT_ROLES
 from .precision import choose_precision, memory_manager
@@ -42,29 +40,6 @@ def assemble(
     )
     networks.params = networks.params.scheduled_as(config.variant)
     return networks
-
-
-def choose_models(config: EngineConfig, notes: list[str]) -> ModelSet:
-    """The model that the settings name; without one, the first that is found, or the demonstration model.
-
-    Raises:
-        ModelNotFoundError: a folder, a file or a part is missing.
-        ModelError: a named file cannot be used.
-    """
-    if config.is_set("models_dir") and not config.models_dir.is_dir():
-        raise ModelNotFoundError(f"models_dir: there is no folder {config.models_dir}; correct it or leave it out")
-    named = {"t5": config.t5, "clip": config.clip, "autoencoder": config.vae}
-    library = ModelLibrary.of(config)
-    models = library.choose(config.checkpoint, **named)
-    if models.is_tiny and not config.checkpoint and config.models_dir != TINY:
-        problems = [entry.problem for entry in library.ls() if entry.problem]
-        unusable = f" ({len(problems)} files there cannot be used: {problems[0]})" if problems else ""
-        notes += filter(None, [stray_models(config.models_dir)])
-        notes.append(
-            f"no Flux checkpoint was found in {config.models_dir}{unusable}: the demonstration model 'tiny' is used, "
-            "which draws small cartoon people and nothing else"
-        )
-    return models
 
 
 def read_tokenizers(config: EngineConfig, models: ModelSet) -> tuple[CLIPTokenizer, T5Tokenizer]:

@@ -12,7 +12,8 @@ import torch
 from ..backend.devices import Card, card_of, pick_device
 from ..config import EngineConfig
 from ..extensions.lora import LoRAManager
-from .assembly import assemble, choose_models
+from .assembly import assemble
+from .choice import choose_models
 from .loras import lora_manager
 from .models import ModelSet
 from .networks import Networks

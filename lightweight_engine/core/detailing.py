@@ -6,7 +6,7 @@ What a mask is painted with is a request like any other: image-to-image on one p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -14,19 +14,17 @@ from PIL import Image
 
 from ..errors import RequestError
 from ..extensions.adetailer import ADetailer, DetailerOptions, Outer, PassReport, Repaint
-from ..extensions.detailer_args import FACES, HANDS, ADetailerArgs, Passes, read_passes, service_passes
+from ..extensions.detailer_args import Passes
 from ..extensions.detailer_targets import drawn
 from ..extensions.detection import Detection
 from ..flux.conditioner import resolve_guidance
 from ..flux.prompt import parse_networks
 from ..request import DetailReport, GenerationRequest
 from .limits import check_cost
+from .named import passes_of
 from .passes import Tools, first_pass, plan_passes
 from .plan import Plan
 from .processing import Batch, Job, draw, finished
-
-# The detectors that the demonstration model has for those that a request does not name.
-TINY_DETECTORS = {str(FACES["ad_model"]): "face_tiny", str(HANDS["ad_model"]): "hand_tiny"}
 
 SMALLEST_SIDE = 16
 
@@ -85,7 +83,8 @@ def detailing_of(request: GenerationRequest, tools: Tools) -> Detailing | None:
         RequestError: an argument is wrong, or an unknown detector or class is named.
         ModelError, MissingDependencyError: a detector cannot be used.
     """
-    passes = passes_of(request, tools)
+    is_tiny = tools.networks.models.is_tiny
+    passes = passes_of(request, is_tiny=is_tiny, detectors=tools.detectors.names())
     if not passes.active:
         return None
     config = tools.config
@@ -99,35 +98,6 @@ def detailing_of(request: GenerationRequest, tools: Tools) -> Detailing | None:
     detailer = ADetailer(tools.detectors, options)
     detailer.check(passes)
     return Detailing(detailer, passes)
-
-
-def passes_of(request: GenerationRequest, tools: Tools) -> Passes:
-    """The passes of a request: its own list, or those of ``predict()`` for faces and hands."""
-    if request.adetailer_passes:
-        for number, each in enumerate(request.adetailer_passes):
-            if isinstance(each, Mapping) and not each.get("ad_model"):
-                raise RequestError(
-                    f"adetailer_passes: pass {number + 1} names no ad_model; name a detector", field="adetailer_passes"
-                )
-        return read_passes(list(request.adetailer_passes), request.compat, "adetailer_passes")
-    if not request.adetailer:
-        return Passes(())
-    passes = service_passes(
-        request.adetailer_args,
-        request.adetailer_args_hands,
-        faces_prompt=request.ad_prompt,
-        hands_prompt=request.ad_hands_prompt,
-    )
-    if not tools.networks.models.is_tiny:
-        return passes
-    there = tools.detectors.names()
-    return replace(passes, passes=tuple(_of_tiny(args, there) for args in passes.passes))
-
-
-def _of_tiny(args: ADetailerArgs, there: Sequence[str]) -> ADetailerArgs:
-    """A pass whose detector is not there, with the demonstration model's own."""
-    own = TINY_DETECTORS.get(args.ad_model)
-    return args if own is None or args.ad_model in there else args.model_copy(update={"ad_model": own})
 
 
 def find(request: GenerationRequest, tools: Tools, image: Image.Image) -> tuple[list[list[Detection]], Image.Image]:

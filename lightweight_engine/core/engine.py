@@ -19,7 +19,8 @@ from ..flux.conditioner import EmbeddingCache
 from ..flux.keymaps import Role
 from ..request import GenerationRequest, GenerationResult, UpscaleRequest, UpscaleResult
 from ..upscalers.library import UpscalerLibrary
-from .assembly import assemble, choose_models
+from .assembly import assemble
+from .choice import choose_models
 from .current_model import CurrentModel
 from .describe import describe, device_name, versions
 from .detailing import Workshop, find

@@ -15,8 +15,9 @@ from ..upscalers.upscaler import NONE, Upscaler
 from .detailing import detailing_of, plan_detailing
 from .images import to_images
 from .limits import check_cost, check_fields
+from .named import at_home
 from .networks import Networks
-from .passes import HIRES, Pass, Tools, at_home, first_pass, hires_pass, plan_passes
+from .passes import HIRES, Pass, Tools, first_pass, hires_pass, plan_passes
 from .plan import Plan
 from .processing import Hires, Job
 from .progress import Tracker, Watch, fetching
@@ -39,7 +40,7 @@ def plan_job(
     config, networks = tools.config, tools.networks
     check_fields(request, config)
     warnings: list[str] = []
-    request = at_home(request, tools, warnings)
+    request = _at_home(request, tools, warnings)
     warnings += without_effect(request)
     first = first_pass(request, tools, warnings, fetching(watch), prompts)
     second, target = hires_pass(first, tools, warnings, fetching(watch))
@@ -73,12 +74,17 @@ def plan_request(request: GenerationRequest, tools: Tools) -> Plan:
     Raises:
         EngineError: as ``plan_job``, but for pictures, which are not read.
     """
-    request = at_home(request, tools, [])
+    request = _at_home(request, tools, [])
     first = first_pass(request, tools, [], lambda *_: None)
     memory = plan_passes(first, *hires_pass(first, tools, [], lambda *_: None), tools)
     detailing = detailing_of(request, tools)
     details = plan_detailing(request, detailing, first.size, tools) if detailing else []
     return replace(memory, then={**memory.then, **{f"detail {i}": plan for i, plan in enumerate(details, 1)}})
+
+
+def _at_home(request: GenerationRequest, tools: Tools, warnings: list[str]) -> GenerationRequest:
+    is_tiny = tools.networks.models.is_tiny
+    return at_home(request, is_tiny=is_tiny, upscalers=tools.upscalers.names(), warnings=warnings)
 
 
 def _job(

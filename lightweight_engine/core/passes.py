@@ -26,7 +26,6 @@ from .networks import Networks
 from .pictures import PictureReader
 from .plan import T5_LENGTH, Plan, Shape, Upscaling, make_plan
 from .processing import Batch, plan_schedule, sampler_options
-from .upscaling import TINY_UPSCALER
 
 # (height, width) where a request names none: of the production job, and of the demonstration model.
 NATIVE_SIZE = (1344, 768)
@@ -71,16 +70,6 @@ class Pass:
     def steps(self) -> int:
         """Of the walk; a guess for samplers that choose their own."""
         return self.forecast.reports if self.forecast else self.request.steps
-
-
-def at_home(request: GenerationRequest, tools: Tools, warnings: list[str]) -> GenerationRequest:
-    """A request with the demonstration model's own upscaler, where that of the production job is asked for in vain."""
-    usual = GenerationRequest.model_fields["hr_upscaler"].default
-    if not tools.networks.models.is_tiny or request.hr_upscaler != usual or usual in tools.upscalers.names():
-        return request
-    if request.hires:
-        warnings.append(f"{usual} is not there: the demonstration model enlarges with its own {TINY_UPSCALER}")
-    return request.model_copy(update={"hr_upscaler": TINY_UPSCALER})
 
 
 def first_pass(

@@ -15,11 +15,10 @@ from ..errors import RequestError
 from ..request import LARGEST_SCALE, Progress, UpscaleRequest
 from ..upscalers.library import UpscalerLibrary
 from ..upscalers.resampling import Size, resample, resample_levels, scaled, to_image, to_levels
+from .named import TINY_UPSCALER
 from .progress import Interrupt, Interrupted, Watch
 
 USUAL_SCALE = 2.0
-TINY_UPSCALER = "4x_tiny"
-"""That ships with the engine."""
 
 AfterTile = Callable[[int, int], None]
 

@@ -16,9 +16,8 @@ from typing import Literal, Protocol
 
 from PIL import Image
 
-from ..errors import RequestError
 from ..labels import Compat
-from .detailer_args import NONE, SAME_SAMPLER, SAME_SCHEDULER, ADetailerArgs, Passes
+from .detailer_args import SAME_SAMPLER, SAME_SCHEDULER, ADetailerArgs, Passes, check_supported
 from .detailer_masks import Order, Size, dynamic_strength, matching_sdxl_size, matching_size, meet
 from .detailer_prompts import is_skipped, prompts_of
 from .detailer_targets import Target, targets_of
@@ -148,10 +147,8 @@ class ADetailer:
             RequestError: an unknown detector or class, or a feature that this engine does not have.
             ModelError, MissingDependencyError: a detector's file cannot be used.
         """
+        check_supported(passes)
         for args in passes.active:
-            for name, off, what in UNSUPPORTED:
-                if getattr(args, name) != off:
-                    raise RequestError(f"{name}: {what}; leave it at {off!r}", field=name)
             detector = self.detectors.find(args.ad_model)
             detector.check_classes(wanted_classes(args, self.options.compat))
 
@@ -261,16 +258,6 @@ class Detailed:
     @property
     def is_changed(self) -> bool:
         return any(report.painted for report in self.reports)
-
-
-# Arguments that the reference hands to programs which this engine does not have; value that asks for nothing; why.
-UNSUPPORTED = (
-    ("ad_restore_face", False, "there are no face restorers; a face pass draws the face anew"),
-    ("ad_controlnet_model", NONE, "ControlNet is not run"),
-    ("ad_use_checkpoint", False, "a pass is drawn with the model of the job"),
-    ("ad_use_vae", False, "a pass is drawn with the autoencoder of the job"),
-    ("ad_use_clip_skip", False, "Flux takes no hidden layer of CLIP, so that there is none to skip"),
-)
 
 
 def wanted_classes(args: ADetailerArgs, compat: Compat) -> tuple[str, ...]:

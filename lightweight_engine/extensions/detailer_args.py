@@ -181,6 +181,28 @@ class Passes:
         return tuple(args for args in self.passes if not args.is_skipped)
 
 
+# Arguments that the reference hands to programs which this engine does not have; value that asks for nothing; why.
+UNSUPPORTED = (
+    ("ad_restore_face", False, "there are no face restorers; a face pass draws the face anew"),
+    ("ad_controlnet_model", NONE, "ControlNet is not run"),
+    ("ad_use_checkpoint", False, "a pass is drawn with the model of the job"),
+    ("ad_use_vae", False, "a pass is drawn with the autoencoder of the job"),
+    ("ad_use_clip_skip", False, "Flux takes no hidden layer of CLIP, so that there is none to skip"),
+)
+
+
+def check_supported(passes: Passes) -> None:
+    """Refuse arguments that this engine has nothing for.
+
+    Raises:
+        RequestError: names the argument, and the value that asks for nothing.
+    """
+    for args in passes.active:
+        for name, off, what in UNSUPPORTED:
+            if getattr(args, name) != off:
+                raise RequestError(f"{name}: {what}; leave it at {off!r}", field=name)
+
+
 def read_passes(args: Sequence[Any], compat: Compat = "fixed", field: str = "alwayson_scripts.ADetailer") -> Passes:
     """Passes in the form of the reference's API: ``[enable, skip_img2img, {…}, {…}]``, with or without the booleans.
 

@@ -179,6 +179,27 @@ def test_settings_of_file_environment_and_flag(cli: Cli, models: Path, monkeypat
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
+        (["--hr-scale", 2, "--hr-upscaler", "Lanczoz"], 2, "did you mean 'Lanczos'"),
+        (["--hr-scale", 2, "--hr-upscaler", "SwinIR 4x"], 3, "needs the file SwinIR_4x.pth"),
+        (["--adetailer"], 3, "face_yolov8n.pt is not in"),
+        (["--adetailer-passes", '{"ad_model": "face_tinny"}'], 2, "did you mean 'face_tiny'"),
+        (["--adetailer-passes", '{"ad_model": "face_tiny", "ad_confidense": 1}'], 2, "'ad_confidence'"),
+        (["--adetailer-passes", '{"ad_model": "face_tiny", "ad_restore_face": true}'], 2, "leave it at False"),
+        (["--checkpoint", "smal"], 3, "did you mean 'small'"),
+        (["--vae", "small"], 3, "not an autoencoder"),
+    ],
+)
+def test_what_is_no_name_is_told_before_anything_is_loaded(
+    cli: Cli, models: Path, arguments: list[object], code: int, said: str
+) -> None:
+    done = draw(cli, models, *arguments)
+    assert done.code == code and said in done.err, done.err
+    assert "loading" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
         (["--steps", 0], 2, "error: --steps: "),
         (["--cfg-scale", 500, "--steps", 0], 2, "; --cfg-scale: "),
         (["-n", 100], 2, "error: --num-outputs: 100 is over the limit of 64 (setting max_outputs)"),

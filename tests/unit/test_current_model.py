@@ -11,7 +11,7 @@ from command_line import command_line
 from factories import AE, FLUX, network, save, save_drawable
 
 from lightweight_engine import Config, GenerationRequest, LightweightEngine
-from lightweight_engine.core.assembly import choose_models
+from lightweight_engine.core.choice import choose_models
 from lightweight_engine.core.describe import pixels_sha256
 from lightweight_engine.core.models import TINY, ModelLibrary
 from lightweight_engine.core.networks import Networks

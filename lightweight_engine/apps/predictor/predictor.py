@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import EngineConfig
-from ...core.assembly import choose_models
+from ...core.choice import choose_models
 from ...core.download import GIB, Downloads
 from ...core.engine import LightweightEngine
 from ...core.file_cache import FileCache, Held

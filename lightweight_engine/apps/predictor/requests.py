@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...config import EngineConfig
-from ...core.assembly import choose_models
+from ...core.choice import choose_models
 from ...core.models import ModelLibrary, title_of
 from ...core.pictures import PictureReader
 from ...errors import ModelNotFoundError, RequestError
