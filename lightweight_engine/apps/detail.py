@@ -10,7 +10,7 @@ import typer
 from ..request import GenerationRequest
 from .console import Console
 from .options import Debug, Grouped, Json, Quiet, load_config, split_request, takes_request
-from .session import check_request, start_engine, watched
+from .session import check_request, start_engine, tell_details, watched
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -69,8 +69,7 @@ def detail(
             console.result({"path": str(saved[0].path), "passes": passes})
         else:
             console.data(str(saved[0].path))
-        for each in passes:
-            console.say(f"{each['model']}: {len(each['found'])} found, {each['painted']} painted")
+        tell_details(console, result.details)
 
 
 def _preview(console: Console, config: EngineConfig, request: GenerationRequest, image: Image, source: str) -> None:

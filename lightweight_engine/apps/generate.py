@@ -11,7 +11,7 @@ from ..labels import sampler_labels, scheduler_labels
 from ..request import GenerationRequest
 from .console import Console
 from .options import Debug, Grouped, Json, Quiet, load_config, split_request, takes_request
-from .session import check_request, start_engine, watched
+from .session import check_request, start_engine, tell_details, watched
 
 if TYPE_CHECKING:
     from ..core.images import Saved
@@ -92,6 +92,7 @@ def generate(
         else:
             for row in saved:
                 console.data(str(row.path))
+        tell_details(console, result.details)
         console.say(f"{len(saved)} picture{'s' * (len(saved) != 1)} in {sum(result.timings.values()):.1f} s")
 
 

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from .progress import reporter
 if TYPE_CHECKING:
     from ..config import EngineConfig
     from ..core.engine import LightweightEngine
-    from ..request import GenerationRequest
+    from ..request import DetailReport, GenerationRequest
 
 
 def check_request(request: GenerationRequest, config: EngineConfig) -> None:
@@ -71,6 +71,14 @@ def start_engine(console: Console, config: EngineConfig) -> LightweightEngine:
     name = "tiny, the demonstration model" if engine.models.is_tiny else engine.models.name
     console.say(f"model: {name}; device: {engine.networks.device}; ready in {took:.1f} s")
     return engine
+
+
+def tell_details(console: Console, details: Sequence[DetailReport]) -> None:
+    """Say what the detailer found on each picture, and painted."""
+    for number, report in enumerate(details, 1):
+        where = f"picture {number}: " if len(details) > 1 else ""
+        for each in report.passes:
+            console.say(f"{where}{each['model']}: {len(each['found'])} found, {each['painted']} painted")
 
 
 @contextmanager

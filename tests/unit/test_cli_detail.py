@@ -63,3 +63,12 @@ def test_what_cannot_be_detailed(cli: Cli, tmp_path: Path) -> None:
     assert cli("detail", tmp_path / "text.png").code == 2
     assert cli("detail", tmp_path / "none.png").code == 2
     assert cli("detail").code == 2
+
+
+def test_generate_says_what_was_found(cli: Cli, picture: Path, tmp_path: Path) -> None:
+    args = '{"ad_use_steps": true, "ad_steps": 1, "ad_denoising_strength": 0.1}'
+    own = ("--adetailer-args", args, "--adetailer-args-hands", '{"ad_disable": true}', "-o", tmp_path / "out")
+    start = ("--image", picture, "--denoising-strength", 0.1, "--width", 256, "--height", 256, "--steps", 10)
+    done = cli("generate", "a woman", *start, "--adetailer", "-n", 2, "--seed", 1, *own)
+    assert done.code == 0, done.err
+    assert "picture 1: face_tiny: 1 found, 1 painted" in done.err and "picture 2: face_tiny: " in done.err
