@@ -26,7 +26,7 @@ def counted(running: Running, name: str) -> float:
     return sum(map(float, found))
 
 
-def test_an_idle_service_stays_ready_and_a_worker_that_stands_still_is_noticed(tmp_path: Path) -> None:
+def test_readiness_is_that_of_the_worker(tmp_path: Path) -> None:
     with service(tmp_path, *EVERY) as running:
         running.ready()
         before = running.generate(subseed=0).json["images"]
@@ -47,6 +47,15 @@ def test_an_idle_service_stays_ready_and_a_worker_that_stands_still_is_noticed(t
             os.kill(running.worker, signal.SIGCONT)
         running.ready()
 
+        drawn = counted(running, "lwe_canaries_total")
+        assert running.post("/models/unload", None).status == 200
+        time.sleep(2 * PERIOD)
+        assert running.get("/readyz").status == 200
+        assert running.get("/models/status").json["memory"]["device_bytes"] == 0, "a canary brought it back"
+        assert counted(running, "lwe_canaries_total") <= drawn + 1
+        assert running.post("/models/load", None).status == 200
+        running.ready()
+
         worker = running.worker
         os.kill(worker, signal.SIGKILL)
         wait(lambda: running.get("/readyz").status == 503, 5)
@@ -65,6 +74,7 @@ class Pid:
     """Of a supervisor, what a canary looks at between its jobs."""
 
     pid = 1
+    facts = {"held_bytes": 1}
 
 
 def canary_of(minutes: float, worker: Pid | None = None) -> Canary:

@@ -22,7 +22,7 @@ from .metrics import Metrics
 from .supervisor import Supervisor
 
 CANARY_SECONDS = 120.0  # that it may take; a model that lies on the host has to be brought to the device first
-_AGAIN_SECONDS = 10.0  # before the next one, where one failed
+_AGAIN_SECONDS = 5.0  # before the next one, where one failed, or before a look whether there is a model again
 _SIDE = 16  # pixels: the smallest picture
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Canary:
 
     A job or canary that ends well and a step of a job are signs of health. They hold for ``canary_minutes``, and for
     the worker that gave them; a canary is due at half of that time, or at once where a job failed by no fault of its
-    request.
+    request. A model that is not kept, or was unloaded, is not brought back for it: then nothing is drawn or said.
     """
 
     def __init__(self, config: EngineConfig, supervisor: Supervisor, metrics: Metrics) -> None:
@@ -48,7 +48,7 @@ class Canary:
     @property
     def reason(self) -> str | None:
         """Why it is not known that a job would succeed now."""
-        if not self._seconds:
+        if not self._seconds or self._rests:
             return None
         if self._worker != self._supervisor.pid:
             return "the worker has drawn nothing yet"
@@ -60,10 +60,16 @@ class Canary:
 
     @property
     def seconds_until_due(self) -> float | None:
-        """Until the next canary is to be sent; None for never."""
+        """Until the next canary is to be sent, or to be thought of again; None for never."""
         if not self._seconds:
             return None
+        if self._rests:
+            return min(self._seconds / 2, _AGAIN_SECONDS)
         return 0.0 if self._worker != self._supervisor.pid else max(self._due - time.monotonic(), 0.0)
+
+    @property
+    def _rests(self) -> bool:
+        return not self._supervisor.facts.get("held_bytes")
 
     def lives(self) -> None:
         """A job has gone well, or on by a step."""
