@@ -171,13 +171,13 @@ class TestNetwork:
         assert Config().tokens == {}
 
     def test_tokens_are_never_shown(self, tmp_path: Path) -> None:
-        config = Config(tokens={"civitai.com": "canary"})
+        config = Config(tokens={"civitai.com": "sparrow"})
         shown = (repr(config), str(config), config.model_dump_json(), str(list(config.rows())))
-        assert not any("canary" in text for text in shown)
-        for wrong in ("canary", "civitai.com=canary canary", "canary canary=x", 7, {"civitai.com": 7}, ["canary"]):
+        assert not any("sparrow" in text for text in shown)
+        for wrong in ("sparrow", "civitai.com=sparrow sparrow", "sparrow sparrow=x", 7, {"civitai.com": 7}, ["sparrow"]):
             with pytest.raises(ConfigError, match="tokens") as caught:
                 Config(tokens=wrong)
-            assert "canary" not in str(caught.value)
+            assert "sparrow" not in str(caught.value)
 
     def test_allowed_hosts_are_hosts_with_ports(self, tmp_path: Path) -> None:
         config = load(tmp_path, environ={"LWE_ALLOW_HOSTS": "Localhost:80, [::1]:8000"})
