@@ -22,6 +22,9 @@ _HOMES = {
     "EngineConfig": "config",
     "GenerationRequest": "request",
     "GenerationResult": "request",
+    "UpscaleRequest": "request",
+    "UpscaleResult": "request",
+    "Interrupt": "core.progress",
     "LoraSpec": "request",
     "Progress": "request",
     "EngineError": "errors",
@@ -33,17 +36,21 @@ __all__ = [
     "EngineError",
     "GenerationRequest",
     "GenerationResult",
+    "Interrupt",
     "LightweightEngine",
     "LoraSpec",
     "Progress",
+    "UpscaleRequest",
+    "UpscaleResult",
     "__version__",
 ]
 
 if TYPE_CHECKING:
     from .config import Config, EngineConfig
     from .core.engine import LightweightEngine
+    from .core.progress import Interrupt
     from .errors import EngineError
-    from .request import GenerationRequest, GenerationResult, LoraSpec, Progress
+    from .request import GenerationRequest, GenerationResult, LoraSpec, Progress, UpscaleRequest, UpscaleResult
 
 
 def __getattr__(name: str) -> Any:
