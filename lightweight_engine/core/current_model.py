@@ -15,7 +15,7 @@ from ..extensions.lora import LoRAManager
 from .assembly import assemble
 from .choice import choose_models
 from .loras import lora_manager
-from .models import ModelSet
+from .models import ModelLibrary, ModelSet
 from .networks import Networks
 from .plan import Plan
 from .precision import settings_in_effect
@@ -31,6 +31,7 @@ class CurrentModel:
         usual: the plan of a request that says nothing: what is kept through all its stages is loaded at once.
 
     Attributes:
+        library: the model files; it remembers the headers that were read, so that a change reads few.
         networks: None until a model is asked for.
         settings: the configured ones, with the choice of the last request that named a model.
         notes: what is worth saying of the settings and the model's files, a sentence each.
@@ -43,6 +44,7 @@ class CurrentModel:
         usual: Callable[[Networks, LoRAManager], Plan],
     ) -> None:
         self.settings = self._config = config
+        self.library = ModelLibrary.of(config)
         self.networks: Networks | None = None
         self.notes: list[str] = []
         self._sha256_of, self._usual = sha256_of, usual
@@ -54,12 +56,16 @@ class CurrentModel:
     def loras(self) -> LoRAManager:
         """What reads LoRAs for the model in use; before there is one, for that of the settings: nothing is loaded."""
         if self._loras is None:
-            models = choose_models(self.settings, []) if self.networks is None else self.networks.models
+            models = self.chosen(self.settings, []) if self.networks is None else self.networks.models
             self._loras = self.loras_of(models)
         return self._loras
 
     def loras_of(self, models: ModelSet) -> LoRAManager:
         return lora_manager(self._config, models, self._sha256_of)
+
+    def chosen(self, settings: EngineConfig, notes: list[str]) -> ModelSet:
+        """The files of the model that settings name, as they are now; raises as ``choose_models``."""
+        return choose_models(settings, notes, self.library.refresh())
 
     def is_of(self, settings: EngineConfig) -> bool:
         """Whether the model in use is the one that these settings name."""
@@ -117,7 +123,7 @@ class CurrentModel:
             self.give(self._given)
             return
         notes: list[str] = []
-        models = choose_models(settings, notes)
+        models = self.chosen(settings, notes)
         if self._has(models, settings):
             self.settings = settings
             return

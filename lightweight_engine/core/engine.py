@@ -20,13 +20,12 @@ from ..flux.keymaps import Role
 from ..request import GenerationRequest, GenerationResult, UpscaleRequest, UpscaleResult
 from ..upscalers.library import UpscalerLibrary
 from .assembly import assemble
-from .choice import choose_models
 from .current_model import CurrentModel
 from .describe import describe, device_name, versions
 from .detailing import Workshop, find
 from .jobs import plan_job, plan_request
 from .limits import check_upscale
-from .models import ROLES, TINY, HashCache, ModelSet
+from .models import ROLES, TINY, HashCache, ModelLibrary, ModelSet
 from .networks import Networks
 from .passes import Tools
 from .pictures import PictureReader
@@ -91,6 +90,11 @@ class LightweightEngine:
     def detectors(self) -> DetectorLibrary:
         """The detectors that the detailer can be given."""
         return self._detectors
+
+    @property
+    def library(self) -> ModelLibrary:
+        """The model files that requests may name."""
+        return self._model.library
 
     @property
     def hashes(self) -> HashCache:
@@ -361,7 +365,7 @@ class LightweightEngine:
     def _assembled(self, settings: EngineConfig, card: Card | None, notes: list[str]) -> Networks:
         """The networks of a model that is only looked at, on the device or for a card that need not be there."""
         device = pick_device(self.config.device) if card is None else torch.device(card.kind)
-        models = choose_models(settings, notes)
+        models = self._model.chosen(settings, notes)
         return assemble(models, settings, device, card or self._model.card_without(device), notes, load=False)
 
     def _usual_plan(self, networks: Networks, loras: LoRAManager) -> Plan:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from command_line import command_line
 from factories import AE, FLUX, network, save, save_drawable
 
 from lightweight_engine import Config, GenerationRequest, LightweightEngine
+from lightweight_engine.core import models
 from lightweight_engine.core.choice import choose_models
 from lightweight_engine.core.describe import pixels_sha256
 from lightweight_engine.core.models import TINY, ModelLibrary
@@ -133,6 +136,24 @@ def test_plans_follow_the_model(folder: Path, engine: LightweightEngine) -> None
     assert fresh._model.networks is None
     with pytest.raises(ModelNotFoundError):
         fresh.plan(request(checkpoint="absent"))
+
+
+def test_a_change_reads_no_header_again(engine: LightweightEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn(engine, checkpoint="other")
+    read: list[Path] = []
+    monkeypatch.setattr(models, "read_entry", lambda path, *_, **__: read.append(path))
+    drawn(engine)
+    assert engine.models.name == "small" and not read
+
+
+def test_a_file_that_was_replaced_is_read_anew(folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "models"
+    shutil.copytree(folder, root)
+    engine = engine_of(root)
+    first, other = drawn(engine), drawn(engine, checkpoint="other")
+    shutil.copyfile(root / "Stable-diffusion" / "people" / "other.safetensors", tmp_path / "x")
+    os.replace(tmp_path / "x", root / "Stable-diffusion" / "small.safetensors")
+    assert first != other == drawn(engine, checkpoint="small", storage_dtype="auto")
 
 
 def test_tensors_are_drawn_with_it_too(engine: LightweightEngine) -> None:

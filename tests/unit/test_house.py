@@ -135,7 +135,7 @@ ARROWS = {
     "core.detailing": "limits named passes plan processing",
     "core.jobs": "detailing images limits named networks passes plan processing progress recovery start_pictures",
     "core.upscaling": "named progress",
-    "core.engine": "assembly choice current_model describe detailing jobs limits models networks passes pictures plan "
+    "core.engine": "assembly current_model describe detailing jobs limits models networks passes pictures plan "
     "precision processing progress recovery upscaling",
     # apps
     "__main__": "cli",

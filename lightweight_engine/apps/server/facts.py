@@ -39,7 +39,7 @@ class Facts:
     """
 
     def __init__(self, engine: LightweightEngine) -> None:
-        self.models = ModelLibrary.of(engine.config)
+        self.models = engine.library
         self._engine = engine
         self._configured = files_of(engine.models.own_parts["transformer"])  # as no request has named another yet
         self._loras = lora_library(engine.config, with_tiny=engine.models.is_tiny)
