@@ -136,7 +136,7 @@ def test_c9_ways_of_inpainting(api: Any, fill: int, full: bool, invert: int) -> 
 
 
 def test_c10_a_detailer_does_not_outlive_its_call(api: Any) -> None:
-    asked = {**SMALL, "width": 256, "height": 256, "steps": 4, "subseed": 0}
+    asked = {**SMALL, "width": 192, "height": 192, "steps": 4, "subseed": 0}
     plain = api.txt2img(**asked)
     detailed = api.txt2img(**asked, adetailer=[webuiapi.ADetailer(ad_model=FACE, ad_mask_k_largest=1)])
     again = api.txt2img(**asked)
@@ -283,9 +283,11 @@ def test_c22_enlarging(api: Any) -> None:
     assert api.extra_single_image(begin, upscaling_resize=2, upscaler_1="Lanczos").image.size == (128, 96)
     cut = {"resize_mode": 1, "upscaling_resize_w": 777, "upscaling_resize_h": 333, "upscaling_crop": True}
     assert api.extra_single_image(begin, upscaler_1="Nearest", **cut).image.size == (777, 333)
-    blend = {"upscaler_1": "4x_tiny", "upscaler_2": "Lanczos", "extras_upscaler_2_visibility": 0.5}
-    results = api.extra_batch_images([begin, picture(5), picture(9)], upscaling_resize=1.5, **blend).images
-    assert [result.size for result in results] == [(96, 72), (96, 96), (96, 96)]
+    blend = {"upscaler_1": "Nearest", "upscaler_2": "Lanczos", "extras_upscaler_2_visibility": 0.5}
+    results = api.extra_batch_images(
+        [picture(5, (24, 16)), picture(5, (16, 16)), picture(9, (16, 16))], upscaling_resize=1.5, **blend
+    ).images
+    assert [result.size for result in results] == [(36, 24), (24, 24), (24, 24)]
     with pytest.raises(RuntimeError, match="upscaler_1.*choose one of: None, Lanczos"):
         api.extra_single_image(begin, upscaler_1="LDSR")
 

@@ -55,7 +55,8 @@ class Session:
 
     @property
     def running(self) -> Task | None:
-        return next((task for task in self._tasks.values() if task.job is self.service.running), None)
+        job = self.service.running
+        return next((task for task in self._tasks.values() if task.job is job and not task.job.over), None)
 
     @property
     def latest(self) -> Task | None:
