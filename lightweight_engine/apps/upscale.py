@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -13,9 +13,6 @@ from ..request import UpscaleRequest
 from .console import Console
 from .options import Debug, Grouped, Json, Quiet, check_models_dir, load_config, takes_settings
 from .session import watched
-
-if TYPE_CHECKING:
-    from ..config import EngineConfig
 
 Source = Annotated[str | None, typer.Argument(metavar="IMAGE", help="The picture: a path or a URL.")]
 By = Annotated[float | None, typer.Option("--by", help="How many times larger [2]; 1 runs the network all the same.")]
@@ -52,9 +49,16 @@ def upscale(
     with Console(json=json, quiet=quiet, debug=debug) as console:
         config = load_config(settings)
         check_models_dir(config)
+        from ..core.models import TINY
+        from ..upscalers.files import UpscalerFiles
+
+        files = UpscalerFiles([config.models_dir, TINY])
         if listing:
-            _print_names(console, config)
+            _print_names(console, files.names())
             return
+        for field, name in (("upscaler", upscaler), ("upscaler_2", upscaler_2)):
+            if name is not None:
+                files.entry(name, field=field)
         if source is None:
             raise RequestError("there is no picture to enlarge; name one", field="image")
         from ..core.engine import LightweightEngine
@@ -91,11 +95,7 @@ def upscale(
         console.say(f"{picture.width}x{picture.height} to {made.width}x{made.height} in {_seconds(begin)}")
 
 
-def _print_names(console: Console, config: EngineConfig) -> None:
-    from ..core.models import TINY
-    from ..upscalers.files import UpscalerFiles
-
-    names = UpscalerFiles([config.models_dir, TINY]).names()
+def _print_names(console: Console, names: list[str]) -> None:
     if console.json:
         console.result({"upscalers": names})
         return

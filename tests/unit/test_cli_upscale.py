@@ -67,6 +67,7 @@ def test_to_a_size_by_two(cli: Cli, tmp_path: Path) -> None:
         (("none.png",), 2, "there is no such file"),
         (("small.png", "--upscaler", "4x-Smal"), 2, "did you mean '4x-Small'"),
         (("small.png", "--upscaler", "ESRGAN_4x"), 3, "ESRGAN_4x.pth"),
+        (("small.png", "--upscaler-2", "Lanczoz"), 2, "did you mean 'Lanczos'"),
         (("small.png", "--by", "0"), 2, "by: Input should be greater than 0"),
         (("small.png", "--by", "1e9"), 2, "less than or equal to 16"),
         (("small.png", "--by", "16", "--set", "max_side=100"), 2, "656x480"),
