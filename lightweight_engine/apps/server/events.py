@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from .jobs import Job
 from .schemas import JobAnswer, as_base64
@@ -23,7 +22,7 @@ class Events:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._told: WeakKeyDictionary[Job, tuple[object, str]] = WeakKeyDictionary()
+        self._last: tuple[object, str] = None, ""
         self.watching = 0
 
     async def of(self, job: Job) -> AsyncIterator[str]:
@@ -54,14 +53,15 @@ class Events:
             pass
 
     def _progress(self, job: Job) -> str:
-        """The event of a running job, made once for all who watch it."""
+        """The event of a job, made once for all who watch it."""
         position = self._service.position(job)
-        known, text = self._told.get(job, (None, ""))
-        if known != (job.version, position):
+        made_for = job.id, job.version, position
+        known, text = self._last
+        if known != made_for:
             preview = None if job.preview is None else as_base64(job.preview)
             place = {"state": job.state, "position": position}
             text = _event("progress", job.version, {**place, **job.progress, "preview": preview})
-            self._told[job] = (job.version, position), text
+            self._last = made_for, text
         return text
 
 

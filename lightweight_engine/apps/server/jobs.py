@@ -18,6 +18,24 @@ KEY_SECONDS = 24 * 3600.0  # that an idempotency key is remembered
 MAX_REMEMBERED = 10_000  # jobs that are over, and keys
 
 
+class _Bell:
+    """Wakes all who wait for it. Nothing is held while nobody waits, as thousands of jobs are remembered."""
+
+    __slots__ = ("_event",)
+
+    def __init__(self) -> None:
+        self._event: asyncio.Event | None = None
+
+    async def wait(self) -> None:
+        self._event = self._event or asyncio.Event()
+        await self._event.wait()
+
+    def ring(self) -> None:
+        event, self._event = self._event, None
+        if event is not None:
+            event.set()
+
+
 @dataclass(eq=False)
 class Job:
     """One request on its way.
@@ -53,8 +71,8 @@ class Job:
     cancelled: bool = False
     interrupted: bool = False
     version: int = 0
-    _event: asyncio.Event = field(default_factory=asyncio.Event)
-    _over: asyncio.Event = field(default_factory=asyncio.Event)
+    _on_change: _Bell = field(default_factory=_Bell)
+    _on_end: _Bell = field(default_factory=_Bell)
 
     @property
     def over(self) -> bool:
@@ -85,23 +103,23 @@ class Job:
     def _end(self, state: State) -> None:
         self.state, self.finished = state, time.time()
         self.request = self.preview = None  # pictures that it brought are of no more use
-        self._over.set()
         self._tell()
+        self._on_end.ring()
 
     def _tell(self) -> None:
         self.version += 1
-        event, self._event = self._event, asyncio.Event()
-        event.set()
+        self._on_change.ring()
 
     async def changed(self, seen: int) -> int:
         """Wait until the version is another one than ``seen``, and say which. Changes between two calls are one."""
         while self.version == seen:
-            await self._event.wait()
+            await self._on_change.wait()
         return self.version
 
     async def ended(self) -> None:
         """Wait until the job is over."""
-        await self._over.wait()
+        if not self.over:
+            await self._on_end.wait()
 
     def result(self) -> Outcome:
         """The pictures.
