@@ -23,9 +23,10 @@ from .assembly import assemble
 from .current_model import CurrentModel
 from .describe import describe, device_name, versions
 from .detailing import Workshop, find
+from .hashes import HashCache
 from .jobs import plan_job, plan_request
 from .limits import check_upscale
-from .models import ROLES, TINY, HashCache, ModelLibrary, ModelSet
+from .models import ROLES, TINY, ModelLibrary, ModelSet
 from .networks import Networks
 from .passes import Tools
 from .pictures import PictureReader

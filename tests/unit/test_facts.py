@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from lightweight_engine import Config, LightweightEngine
 from lightweight_engine.apps.server.facts import Facts, lora_rows, scale_of
-from lightweight_engine.core.models import TINY, HashCache, ModelLibrary
+from lightweight_engine.core.hashes import HashCache
+from lightweight_engine.core.models import TINY, ModelLibrary
 from lightweight_engine.extensions.lora_library import LoraLibrary
 from lightweight_engine.upscalers.files import FAMILIES, Entry
 

@@ -115,7 +115,7 @@ ARROWS = {
     "core.lora_sources": "file_cache",
     "core.transfer": "file_cache",
     "core.download": "file_cache lora_sources transfer",
-    "core.models": "folders",
+    "core.models": "folders hashes",
     "core.plan": "",
     "core.precision": "models",
     "core.loras": "download lora_sources models",
@@ -135,7 +135,7 @@ ARROWS = {
     "core.detailing": "limits named passes plan processing",
     "core.jobs": "detailing images limits named networks passes plan processing progress recovery start_pictures",
     "core.upscaling": "named progress",
-    "core.engine": "assembly current_model describe detailing jobs limits models networks passes pictures plan "
+    "core.engine": "assembly current_model describe detailing hashes jobs limits models networks passes pictures plan "
     "precision processing progress recovery upscaling",
     # apps
     "__main__": "cli",

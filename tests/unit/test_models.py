@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from lightweight_engine import Config, LightweightEngine
 from lightweight_engine.core.folders import stray_models
-from lightweight_engine.core.models import TINY, HashCache, ModelLibrary
+from lightweight_engine.core.hashes import HashCache
+from lightweight_engine.core.models import TINY, ModelLibrary
 from lightweight_engine.errors import CorruptCheckpointError, ModelError, ModelNotFoundError, UnsupportedCheckpointError
 from lightweight_engine.flux.convert import convert_part
 from lightweight_engine.flux.params import T5Params

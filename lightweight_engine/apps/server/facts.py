@@ -16,8 +16,9 @@ from typing import Any
 from ...backend.devices import memory_figures
 from ...core.describe import device_name, versions
 from ...core.engine import LightweightEngine
+from ...core.hashes import HashCache
 from ...core.loras import lora_library
-from ...core.models import SLOTS, HashCache, ModelLibrary, files_of, title_of
+from ...core.models import SLOTS, ModelLibrary, files_of, title_of
 from ...errors import EngineError
 from ...extensions.lora_library import LoraLibrary
 from ...upscalers.files import Entry, UpscalerFiles
