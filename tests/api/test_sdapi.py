@@ -17,7 +17,7 @@ from PIL import Image
 from running_service import PROJECT, Answer, Running, service, wait
 
 from lightweight_engine.apps.server.sdapi.catalogue import Catalogue
-from lightweight_engine.apps.server.sdapi.models import ImageToImageRequest, TextToImageRequest
+from lightweight_engine.apps.server.sdapi.models import ExtraSingleRequest, ImageToImageRequest, TextToImageRequest
 from lightweight_engine.apps.server.sdapi.options import Options
 from lightweight_engine.apps.server.sdapi.translate import Translation, translate
 from lightweight_engine.config import EngineConfig
@@ -237,6 +237,17 @@ def test_what_has_no_effect_is_told(running: Running) -> None:
     told = " ".join(answer["warnings"])
     assert all(name in told for name in (*extra, "no_such_option", "CLIP_stop"))
     assert json.loads(answer["info"])["extra_generation_params"]["ENSD"] == "31337"
+
+
+def test_no_field_is_forgotten() -> None:
+    """Each is a row of a table, or used by name where bodies are read."""
+    folder = PROJECT / "lightweight_engine" / "apps" / "server" / "sdapi"
+    used = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py") if path.name != "models.py")
+    for model in (TextToImageRequest, ImageToImageRequest, ExtraSingleRequest):
+        idle = {"show_extras_results", "codeformer_weight", "upscale_first"}  # of faces, which nobody paints there
+        assert [name for name in model.model_fields if not re.search(rf"\b{name}\b", used)] == sorted(
+            idle & set(model.model_fields), key=list(model.model_fields).index
+        )
 
 
 def test_null_is_as_configured() -> None:

@@ -115,7 +115,7 @@ ARROWS = {
     "core.lora_sources": "file_cache",
     "core.transfer": "file_cache",
     "core.download": "file_cache lora_sources transfer",
-    "core.models": "folders hashes",
+    "core.models": "folders",
     "core.plan": "",
     "core.precision": "models",
     "core.loras": "download lora_sources models",
@@ -135,7 +135,7 @@ ARROWS = {
     "core.detailing": "limits named passes plan processing",
     "core.jobs": "detailing images limits named networks passes plan processing progress recovery start_pictures",
     "core.upscaling": "named progress",
-    "core.engine": "assembly current_model describe detailing hashes jobs limits models networks passes pictures plan "
+    "core.engine": "assembly current_model describe detailing jobs limits models networks passes pictures plan "
     "precision processing progress recovery upscaling",
     # apps
     "__main__": "cli",
@@ -180,12 +180,12 @@ ARROWS = {
     "server.service server.supervisor",
     # Forge's API, from its words outwards
     "apps.server.sdapi.catalogue": "server.faults server.sdapi.options server.service",
-    "apps.server.sdapi.translate": "server.faults server.sdapi.catalogue server.sdapi.models server.sdapi.options "
-    "server.sdapi.scripts",
+    "apps.server.sdapi.translate": "server.faults server.sdapi.catalogue server.sdapi.fields server.sdapi.models "
+    "server.sdapi.options server.sdapi.scripts",
     "apps.server.sdapi.answers": "server.jobs server.schemas server.sdapi.models server.sdapi.translate",
     "apps.server.sdapi.session": "server.jobs server.sdapi.options server.service",
     "apps.server.sdapi.generation": "server.asking server.bodies server.faults server.native server.sdapi.answers "
-    "server.sdapi.catalogue server.sdapi.models server.sdapi.session server.sdapi.translate",
+    "server.sdapi.catalogue server.sdapi.fields server.sdapi.models server.sdapi.session server.sdapi.translate",
     "apps.server.sdapi.lists": "server.native server.sdapi.scripts server.sdapi.session",
     "apps.server.sdapi.progress": "server.bodies server.native server.schemas server.sdapi.answers "
     "server.sdapi.models server.sdapi.session",

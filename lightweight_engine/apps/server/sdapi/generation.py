@@ -17,9 +17,10 @@ from ..faults import Fault
 from ..native import errors
 from .answers import generation_answer
 from .catalogue import Catalogue
+from .fields import NAMES
 from .models import GenerationResponse, ImageToImageRequest, TextToImageRequest
 from .session import Session
-from .translate import NAMES, Body, renamed, translate
+from .translate import Body, renamed, translate
 
 FAILURES = errors(400, 401, 403, 404, 408, 413, 415, 422, 429, 503, 504, 507)
 

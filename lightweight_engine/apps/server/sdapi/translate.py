@@ -1,7 +1,6 @@
 """From a body of Forge's API to a ``GenerationRequest``, and what a person should know of the way.
 
-What a body leaves out is Forge's default; for null see ``CONFIGURED``. Each field is a
-row of a table below: one that has a counterpart, one without effect (a warning), or one that is refused.
+What a body leaves out is Forge's default; for null see ``fields.CONFIGURED``.
 """
 
 from __future__ import annotations
@@ -19,82 +18,14 @@ from ....labels import resolve_sampler
 from ....request import GenerationRequest, profile_defaults
 from ..faults import Fault, Refusal
 from .catalogue import Catalogue
+from .fields import CONFIGURED, DEFAULTED, HIRES, IDLE, IMAGE, REFUSED, SAME, SHARED
 from .models import ImageToImageRequest, TextToImageRequest
 from .options import Options, without_effect
 from .scripts import detailer_fields
 
 Body = TextToImageRequest | ImageToImageRequest
 
-SAME = ("", "use same sampler", "use same scheduler", "use same checkpoint", "use same choices", "none")
 DISTILLED_KEY = "Guidance policy"
-
-# Fields that mean the same, ours by theirs. Null leaves them to options and configuration.
-SHARED = {
-    **{name: name for name in ("prompt", "negative_prompt", "seed", "subseed", "subseed_strength", "steps")},
-    **{name: name for name in ("seed_resize_from_h", "seed_resize_from_w", "cfg_scale", "distilled_cfg_scale")},
-    **{name: name for name in ("width", "height", "batch_size", "scheduler", "denoising_strength")},
-    **{name: name for name in ("eta", "s_min_uncond", "s_churn", "s_tmax", "s_tmin", "s_noise")},
-}
-HIRES = {
-    "hr_scale": "hr_scale",
-    "hr_upscaler": "hr_upscaler",
-    "hr_second_pass_steps": "hr_steps",
-    "hr_resize_x": "hr_resize_x",
-    "hr_resize_y": "hr_resize_y",
-    "hr_prompt": "hr_prompt",
-    "hr_negative_prompt": "hr_negative_prompt",
-    "hr_cfg": "hr_cfg",
-    "hr_distilled_cfg": "hr_distilled_cfg",
-}
-IMAGE = {
-    **{name: name for name in ("resize_mode", "mask", "mask_blur_x", "mask_blur_y", "mask_round", "inpainting_fill")},
-    **{name: name for name in ("inpaint_full_res", "inpaint_full_res_padding", "inpainting_mask_invert")},
-    "initial_noise_multiplier": "initial_noise_multiplier",
-}
-
-# What null stands for: a setting of the service, or Forge's default. Others are left to the options.
-CONFIGURED = ("width", "height", "steps", "cfg_scale", "distilled_cfg_scale")
-DEFAULTED = (
-    *("scheduler", "hr_upscaler", "hr_scale", "hr_cfg", "hr_distilled_cfg"),
-    *("inpainting_fill", "inpaint_full_res", "inpaint_full_res_padding"),
-)
-
-# Fields without effect: values that ask for nothing, and why others do nothing.
-IDLE: dict[str, tuple[tuple[Any, ...], str]] = {
-    "styles": ((None, []), "there are no styles here"),
-    "restore_faces": ((None, False), "faces are painted anew by ADetailer alone"),
-    "tiling": ((None, False), "Flux draws no tiles"),
-    "refiner_checkpoint": ((None, "", "None"), "Flux has no refiner"),
-    "image_cfg_scale": ((None, 0.0, 1.0, 1.5), "Flux does not know it"),
-    "script_args": (([],), "there is no script that they are for"),
-    "override_settings_restore_afterwards": (
-        (None, True),
-        "override_settings hold for one request; POST /sdapi/v1/options changes what holds for all",
-    ),
-}
-# Fields that would change the picture into another one: values that ask for nothing, and what to do instead.
-REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "script_name": ((None, "", "None"), "selectable scripts do not exist here; leave it out"),
-    "firstpass_image": ((None, ""), "a second pass alone does not exist here; send the picture to img2img"),
-    "latent_mask": ((None, ""), "send the mask as mask"),
-}
-NAMES = {
-    "num_outputs": "n_iter",
-    "sampler": "sampler_name",
-    "hr_sampler": "hr_sampler_name",
-    "hr_steps": "hr_second_pass_steps",
-    "image": "init_images",
-    "checkpoint": "override_settings.sd_model_checkpoint",
-    "vae": "override_settings.sd_vae",
-    "t5": "override_settings.forge_additional_modules",
-    "clip": "override_settings.forge_additional_modules",
-    "storage_dtype": "override_settings.forge_unet_storage_dtype",
-    "adetailer_passes": "alwayson_scripts.ADetailer",
-    "img2img_upscaler": "override_settings.upscaler_for_img2img",
-    "noise_source": "override_settings.randn_source",
-    "background_color": "override_settings.img2img_background_color",
-}
-"""What a caller of this API knows our fields as, where that is another name."""
 _FIRST_NAME = re.compile(r"^(\w+)(?=[:.])")
 
 
