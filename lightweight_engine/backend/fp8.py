@@ -55,13 +55,20 @@ class Float8(Spec):
             return values.to(dtype)  # each of the values is one of float16, bfloat16 and float32 too
         out = torch.empty(self.shape, dtype=dtype, device=values.device)
         if values.is_cuda and kernels.available():
-            from .kernels.dequantize import float8
-
-            return float8(values, parts["scale"], out)
+            self.dequantize_into(parts, out)
+            return out
         scale = parts["scale"].expand(self.shape[0])
         for piece in pieces(*self.shape, values.device):
             torch.mul(values[piece].float(), scale[piece, None], out=out[piece])
         return out
+
+    def dequantize_into(self, parts: Mapping[str, Tensor], out: Tensor) -> None:
+        if self.scales and out.is_cuda and kernels.available():
+            from .kernels.dequantize import float8
+
+            float8(parts["values"], parts["scale"], out)
+        else:
+            super().dequantize_into(parts, out)
 
     def take(self, parts: Mapping[str, Tensor], start: int, stop: int) -> Packed:
         taken = {name: tensor[start:stop] if len(tensor) > 1 else tensor for name, tensor in parts.items()}

@@ -55,16 +55,23 @@ class Blocks(Spec):
 
     def dequantize(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         if parts["blocks"].is_cuda and kernels.available():
-            from .kernels.dequantize import gguf_blocks
-
-            blocks = parts["blocks"]
-            return gguf_blocks(self.type, blocks, torch.empty(self.shape, dtype=dtype, device=blocks.device))
+            out = torch.empty(self.shape, dtype=dtype, device=parts["blocks"].device)
+            self.dequantize_into(parts, out)
+            return out
         elements, decode = self.layout.elements, DECODERS[self.type]
         blocks = parts["blocks"].reshape(-1, self.layout.nbytes)
         out = torch.empty(len(blocks), elements, dtype=dtype, device=blocks.device)
         for piece in pieces(len(blocks), elements, blocks.device):
             out[piece] = decode(blocks[piece])
         return out.view(self.shape)
+
+    def dequantize_into(self, parts: Mapping[str, Tensor], out: Tensor) -> None:
+        if out.is_cuda and kernels.available():
+            from .kernels.dequantize import gguf_blocks
+
+            gguf_blocks(self.type, parts["blocks"], out)
+        else:
+            super().dequantize_into(parts, out)
 
     def take(self, parts: Mapping[str, Tensor], start: int, stop: int) -> Packed:
         return Packed(replace(self, shape=(stop - start, self.shape[1])), {"blocks": parts["blocks"][start:stop]})

@@ -7,13 +7,16 @@ a block does not change.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .packed import Packed, Spec
+
+if TYPE_CHECKING:
+    from .ahead import Ahead
 
 SHORT = (torch.bfloat16, torch.float16)
 """What products of a GPU can activate as they write it."""
@@ -40,7 +43,12 @@ class PackedLinear(nn.Module):
     """A linear whose weight stays in a storage format and becomes numbers at each use.
 
     Its buffers are the parts of the packed matrix, so that whatever moves a module's tensors moves these too.
+
+    Attributes:
+        ahead: unpacks for it and its neighbours.
     """
+
+    ahead: Ahead | None = None
 
     def __init__(self, packed: Packed, bias: nn.Parameter | None) -> None:
         super().__init__()
@@ -57,7 +65,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(input.dtype)
-        return F.linear(input, self.packed.dequantize(input.dtype), bias)
+        return F.linear(input, passing_numbers(self, input), bias)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, storage={self.spec.name}"
@@ -68,6 +76,13 @@ def numbers(linear: nn.Linear | PackedLinear, dtype: torch.dtype, device: torch.
     if isinstance(linear, PackedLinear):
         return linear.packed.to(device).dequantize(dtype)
     return linear.weight.detach().to(device=device, dtype=dtype)
+
+
+def passing_numbers(linear: nn.Linear | PackedLinear, x: Tensor) -> Tensor:
+    """The same in the dtype of ``x`` and on its device, to be used at once: the next call of any may write over it."""
+    if isinstance(linear, PackedLinear) and linear.ahead is not None and linear.ahead.dtype == x.dtype:
+        return linear.ahead.numbers(linear)
+    return numbers(linear, x.dtype, x.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,12 +120,12 @@ def is_product(linear: nn.Module) -> bool:
 
 
 def as_numbers(linear: Any, x: Tensor) -> AsNumbers:
-    """A linear that ``is_product`` with its weight as numbers of the dtype of ``x``, on its device."""
+    """A linear that ``is_product`` with its ``passing_numbers``."""
     acting = linear.__dict__.get("forward")
     if acting is not None:
         return acting
     bias = None if linear.bias is None else linear.bias.to(x.dtype)
-    return AsNumbers(numbers(linear, x.dtype, x.device), bias)
+    return AsNumbers(passing_numbers(linear, x), bias)
 
 
 CASTING: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: CastLinear, nn.Embedding: CastEmbedding}

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .linear import AsNumbers, PackedLinear, numbers
+from .linear import AsNumbers, PackedLinear, numbers, passing_numbers
 from .lora import Branch, Change, merged, on_device, side_branch
 from .lora_algorithms import Kronecker
 
@@ -140,7 +140,7 @@ class _Beside:
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        weight = numbers(self.module, x.dtype, x.device)
+        weight = passing_numbers(self.module, x)
         bias = self.module.bias if self.bias is None else self.bias
         bias = None if bias is None else bias.to(x.dtype)
         branch = self.branch

@@ -70,12 +70,14 @@ class Budget:
         total: in all, weights and work together.
         weights: of weights that stay; the rest of ``total`` is for work.
         bound: what keeps ``total`` from being more: a key of ``BOUNDS``.
+        overlap: what can be done while the device computes is.
     """
 
     total: int
     weights: int
     preset: Preset
     bound: str = "card"
+    overlap: bool = True
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ class MemoryManager:
         usable = max(taken - int(MARGIN_SHARE * taken) - MARGIN, 0)
         if self.limit is not None and self.limit < usable:  # others have the rest: it needs no margin of its own
             usable, bound = self.limit, "vram_limit"
-        return Budget(usable, int(min(usable, card.total * (1 - self.reserve)) * preset.weights), preset, bound)
+        weights = int(min(usable, card.total * (1 - self.reserve)) * preset.weights)
+        return Budget(usable, weights, preset, bound, self.overlap)
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,7 @@ class Residency:
         moved: bytes that one pass copies.
         dropped: whether units that run once a job pass through too, instead of staying.
         at_hand: bytes of weights that are kept as numbers beside what is stored, LoRAs in them.
+        ahead: bytes for the numbers of one weight more than is used, so that it is unpacked in time.
     """
 
     fixed: int
@@ -136,11 +140,12 @@ class Residency:
     moved: int = 0
     dropped: bool = False
     at_hand: int = 0
+    ahead: int = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes on the device."""
-        return self.fixed + self.resident + self.slots + self.at_hand
+        return self.fixed + self.resident + self.slots + self.at_hand + self.ahead
 
 
 def place(units: Sequence[int], fixed: int, room: int, *, stream_all: bool = False, slots: int = SLOTS) -> Residency:

@@ -50,6 +50,10 @@ class Spec(ABC):
     def dequantize(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         """The matrix ``[out, in]`` on the device of ``parts``: computed in float32, rounded once to ``dtype``."""
 
+    def dequantize_into(self, parts: Mapping[str, Tensor], out: Tensor) -> None:
+        """The same into a contiguous tensor ``[out, in]``; formats with a program for the GPU write there at once."""
+        out.copy_(self.dequantize(parts, out.dtype))
+
     @abstractmethod
     def take(self, parts: Mapping[str, Tensor], start: int, stop: int) -> Packed:
         """Rows ``start`` to ``stop`` without a change of any number.
@@ -89,6 +93,13 @@ class Packed:
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return self.spec.dequantize(self.parts, dtype)
+
+    def dequantize_into(self, out: Tensor) -> None:
+        self.spec.dequantize_into(self.parts, out)
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.parts.values())).device
 
     def take(self, start: int, stop: int) -> Packed:
         return self.spec.take(self.parts, start, stop)

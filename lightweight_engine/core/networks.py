@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..backend.ahead import Ahead
 from ..backend.devices import release_cached, return_freed_memory, trim_heap
+from ..backend.linear import PackedLinear
 from ..backend.lora_layers import Cost
 from ..backend.memory_manager import PRESETS, MemoryManager, Residency
 from ..backend.packed import Packed
@@ -48,7 +50,7 @@ class _Loaded:
     module: nn.Module
     units: dict[UnitName, Unit]
     placed: Residency
-    streams: list[Ring | PageStream]
+    streams: list[Ring | PageStream | Ahead]
     adapter: Adapter
 
 
@@ -274,6 +276,13 @@ class Networks:
             units = [loaded.units[name] for name in in_order(streamed, kind)]
             if units:
                 loaded.streams.append(self._stream(self.models.parts[role], units))
+        if wanted.ahead:
+            linears = [
+                module
+                for path, module in loaded.module.named_modules()
+                if isinstance(module, PackedLinear) and unit_of(role, f"{path}.weight").kind == "block"
+            ]
+            loaded.streams.append(Ahead(linears, self.storage(role).compute))
 
     def _stream(self, part: Part, units: list[Unit]) -> Ring | PageStream:
         if self.device.type == "cpu":

@@ -350,7 +350,10 @@ def _sample_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budget
     at_hand = network.at_hand.nbytes if network.at_hand else 0
     left = min(budget.total - room - base, budget.weights) - sum(adapters.values()) - at_hand
     placed = _place(network, left, kind, drop=budget.preset.drop_modulation, stream_all=budget.preset.weights == 0)
-    placed = placed if placed.streamed else replace(placed, at_hand=at_hand)
+    if not placed.streamed:
+        spare = budget.total - room - base - sum(adapters.values()) - placed.nbytes
+        one = network.inventory.scratch if kind == "cuda" and budget.overlap and not at_hand else 0
+        placed = replace(placed, at_hand=at_hand, ahead=one if one <= spare else 0)
     flops = step_flops(params, batch, tokens, shape.text)
     return Stage("sample", {"transformer": placed}, room, base, flops, shape.calls, adapters=adapters)
 

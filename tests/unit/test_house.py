@@ -37,6 +37,7 @@ ARROWS = {
     "backend.fp8": "kernels kernels.dequantize packed",
     "backend.gguf": "block_types kernels kernels.dequantize packed",
     "backend.linear": "packed",
+    "backend.ahead": "linear",
     "backend.lora_algorithms": "lora",
     "backend.lora_modules": "lora lora_algorithms",
     "backend.lora_layers": "linear lora lora_algorithms",
@@ -115,7 +116,7 @@ ARROWS = {
     "core.lora_sources": "file_cache",
     "core.transfer": "file_cache",
     "core.download": "file_cache lora_sources transfer",
-    "core.models": "folders",
+    "core.models": "folders hashes",
     "core.plan": "",
     "core.precision": "models",
     "core.loras": "download lora_sources models",
@@ -135,7 +136,7 @@ ARROWS = {
     "core.detailing": "limits named passes plan processing",
     "core.jobs": "detailing images limits named networks passes plan processing progress recovery start_pictures",
     "core.upscaling": "named progress",
-    "core.engine": "assembly current_model describe detailing jobs limits models networks passes pictures plan "
+    "core.engine": "assembly current_model describe detailing hashes jobs limits models networks passes pictures plan "
     "precision processing progress recovery upscaling",
     # apps
     "__main__": "cli",
@@ -179,6 +180,7 @@ ARROWS = {
     "apps.server.status": "server.asking server.messages server.metrics server.names server.native server.schemas "
     "server.service server.supervisor",
     # Forge's API, from its words outwards
+    "apps.server.sdapi.options": "server.sdapi.models",
     "apps.server.sdapi.catalogue": "server.faults server.sdapi.options server.service",
     "apps.server.sdapi.translate": "server.faults server.sdapi.catalogue server.sdapi.fields server.sdapi.models "
     "server.sdapi.options server.sdapi.scripts",
