@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 VENV ?= .venv
 ARGS ?=
 RUN = $(VENV)/bin/python
-BENCHMARKS = startup loading step walk
+BENCHMARKS = startup serve_start loading step walk
 
 .DEFAULT_GOAL = help
 .PHONY: help setup demo test check format bench serve clean
