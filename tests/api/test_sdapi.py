@@ -25,6 +25,7 @@ from lightweight_engine.core.images import encode
 
 SMALL: dict[str, Any] = {"prompt": "a smiling woman", "width": 64, "height": 64, "steps": 1, "seed": 7, "cfg_scale": 1}
 V1 = "/sdapi/v1"
+SECRET = "https://example.org/a.png?token=sparrow"
 PNG = base64.b64encode(encode(Image.effect_noise((32, 32), 80).convert("RGB"), "png").data).decode()
 CATALOGUE = Catalogue(
     checkpoints=[
@@ -227,6 +228,14 @@ def test_bad_pictures(running: Running, fields: dict[str, Any], status: int) -> 
     answer = running.post(f"{V1}/img2img", {**SMALL, **fields})
     assert answer.status == status, answer.body
     assert answer.error["message"]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"steps": SECRET}, {"override_settings": {"s_churn": SECRET}}, {"init_images": SECRET}]
+)
+def test_addresses_are_not_repeated(running: Running, fields: dict[str, Any]) -> None:
+    answer = running.post(f"{V1}/img2img", {**SMALL, "init_images": [PNG], **fields})
+    assert answer.status == 422 and b"sparrow" not in answer.body
 
 
 def test_what_has_no_effect_is_told(running: Running) -> None:

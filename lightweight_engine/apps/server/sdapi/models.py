@@ -35,9 +35,19 @@ class _Model(BaseModel):
         try:
             return cls.model_validate(body)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            name = ".".join(map(str, first["loc"]))
-            raise RequestError(f"{name}: {first['msg']} (got {first['input']!r:.80})", field=name) from None
+            raise first_fault(error) from None
+
+
+def first_fault(error: ValidationError, where: str = "") -> RequestError:
+    """The first field that does not fit, as an error of ours.
+
+    Args:
+        where: the field lies, for the message.
+    """
+    first = error.errors(include_url=False)[0]
+    name = ".".join(map(str, (*filter(None, [where]), *first["loc"])))
+    given = "" if "://" in str(first["input"]) else f" (got {first['input']!r:.80})"  # an address may hold a secret
+    return RequestError(f"{name}: {first['msg'].removeprefix('Value error, ')}{given}", field=name)
 
 
 class _Generation(_Model):

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ....errors import RequestError
 from ....request import Emphasis, NoiseSource
+from .models import first_fault
 
 NO_CHOICE = ("", "none", "automatic")
 """Names of a model or a format that leave it to the configuration, in any case."""
@@ -103,11 +103,7 @@ class Options(BaseModel):
         try:
             return Options(**{**self.model_dump(exclude_unset=True), **known})
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            name = ".".join(map(str, first["loc"]))
-            message = first["msg"].removeprefix("Value error, ")
-            field = f"{where}.{name}" if where else name
-            raise RequestError(f"{field}: {message} (got {first['input']!r:.80})", field=field) from None
+            raise first_fault(error, where) from None
 
     def fields(self) -> dict[str, Any]:
         """Fields of a request that follow from the options which somebody chose."""
