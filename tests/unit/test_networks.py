@@ -7,6 +7,7 @@ import torch
 from factories import AE, CLIP, FLUX, T5, network
 
 from lightweight_engine.backend.attention import BACKENDS, attention
+from lightweight_engine.backend.fused import rotate
 from lightweight_engine.flux.autoencoder import Autoencoder
 from lightweight_engine.flux.clip import CLIPText
 from lightweight_engine.flux.conditioning import Conditioning
@@ -15,7 +16,7 @@ from lightweight_engine.flux.params import FluxParams
 from lightweight_engine.flux.preview import Preview, colour_fields
 from lightweight_engine.flux.t5 import T5Encoder, relative_buckets
 from lightweight_engine.flux.tiling import decode_tiled
-from lightweight_engine.flux.transformer import Flux, rotary_table, rotate
+from lightweight_engine.flux.transformer import Flux, rotary_table
 from lightweight_engine.flux.velocity import Velocity, predict_velocity
 
 
@@ -165,10 +166,10 @@ def test_attention_backends_agree(backend: str, shape: tuple[int, ...], causal: 
 
 
 def test_half_precision_streams_stay_finite() -> None:
-    from lightweight_engine.flux.transformer import clip_fp16
+    from lightweight_engine.backend.fused import clip_half
 
-    assert clip_fp16(torch.tensor([1e5], dtype=torch.float32).half()).item() == 32768
-    assert clip_fp16(torch.tensor([1e5])).item() == 1e5
+    assert clip_half(torch.tensor([1e5], dtype=torch.float32).half()).item() == 32768
+    assert clip_half(torch.tensor([1e5])).item() == 1e5
 
 
 def test_autoencoder_sizes() -> None:
