@@ -14,14 +14,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from ..backend.checkpoint import file_sha256
 from ..backend.model_files import open_model
 from ..errors import EngineError, ModelNotFoundError, UnsupportedCheckpointError, closest
 from ..flux.keymaps import Part, Role, find_parts, read_params
 from ..flux.recognise import check_width, width_fed, width_of
 from ..request import ModelFile
-from .hashes import HashCache
 from .folders import FOLDERS, models_below, title_of
+from .hashes import HashCache
 
 if TYPE_CHECKING:
     from ..config import EngineConfig
