@@ -20,9 +20,8 @@ from ..extensions.detection import Detection
 from ..flux.conditioner import resolve_guidance
 from ..flux.prompt import parse_networks
 from ..request import DetailReport, GenerationRequest
-from .limits import check_cost
 from .named import passes_of
-from .passes import Tools, first_pass, plan_passes
+from .passes import Tools, check_work, first_pass, plan_passes
 from .plan import Plan
 from .processing import Batch, Job, draw, finished
 
@@ -142,7 +141,7 @@ def plan_detailing(request: GenerationRequest, detailing: Detailing, size: tuple
             }
         )
         one = first_pass(inner, tools, [], lambda *_: None)
-        check_cost(inner, one.size, one.calls, tools.config)
+        check_work(one, tools.config)
         plans.append(plan_passes(one, None, None, tools))
     return plans
 

@@ -14,10 +14,10 @@ from ..request import GenerationRequest
 from ..upscalers.upscaler import NONE, Upscaler
 from .detailing import detailing_of, plan_detailing
 from .images import to_images
-from .limits import check_cost, check_fields
+from .limits import check_fields
 from .named import at_home
 from .networks import Networks
-from .passes import HIRES, Pass, Tools, first_pass, hires_pass, plan_passes
+from .passes import HIRES, Pass, Tools, check_work, first_pass, hires_pass, plan_passes
 from .plan import Plan
 from .processing import Hires, Job
 from .progress import Tracker, Watch, fetching
@@ -45,7 +45,7 @@ def plan_job(
     first = first_pass(request, tools, warnings, fetching(watch), prompts)
     second, target = hires_pass(first, tools, warnings, fetching(watch))
     for each in (first, second) if second else (first,):
-        check_cost(each.request, each.size, each.calls, config)
+        check_work(each, config)
     begin = _start_pictures(first, tools, warnings)
     memory = plan_passes(first, second, target, tools)
     detailing = detailing_of(request, tools)

@@ -49,6 +49,16 @@ def check_tokens(field: str, tokens: int, config: EngineConfig) -> None:
         )
 
 
+def check_texts(count: int, config: EngineConfig) -> None:
+    """Refuse a prompt of more texts than the configuration allows. Raises RequestError."""
+    if count > config.max_prompt_texts:
+        raise RequestError(
+            f"prompt: {count:,} texts, which are parts joined by AND and those of schedules, are over the limit of "
+            f"{config.max_prompt_texts:,} (setting max_prompt_texts); use fewer",
+            field="prompt",
+        )
+
+
 def check_target(height: int, width: int, config: EngineConfig) -> None:
     """Refuse a hires pass whose picture would be larger than the configuration allows. Raises RequestError."""
     if max(height, width) > config.max_side:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, groupby
 
 from ..config import EngineConfig
@@ -14,14 +15,14 @@ from ..extensions.lora import LoRAManager, Progress, specs_of
 from ..flux.chunks import t5_length
 from ..flux.conditioner import EmbeddingCache
 from ..flux.noise import random_seed
-from ..flux.prompt import parse_networks, plan_negative, plan_prompt
+from ..flux.prompt import PromptPlan, parse_networks, plan_negative, plan_prompt
 from ..flux.samplers import SAMPLERS
 from ..flux.sampling import Forecast, Schedule, forecast
 from ..labels import resolve_sampler, schedule_steps
 from ..request import MAX_SEED, GenerationRequest
 from ..upscalers.library import UpscalerLibrary
 from ..upscalers.networks import tile_bytes
-from .limits import PROMPTS, check_target, check_tokens
+from .limits import PROMPTS, check_cost, check_target, check_texts, check_tokens
 from .networks import Networks
 from .pictures import PictureReader
 from .plan import T5_LENGTH, Plan, Shape, Upscaling, make_plan
@@ -70,6 +71,21 @@ class Pass:
     def steps(self) -> int:
         """Of the walk; a guess for samplers that choose their own."""
         return self.forecast.reports if self.forecast else self.request.steps
+
+    @cached_property
+    def texts(self) -> list[PromptPlan]:
+        """What each prompt asks for when; the negative one's last, where it takes part."""
+        prompts = dict.fromkeys(prompt for batch in self.batches for prompt in batch.prompts)
+        plans = [plan_prompt(parse_networks(each)[0], self.calls, compat=self.request.compat) for each in prompts]
+        if self.request.cfg_scale != 1:
+            plans.append(plan_negative(self.request.negative_prompt, self.calls))
+        return plans
+
+    @property
+    def conditionings(self) -> int:
+        """Evaluated for each picture in a call: the parts of its prompt, and the negative one."""
+        negative = self.request.cfg_scale != 1
+        return max(len(plan) for plan in self.texts[: len(self.texts) - negative]) + negative
 
 
 def first_pass(
@@ -188,6 +204,17 @@ def _walk(
     return sampler, scheduler, schedule, foreseen, calls
 
 
+def check_work(each: Pass, config: EngineConfig) -> None:
+    """Refuse a pass that takes more work than the configuration allows.
+
+    Raises:
+        RequestError: names the work, the limit and the setting that holds it.
+    """
+    for plan in each.texts:
+        check_texts(sum(len({text for _, text in part.schedule}) for part in plan), config)
+    check_cost(each.request, each.size, each.calls * each.conditionings, config)
+
+
 def plan_passes(first: Pass, second: Pass | None, target: Target | None, tools: Tools) -> Plan:
     memory = _plan_memory(first, tools.networks, picture=first.request.image is not None)
     if second is None or target is None:
@@ -214,18 +241,12 @@ def _upscaling(first: Pass, target: Target, tools: Tools) -> Upscaling | None:
 
 
 def _plan_memory(each: Pass, networks: Networks, *, picture: bool, up: Upscaling | None = None) -> Plan:
-    request, calls, batches = each.request, each.calls, each.batches
-    prompts = dict.fromkeys(prompt for batch in batches for prompt in batch.prompts)
-    plans = [plan_prompt(parse_networks(prompt)[0], calls, compat=request.compat) for prompt in prompts]
-    parts = max(len(plan) for plan in plans)
-    texts = {text for plan in plans for part in plan for _, text in part.schedule}
-    if request.cfg_scale != 1:
-        parts += 1
-        texts |= {text for part in plan_negative(request.negative_prompt, calls) for _, text in part.schedule}
+    calls, batches = each.calls, each.batches
+    texts = {text for plan in each.texts for part in plan for _, text in part.schedule}
     shape = Shape(
         each.size,
         batch=max(len(batch.seeds) for batch in batches),
-        conditionings=parts,
+        conditionings=each.conditionings,
         calls=calls,
         rows=calls * len(texts),
         text=max(_text_tokens(text, networks) for text in texts),

@@ -475,6 +475,7 @@ PROMPTS: dict[str, tuple[str, tuple[int, ...]]] = {
     "71 brackets": ("(" * 10_000, (422,)),
     "71 brackets around words": ("(a" * 2_000 + ")" * 2_000, (422,)),
     "71 parts without end": ("BREAK " * 3_000, (422,)),
+    "71 parts joined by AND": ("a AND " * 1_000 + "b", (422,)),
     "71 a tag without end": ("<lora:x:", (200, 422)),
     "72 a LoRA twice": ("<lora:hat:1><lora:hat:1>", (200,)),
     "72 at another strength": ("<lora:hat:1><lora:hat:0.5>", (200,)),

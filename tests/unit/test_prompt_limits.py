@@ -10,7 +10,7 @@ import pytest
 from command_line import command_line
 
 from lightweight_engine import Config, GenerationRequest, LightweightEngine
-from lightweight_engine.errors import RequestError
+from lightweight_engine.errors import RequestError, TooCostlyError
 from lightweight_engine.flux.chunks import segments_of, t5_chunks, t5_length
 
 SMALL = {"width": 64, "height": 64, "steps": 1, "seed": 1}
@@ -50,6 +50,27 @@ def test_the_plan_and_the_command_line_refuse_it_too(
         engine.plan(GenerationRequest(prompt=LONG["brackets"], **SMALL))
     done = command_line(capsys, tmp_path, monkeypatch)("generate", LONG["brackets"], "--steps", 1, "--device", "cpu")
     assert done.code == 2 and "max_prompt_tokens" in done.err
+
+
+@pytest.mark.parametrize(
+    ("prompt", "texts"),
+    [("a AND " * 100 + "b", 101), ("[a|b][a|b|c][a|b|c|d|e][a|b|c|d|e|f|g]", 100)],
+    ids=["parts", "a schedule that never repeats"],
+)
+def test_a_prompt_of_many_texts_is_refused(engine: LightweightEngine, prompt: str, texts: int) -> None:
+    with pytest.raises(RequestError, match=rf"prompt: {texts} texts.* 64 .*max_prompt_texts"):
+        engine.run(GenerationRequest(**{**SMALL, "prompt": prompt, "steps": 100}))
+
+
+def test_each_evaluation_counts_as_work(tmp_path: Path) -> None:
+    """The limit of one request is on evaluations of the network: parts and a negative prompt have one each."""
+    tight = LightweightEngine(Config(models_dir=tmp_path, device="cpu", offline=True, max_megapixel_steps=0.01))
+    once = GenerationRequest(**{**SMALL, "prompt": "a", "steps": 2})  # 0.0082
+    tight.run(once)
+    for more in ({"prompt": "a AND b"}, {"cfg_scale": 2.0}):
+        with pytest.raises(TooCostlyError, match="64x64 x 4 evaluations"):
+            tight.run(once.model_copy(update=more))
+    tight.close()
 
 
 @pytest.mark.parametrize(
