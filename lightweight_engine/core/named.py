@@ -13,7 +13,7 @@ from ..errors import RequestError
 from ..extensions.detailer_args import FACES, HANDS, ADetailerArgs, Passes, check_supported, read_passes, service_passes
 from ..extensions.detector_list import DetectorList
 from ..labels import LATENT_UPSCALERS
-from ..request import GenerationRequest
+from ..request import GenerationRequest, Task
 from ..upscalers.files import HIRES, UpscalerFiles
 from .models import TINY
 
@@ -76,14 +76,27 @@ def _of_tiny(args: ADetailerArgs, there: Sequence[str]) -> ADetailerArgs:
     return args if own is None or args.ad_model in there else args.model_copy(update={"ad_model": own})
 
 
-def check_named(request: GenerationRequest, config: EngineConfig, *, is_tiny: bool) -> None:
+def check_named(task: Task, config: EngineConfig, *, is_tiny: bool) -> None:
     """Refuse upscalers and detectors that are not there, and arguments of passes that are wrong. No file is opened.
+
+    Args:
+        is_tiny: the demonstration model draws.
 
     Raises:
         RequestError, ModelNotFoundError: names the field, close names, and those that there are.
     """
-    roots = [config.models_dir, TINY]
-    upscalers, detectors = UpscalerFiles(roots), DetectorList(roots)
+    upscalers = UpscalerFiles([config.models_dir, TINY])
+    if isinstance(task, GenerationRequest):
+        _check_generation(task, upscalers, DetectorList(upscalers.roots), is_tiny=is_tiny)
+        return
+    for field in ("upscaler", "upscaler_2"):
+        if (name := getattr(task, field)) is not None:
+            upscalers.entry(name, field=field)
+
+
+def _check_generation(
+    request: GenerationRequest, upscalers: UpscalerFiles, detectors: DetectorList, *, is_tiny: bool
+) -> None:
     request = at_home(request, is_tiny=is_tiny, upscalers=upscalers.names(), warnings=[])
     if request.hires and request.image is None and request.hr_upscaler not in LATENT_UPSCALERS:
         upscalers.entry(request.hr_upscaler, field=HIRES)

@@ -123,3 +123,19 @@ def test_a_file_that_is_put_there_can_be_named_at_once(two: Running, models: Pat
     assert [row for row in two.get("/models").json["modules"] if "added" in row["filename"]]
     added.unlink()
     two.post("/models/refresh", None)
+
+
+def test_upscalers_and_detectors_are_checked_before_a_job_waits(two: Running) -> None:
+    job = two.job(LONG)
+    two.until(job, "running")
+    refused = {
+        "hr_upscaler": {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "4x_tinny"},
+        "ad_model": {"adetailer_passes": [{"ad_model": "face_tinny"}]},
+        "ad_confidense": {"adetailer_passes": [{"ad_model": "face_tiny", "ad_confidense": 1}]},
+    }
+    for word, fields in refused.items():
+        answer = two.post("/jobs", {**SMALL, **fields})
+        assert answer.status == 422 and word in answer.error["message"] and "did you mean" in answer.error["message"]
+    answer = two.post("/upscale", {"images": ["the picture is read later"], "upscaler": "Lanczoz"})
+    assert answer.status == 422 and answer.error["param"] == "upscaler"
+    assert two.ask("DELETE", f"/jobs/{job}").status == 200

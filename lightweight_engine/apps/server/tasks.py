@@ -7,6 +7,7 @@ import json
 
 from ...config import EngineConfig
 from ...core.limits import check_fields, check_upscale
+from ...core.named import check_named
 from ...labels import resolve_sampler
 from ...request import GenerationRequest, Task
 from .names import check_names
@@ -14,8 +15,11 @@ from .names import check_names
 _USUAL_SIDE = 1024  # of a picture whose size the model chooses, or of one that is not read yet
 
 
-def check(task: Task, config: EngineConfig) -> None:
+def check(task: Task, config: EngineConfig, *, is_tiny: bool | None = None) -> None:
     """Refuse now what the engine would refuse as soon as the job's turn comes, as far as no model is needed for it.
+
+    Args:
+        is_tiny: the demonstration model draws; None where that is not known yet.
 
     Raises:
         EngineError: a field is wrong or over a limit, or a name is none.
@@ -26,6 +30,8 @@ def check(task: Task, config: EngineConfig) -> None:
         check_fields(task, config)
     else:
         check_upscale(task, config)
+    if is_tiny is not None:
+        check_named(task, config, is_tiny=is_tiny)
 
 
 def cost_of(task: Task) -> float:
