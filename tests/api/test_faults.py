@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from running_service import LONG, SMALL, Answer, Running, service, wait
 
+from lightweight_engine.apps.server.supervisor import MAX_RESTARTS
+
 KEY = "a-key-that-must-never-be-seen"
 
 
@@ -96,6 +98,24 @@ def test_workers_that_die_too_often_end_the_service(tmp_path: Path) -> None:
     with service(tmp_path, PYTHONPATH=str(tmp_path)) as running:
         assert running.process.wait(60) == 1
         assert any("died 4 times" in line for line in running.lines)
+
+
+@pytest.mark.slow
+def test_jobs_that_never_stop_do_not_end_the_service(tmp_path: Path) -> None:
+    """A caller chooses how long a job may take, and so how often a worker that does not listen is ended."""
+    with service(tmp_path) as running:
+        for count in range(1, MAX_RESTARTS + 2):
+            running.ready()
+            worker = running.worker
+            job = running.job(LONG, X_Request_Timeout="1")
+            running.until(job, "running")
+            os.kill(worker, signal.SIGSTOP)
+            told = wait(lambda job=job: (now := running.get(f"/jobs/{job}").json)["state"] == "failed" and now, 90)
+            assert told["error"]["type"] == "DeadlineError"
+            wait(lambda worker=worker: gone(worker))
+            wait(lambda count=count: running.get("/models/status").json["restarts"] == count)
+        assert running.ready().generate().status == 200
+        assert running.stop() == 0
 
 
 def test_a_model_that_cannot_be_used_ends_the_service(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ class Supervisor:
         self._current: tuple[str, asyncio.Future[Ended], OnMoved] | None = None
         self._tended: deque[asyncio.Future[Tended]] = deque()
         self._deaths: deque[float] = deque()
+        self._excused = False
         self.state: State = "starting"
         self.facts: Mapping[str, Any] = {}
         self.restarts = 0
@@ -124,8 +125,13 @@ class Supervisor:
         self._outbox.put(tend)
         return tended
 
-    def kill(self) -> None:
-        """End the worker at once, as it does not answer. Another one is started."""
+    def kill(self, *, counts: bool = True) -> None:
+        """End the worker at once, as it does not answer. Another one is started.
+
+        Args:
+            counts: it is one of the deaths of which only some are allowed.
+        """
+        self._excused = not counts
         log.error("the worker does not stop its job, and is ended")
         self._child.process.kill()
 
@@ -216,7 +222,8 @@ class Supervisor:
             told = f"the worker ended while it drew (exit code {code}); another is started: send the request again"
             self._current[1].set_exception(UnavailableError(told, headers={"Retry-After": "10"}))
             self._current = None
-        if self._may_restart():
+        excused, self._excused = self._excused, False
+        if excused or self._may_restart():
             self.restarts += 1
             self._child = self._start()
             self._outbox = self._open(self._child)
