@@ -1,7 +1,8 @@
 """The 78 bad inputs of the acceptance list, and which tests send each: the table, and that it is true.
 
-``http`` is the engine's own API, ``others`` are Forge's API, Cog's server and the command line, where a case applies to
-them. Each named test exists, and its file names the case by its number or is about that case alone.
+``http`` is the engine's own API, ``others`` are Forge's API and Cog's server, where a case applies to them. Those of the
+command line have a table of their own, by the same numbers. Each named test exists, and its file names the case by its
+number or is about that case alone.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ class Case(NamedTuple):
 BAD, FORGE, COG = "test_bad_inputs", "test_sdapi.test_bad_input", "test_cog.test_bad_inputs"
 FORGE_PICTURES, COG_LORAS = "test_sdapi.test_bad_pictures", "test_cog.test_bad_loras"
 COG_PROMPTS = "test_cog.test_odd_prompts"
-WRONG = "test_cli.test_wrong_input_is_one_line_with_its_exit_code"
 
 CASES: dict[int, Case] = {
     1: Case("width 0", f"{BAD}.test_numbers", FORGE),
@@ -34,7 +34,7 @@ CASES: dict[int, Case] = {
     5: Case("a width as text", f"{BAD}.test_numbers_that_are_accepted"),
     6: Case("width 512.5", f"{BAD}.test_numbers", f"{FORGE} {COG}"),
     7: Case("numbers that are not finite", f"{BAD}.test_7_numbers_that_are_not_finite"),
-    8: Case("no steps", f"{BAD}.test_numbers", f"{FORGE} {COG} {WRONG}"),
+    8: Case("no steps", f"{BAD}.test_numbers", f"{FORGE} {COG}"),
     9: Case("too many steps", f"{BAD}.test_numbers", COG),
     10: Case("an empty or huge batch", f"{BAD}.test_numbers", f"{FORGE} {COG}"),
     11: Case("too much work", f"{BAD}.test_numbers", FORGE),
@@ -154,3 +154,9 @@ def test_each_case_has_its_tests(number: int) -> None:
         text, functions = written_in(module)
         assert function in functions, name
         assert module != BAD or re.search(rf"(?<!\d){number}(?!\d)", text), f"{BAD} does not name {number}"
+
+
+def test_those_of_the_command_line_have_the_same_numbers() -> None:
+    text, _ = written_in("test_cli_bad_inputs")
+    numbers = {int(number) for number in re.findall(r'^    "(\d+) ', text, re.MULTILINE)}
+    assert numbers <= set(CASES) and len(numbers) > 30

@@ -1,0 +1,83 @@
+"""The acceptance list's bad inputs on the command line: one line that names the fault, an exit code, and no picture.
+
+What the service refuses and what the command line does come from the same code; here the way there is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import command_line
+from PIL import Image
+
+SMALL = ("--width", 64, "--height", 64, "--steps", 1, "--device", "cpu", "--offline")
+WRONG, MODEL, NETWORK = 2, 3, 6  # exit codes: the request, a model file, a server
+
+FILES = ("text.png", "huge.png", "half.jpg")
+
+Arguments = Sequence[object]
+
+CASES: dict[str, tuple[Arguments, int, str]] = {
+    "2 a negative width": (["--width", -512], WRONG, "width"),
+    "4 far too large": (["--width", 100_000, "--height", 100_000], WRONG, "max_side"),
+    "6 half a pixel": (["--width", 512.5], WRONG, "width"),
+    "7 not finite": (["--cfg-scale", "nan"], WRONG, "cfg-scale"),
+    "8 no steps": (["--steps", 0], WRONG, "steps"),
+    "9 too many steps": (["--steps", 5000], WRONG, "1000"),
+    "10 no pictures": (["--num-outputs", 0], WRONG, "num-outputs"),
+    "10 a thousand": (["--num-outputs", 1000], WRONG, "max_outputs"),
+    "11 too much work": (["--width", 4096, "--height", 4096, "--steps", 300], WRONG, "megapixel-steps"),
+    "12 a seed beyond 63 bits": (["--seed", 2**64], WRONG, "seed"),
+    "12 seed -2": (["--seed", -2], WRONG, "seed"),
+    "13 guidance": (["--cfg-scale", 1e9], WRONG, "cfg-scale"),
+    "14 distilled guidance": (["--distilled-cfg-scale", -1], WRONG, "distilled-cfg-scale"),
+    "15 a strength": (["--denoising-strength", 1.1], WRONG, "denoising-strength"),
+    "17 a hires scale": (["--hr-scale", 100], WRONG, "hr-scale"),
+    "18 one pixel": (["--enable-hr", "--hr-resize-x", 1], WRONG, "hr-resize-x"),
+    "19 a sampler": (["--sampler", "Foo"], WRONG, "Euler"),
+    "20 a scheduler": (["--scheduler", "Foo"], WRONG, "Simple"),
+    "21 a checkpoint": (["--checkpoint", "flux"], MODEL, "no model file"),
+    "22 a LoRA outside": (["--lora", "../../etc/passwd"], MODEL, "no LoRA"),
+    "26 look-alike letters": (["--lora", "hаt"], MODEL, "no LoRA"),
+    "29 arguments that are no object": (["--adetailer", "--adetailer-args", "[1]"], WRONG, "adetailer"),
+    "29 an unknown key": (["--adetailer", "--adetailer-args", '{"ad_stps": 1}'], WRONG, "ad_steps"),
+    "32 no picture": (["--image", ""], WRONG, "image"),
+    "34 a text": (["--image", "text.png"], WRONG, "text.png"),
+    "36 a header that claims much": (["--image", "huge.png"], WRONG, "pixels"),
+    "38 half a JPEG": (["--image", "half.jpg"], WRONG, "half.jpg"),
+    "50 ftp": (["--image", "ftp://good.example/x.png"], WRONG, "ftp"),
+    "54 this machine": (["--no-offline", "--lora-urls", "https://127.0.0.1/a.safetensors"], NETWORK, "private network"),
+    "63 a pickle": (["--no-offline", "--lora-urls", "https://a.example/a.ckpt"], NETWORK, "safetensors"),
+    "65 a hundred LoRAs": (["--lora", "hat"] * 100, WRONG, "16"),
+    "66 a strength of a million": (["--lora", "hat:1000000"], WRONG, "100"),
+    "69 a megabyte": (["--negative-prompt", "a" * 100_000], WRONG, "max_prompt_chars"),
+    "71 brackets": (["--negative-prompt", "(" * 10_000], WRONG, "max_prompt_tokens"),
+}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    noise.save(folder / "whole.jpg")
+    (folder / "half.jpg").write_bytes((folder / "whole.jpg").read_bytes()[:1200])
+    (folder / "text.png").write_bytes(b"<html>")
+    Image.new("1", (30_000, 30_000)).save(folder / "huge.png")
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_inputs(
+    case: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, code, said = CASES[case]
+    given = [pictures / str(each) if each in FILES else each for each in arguments]
+    done = command_line(capsys, tmp_path, monkeypatch)("generate", "a woman", *SMALL, *given)
+    assert done.code == code, done.err
+    assert re.search(rf"^[Ee]rror: .*{re.escape(said)}", done.err, re.MULTILINE), done.err
+    assert "Traceback" not in done.err and done.out == ""
+    assert not list(tmp_path.rglob("*.png"))
