@@ -1,8 +1,8 @@
 """The 78 bad inputs of the acceptance list, and which tests send each: the table, and that it is true.
 
-``http`` is the engine's own API, ``others`` are Forge's API and Cog's server, where a case applies to them. Those of the
-command line have a table of their own, by the same numbers. Each named test exists, and its file names the case by its
-number or is about that case alone.
+``http`` is the engine's own API, ``others`` are Forge's API and Cog's server, where a case applies to them; those of
+the command line have a table of their own, by the same numbers. Each named test exists, and its file names the case by
+its number or is about that case alone.
 """
 
 from __future__ import annotations
