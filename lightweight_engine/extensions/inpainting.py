@@ -6,7 +6,7 @@ Every step and its order are the reference's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -52,15 +52,28 @@ class Prepared:
     Attributes:
         picture: RGB at the size that is drawn, or at its own where its latent is resized.
         mask: at the size that is drawn; None where all is painted.
-        overlay: RGBA, what is laid over the result.
-        paste_to: where the result goes in the overlay; None is everywhere.
+        kept: RGB, the picture that the result goes into.
+        overlay_mask: of the size of ``kept``; what it covers is the result's.
+        paste_to: where the result goes in ``kept``; None is everywhere.
     """
 
     picture: Image.Image
     mask: Image.Image | None = None
+    kept: Image.Image | None = None
     overlay_mask: Image.Image | None = None
-    overlay: Image.Image | None = None
     paste_to: Box | None = None
+
+    @property
+    def overlay(self) -> Image.Image | None:
+        """RGBA: what is kept, as it is laid over the result."""
+        if self.kept is None or self.overlay_mask is None:
+            return None
+        return _cut_out(self.kept, self.overlay_mask).convert("RGBA")
+
+    def cropped(self, box: Box) -> Prepared:
+        """What concerns a part of the picture that is kept, which holds all that the result covers."""
+        assert self.kept is not None and self.overlay_mask is not None
+        return replace(self, kept=self.kept.crop(box), overlay_mask=self.overlay_mask.crop(box), paste_to=None)
 
 
 def read_mask(image: Image.Image, *, round: bool = True) -> Image.Image:
@@ -98,17 +111,15 @@ def prepare(
         return Prepared(picture if mode == LATENT else resize(picture, size, mode, upscaler))
     if region is not None:
         overlay_mask, mask = mask, resize(mask.crop(region), size, FILL).convert("L")
-        inner = resize(picture.crop(region), size, FILL)
-        overlay = _cut_out(picture, overlay_mask).convert("RGBA")
+        kept, inner = picture, resize(picture.crop(region), size, FILL)
     else:
         mode = FILL if mode == LATENT else mode
         mask = resize(mask, size, mode).convert("L")
         overlay_mask = ImageChops.add(mask, mask)
-        inner = resize(picture, size, mode, upscaler)
-        overlay = _cut_out(inner, overlay_mask).convert("RGBA")
+        kept = inner = resize(picture, size, mode, upscaler)
     if masking.content != ORIGINAL:
         inner = spread(inner, mask)
-    return Prepared(inner, mask, overlay_mask, overlay, region)
+    return Prepared(inner, mask, kept, overlay_mask, region)
 
 
 def _region(mask: Image.Image, size: Size, padding: int) -> Box | None:
@@ -157,13 +168,18 @@ def start_content(latent: Tensor, mask: Tensor, noise: Tensor, content: int) -> 
 
 def paste_back(result: Image.Image, prepared: Prepared) -> Image.Image:
     """The result in its place, under the part of the picture that was kept."""
+    box = prepared.paste_to
+    if prepared.kept is None or box is None:
+        return _laid_over(result, prepared)
+    canvas = prepared.kept.copy()  # away from the result, what is laid over it is the picture itself
+    part = resize(result, (box[2] - box[0], box[3] - box[1]), CROP)
+    canvas.paste(_laid_over(part, prepared.cropped(box)), box)
+    return canvas
+
+
+def _laid_over(result: Image.Image, prepared: Prepared) -> Image.Image:
     if prepared.overlay is None:
         return result
-    canvas = result
-    if prepared.paste_to is not None:
-        left, top, right, bottom = prepared.paste_to
-        canvas = Image.new("RGBA", prepared.overlay.size)
-        canvas.paste(resize(result, (right - left, bottom - top), CROP), (left, top))
-    canvas = canvas.convert("RGBA")
+    canvas = result.convert("RGBA")
     canvas.alpha_composite(prepared.overlay)
     return canvas.convert("RGB")

@@ -21,14 +21,28 @@ _ONE = 256  # the fixed point of OpenCV's blur
 def blur(mask: Image.Image, x: float, y: float) -> Image.Image:
     """A mask blurred along its rows by ``x`` and then along its columns by ``y``; 0 is not at all.
 
-    To the byte what OpenCV's ``GaussianBlur`` gives with these sigmas and kernels of five sigmas.
+    To the byte what OpenCV's ``GaussianBlur`` gives with these sigmas and kernels of five sigmas. Only what is white,
+    and as far around it as the blur reaches, is worked on.
     """
-    levels = np.asarray(mask)
+    white = mask.getbbox()
+    if white is None:
+        return mask.copy()
+    left, top, right, bottom = white
+    wide, high = (_reach(sigma) + 1 if sigma > 0 else 0 for sigma in (x, y))
+    box = max(left - wide, 0), max(top - high, 0), min(right + wide, mask.width), min(bottom + high, mask.height)
+    levels = np.asarray(mask.crop(box))
     if x > 0:
         levels = _blurred_rows(levels, x)
     if y > 0:
         levels = _blurred_rows(levels.T, y).T
-    return Image.fromarray(np.ascontiguousarray(levels))
+    blurred = Image.new("L", mask.size)
+    blurred.paste(Image.fromarray(np.ascontiguousarray(levels)), box)
+    return blurred
+
+
+def _reach(sigma: float) -> int:
+    """Pixels to either side that a blur takes into account."""
+    return int(2.5 * sigma + 0.5)
 
 
 def _blurred_rows(levels: NDArray[np.uint8], sigma: float) -> NDArray[np.uint8]:
@@ -48,7 +62,7 @@ def _blurred_rows(levels: NDArray[np.uint8], sigma: float) -> NDArray[np.uint8]:
 @lru_cache(maxsize=16)
 def _kernel(sigma: float) -> tuple[int, ...]:
     """OpenCV's Gaussian in whole numbers (Apache-2.0): what rounding loses is carried on, the middle takes the rest."""
-    reach = int(2.5 * sigma + 0.5)
+    reach = _reach(sigma)
     exact = [math.exp(-((i - reach) ** 2) / (2 * sigma**2)) for i in range(2 * reach + 1)]
     total, carried, half = sum(exact), 0.0, []
     for value in exact[:reach]:

@@ -18,11 +18,13 @@ from lightweight_engine.extensions.inpainting import (
     NOTHING,
     Masking,
     latent_mask,
+    paste_back,
     prepare,
     read_mask,
     start_content,
 )
-from lightweight_engine.extensions.masks import blur
+from lightweight_engine.extensions.masks import _blurred_rows, blur
+from lightweight_engine.upscalers.resizing import CROP, resize
 
 WIDTH, HEIGHT = 96, 128
 SMALL = {"prompt": "a smiling woman with red hair", "width": WIDTH, "height": HEIGHT, "steps": 4, "seed": 7}
@@ -88,6 +90,21 @@ def test_any_masked_part_is_drawn_at_the_full_size(box: tuple[int, int, int, int
     made = prepare(picture(), mask(box), (64, 64), masking=Masking(only_masked=True, padding=8))
     assert made.picture.size == (64, 64) and made.mask is not None and made.mask.size == (64, 64)
     assert made.overlay is not None and made.overlay.size == (WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize("box", [(0, 0, 1, 1), (95, 127, 96, 128), (0, 40, 96, 60), (30, 30, 33, 33), (0, 0, 96, 128)])
+def test_working_on_a_part_gives_the_bytes_of_the_whole(box: tuple[int, int, int, int]) -> None:
+    levels = np.asarray(mask(box))
+    whole = _blurred_rows(_blurred_rows(levels, 4).T, 9).T
+    assert np.array_equal(pixels(blur(mask(box), 4, 9)), whole)
+    made = prepare(picture(), mask(box), (64, 64), masking=Masking(only_masked=True, padding=0))
+    result = picture(64, 64, seed=5)
+    assert made.overlay is not None and made.paste_to is not None
+    left, top, right, bottom = made.paste_to
+    canvas = Image.new("RGBA", (WIDTH, HEIGHT))
+    canvas.paste(resize(result, (right - left, bottom - top), CROP), (left, top))
+    canvas.alpha_composite(made.overlay)
+    assert np.array_equal(pixels(paste_back(result, made)), pixels(canvas.convert("RGB")))
 
 
 # --- image-to-image through the engine ----------------------------------------------------------------------------
