@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..config import EngineConfig
 
 
-PROMPTS = ("prompt", "negative_prompt", "hr_prompt", "hr_negative_prompt")
+PROMPTS = ("prompt", "negative_prompt", "hr_prompt", "hr_negative_prompt", "ad_prompt", "ad_hands_prompt")
 """Fields that the text encoders read."""
 
 

@@ -7,9 +7,10 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from running_service import SMALL, Answer, Running, read, service
+from running_service import SMALL, Answer, Running, read, service, wait
 
 HEAD = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
 POST = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -84,6 +85,25 @@ def test_a_body_that_trickles(running: Running) -> None:
     late = answer(connection)
     assert late.status == 408 and late.error["type"] == "BodyTimeoutError", late.body
     assert "body_seconds" in late.error["message"] and 0.9 < time.monotonic() - begin < 4
+
+
+def test_bodies_share_the_room_that_there_is(tmp_path: Path) -> None:
+    mib, half = 1 << 20, 1 << 19
+    with service(tmp_path, "--set", "queue_max=1", "--set", "max_body_mib=1") as running:
+        running.ready()
+        crowd = [dial(running) for _ in range(4)]
+        for connection in crowd:  # each says that it sends as much as it may, and holds the last byte back
+            connection.sock.sendall(POST + f"Content-Length: {mib}\r\n\r\n".encode() + b" " * (mib - 1))
+        full = [connection for connection in crowd if select(connection, 2)]
+        assert len(full) == 1, "there is room for three"
+        refused = answer(full[0])
+        assert refused.status == 503 and int(refused.headers["retry-after"]) > 0
+        assert running.get("/livez").status == 200
+        for connection in crowd:
+            connection.close()
+        assert wait(lambda: running.generate().status == 200)
+        large = {**SMALL, "negative_prompt": "", "image": "data:image/png;base64," + "A" * half}
+        assert running.post("/generate", large).status == 422  # read to its end
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/livez"])

@@ -10,6 +10,7 @@ import pytest
 from command_line import command_line
 
 from lightweight_engine import Config, GenerationRequest, LightweightEngine
+from lightweight_engine.core.limits import PROMPTS
 from lightweight_engine.errors import RequestError, TooCostlyError
 from lightweight_engine.flux.chunks import segments_of, t5_chunks, t5_length
 
@@ -33,7 +34,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LightweightEngi
     made.close()
 
 
-@pytest.mark.parametrize("field", ["prompt", "negative_prompt", "hr_prompt", "hr_negative_prompt"])
+@pytest.mark.parametrize("field", PROMPTS)
 @pytest.mark.parametrize("case", LONG)
 def test_a_long_prompt_is_refused_at_once(engine: LightweightEngine, field: str, case: str) -> None:
     begin = time.perf_counter()

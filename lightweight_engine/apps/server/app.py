@@ -15,6 +15,7 @@ from starlette.types import Scope
 from ... import __version__
 from ...errors import EngineError
 from .asking import JobFailed
+from .bodies import Intake
 from .faults import Fault
 from .guards import METHODS, Guard, Rules, answer
 from .native import errors, native_routes
@@ -38,14 +39,14 @@ def build_app(service: Service) -> FastAPI:
         description=DESCRIPTION,
         docs_url=None,
         redoc_url=None,
-        responses=errors(403, 421),  # of the guard, which every request passes
+        responses=errors(403, 421, 503),  # of the guard, which every request passes
     )
     app.include_router(native_routes(service))
     app.include_router(status_routes(service))
     app.include_router(sdapi_routes(service))
     _handle_errors(app, service)
     rules = Rules.of(service.config)
-    app.add_middleware(Guard, rules=rules, metrics=service.metrics)
+    app.add_middleware(Guard, rules=rules, intake=Intake.of(service.config), metrics=service.metrics)
     if rules.origins:  # outside the guard, as a browser asks for permission without a key
         app.add_middleware(
             CORSMiddleware, allow_origins=sorted(rules.origins), allow_methods=["*"], allow_headers=["*"]

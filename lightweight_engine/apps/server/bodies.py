@@ -10,29 +10,63 @@ from typing import Any, NoReturn
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive
 
+from ...config import EngineConfig
 from ...errors import RequestError
-from .faults import BodyTimeoutError, BodyTooLargeError, MalformedBodyError, MediaTypeError
+from .faults import BodyTimeoutError, BodyTooLargeError, MalformedBodyError, MediaTypeError, UnavailableError
 
 
-def timed(receive: Receive, seconds: float) -> Receive:
-    """The same, with a time for the whole of a body; whoever reads it is told by ``BodyTimeoutError``."""
-    deadline = asyncio.get_running_loop().time() + seconds
-    whole = False
+class Intake:
+    """What the bodies under way may take of the front, all together, and how long each may take to come."""
 
-    async def receiving() -> Message:
-        nonlocal whole
-        if whole:  # what comes now is that the caller has hung up
-            return await receive()
+    def __init__(self, max_bytes: int, seconds: float) -> None:
+        self.max_bytes, self.seconds = max_bytes, seconds
+        self.held = 0
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> Intake:
+        """As many bodies of full length as jobs may wait or run, and one more that is being sent."""
+        return cls(int((config.queue_max + 2) * config.max_body_mib * 2**20), config.body_seconds)
+
+
+class Incoming:
+    """A body on its way, whoever reads it. Its room is taken until the request is over: a job that waits holds it."""
+
+    def __init__(self, receive: Receive, intake: Intake) -> None:
+        self._receive, self._intake = receive, intake
+        self._deadline = asyncio.get_running_loop().time() + intake.seconds
+        self._size = 0
+        self._whole = False
+
+    async def receive(self) -> Message:
+        """The next message of the request.
+
+        Raises:
+            BodyTimeoutError: it did not come in time.
+            UnavailableError: there is no room for more bodies now.
+        """
+        if self._whole:  # what comes now is that the caller has hung up
+            return await self._receive()
         try:
-            async with asyncio.timeout_at(deadline):
-                message = await receive()
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
         except TimeoutError:
-            told = f"the body took longer than {seconds:g} s (setting body_seconds); send it faster"
+            told = f"the body took longer than {self._intake.seconds:g} s (setting body_seconds); send it faster"
             raise BodyTimeoutError(told, headers={"Connection": "close"}) from None
-        whole = not message.get("more_body", False)
+        self._whole = not message.get("more_body", False)
+        self._take(len(message.get("body", b"")))
         return message
 
-    return receiving
+    def close(self) -> None:
+        """The request is over."""
+        self._intake.held -= self._size
+        self._size = 0
+
+    def _take(self, size: int) -> None:
+        self._size += size
+        self._intake.held += size
+        if size and self._intake.held > self._intake.max_bytes:
+            told = "other requests take all the room that there is for bodies; try again"
+            raise UnavailableError(told, headers={"Retry-After": "5", "Connection": "close"})
 
 
 async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
@@ -41,7 +75,7 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
     Raises:
         MediaTypeError: it is said to be something else.
         BodyTooLargeError: it is longer than ``max_bytes``; no more than that was read.
-        BodyTimeoutError: it came too slowly; see ``timed``.
+        BodyTimeoutError, UnavailableError: as of ``Incoming``.
         MalformedBodyError: it is no JSON object, or has a key twice.
         RequestError: it holds a number that is not finite, or a text that no encoding knows.
     """

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...config import EngineConfig
-from .bodies import timed
+from .bodies import Incoming, Intake
 from .faults import Fault, ForbiddenError, Refusal, UnauthorizedError, WrongHostError
 from .logs import REQUEST_ID
 from .metrics import Metrics
@@ -49,20 +49,17 @@ class Rules:
         names: that the service is known by, beside the address that a connection reached it at.
         origins: of web pages that may call it.
         keys: of which a caller has to send one, where there are any.
-        body_seconds: that a caller may take to send a body.
     """
 
     names: frozenset[str]
     origins: frozenset[str]
     keys: tuple[str, ...]
-    body_seconds: float
 
     @classmethod
     def of(cls, config: EngineConfig) -> Rules:
         names = LOOPBACK_NAMES | {config.host.lower(), *(name.lower() for name in config.host_names)}
         keys = tuple(key.get_secret_value() for key in config.api_keys)
-        origins = frozenset(origin.rstrip("/").lower() for origin in config.allowed_origins)
-        return cls(names, origins, keys, config.body_seconds)
+        return cls(names, frozenset(origin.rstrip("/").lower() for origin in config.allowed_origins), keys)
 
     def check(self, scope: Scope, headers: Headers) -> str:
         """The caller, as a name for its key.
@@ -126,8 +123,8 @@ def _key_of(headers: Headers) -> str:
 class Guard:
     """ASGI middleware around the whole application. Sets ``request_id`` and ``caller`` of ``request.state``."""
 
-    def __init__(self, app: ASGIApp, rules: Rules, metrics: Metrics) -> None:
-        self.app, self.rules, self.metrics = app, rules, metrics
+    def __init__(self, app: ASGIApp, rules: Rules, intake: Intake, metrics: Metrics) -> None:
+        self.app, self.rules, self.intake, self.metrics = app, rules, intake, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -139,6 +136,7 @@ class Guard:
         REQUEST_ID.set(request_id)
         scope.setdefault("state", {})["request_id"] = request_id
         begin, status = time.perf_counter(), 0
+        incoming = Incoming(receive, self.intake)
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -148,12 +146,13 @@ class Guard:
             await send(message)
 
         try:
-            await self._pass(scope, timed(receive, self.rules.body_seconds), sending, headers)
+            await self._pass(scope, incoming.receive, sending, headers)
         except Exception:  # of any kind: the caller learns that there was one, the log which
             log.exception("a request failed unexpectedly")
             if not status:
                 await answer(Fault.unexpected(), request_id, self.metrics)(scope, receive, sending)
         finally:
+            incoming.close()
             self._note(scope, status, time.perf_counter() - begin)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
