@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 import torch
 
-from benchmarks.report import publish
+from benchmarks.report import write
 
 
 class Outcomes:
@@ -26,6 +26,13 @@ class Outcomes:
         row["seconds"] = round(float(str(row["seconds"])) + report.duration, 2)
         if report.outcome != "passed":
             row["outcome"] = report.outcome
+        if report.when == "teardown" and len(self.rows) % 20 == 0:
+            self.write()
+
+    def write(self) -> None:
+        """Done now and then, as the run may be cut off."""
+        counts = Counter(str(row["outcome"]) for row in self.rows.values())
+        write("gpu_tests", list(self.rows.values()), gpu=torch.cuda.get_device_name(), outcomes=dict(counts))
 
 
 def main() -> None:
@@ -33,8 +40,7 @@ def main() -> None:
         sys.exit("error: torch sees no CUDA device; these tests need one")
     outcomes = Outcomes()
     code = pytest.main(["tests/gpu", "-q", *sys.argv[1:]], plugins=[outcomes])
-    counts = Counter(str(row["outcome"]) for row in outcomes.rows.values())
-    publish("gpu_tests", list(outcomes.rows.values()), gpu=torch.cuda.get_device_name(), outcomes=dict(counts))
+    outcomes.write()
     sys.exit(code)
 
 

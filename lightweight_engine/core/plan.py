@@ -10,6 +10,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
+import torch
+
+from ..backend import kernels
 from ..backend.devices import Card
 from ..backend.lora_layers import NO_COST, Cost
 from ..backend.memory_manager import BOUNDS, GIB, MIB, SLOTS, Budget, MemoryManager, Residency, place
@@ -17,6 +20,7 @@ from ..errors import MemoryBudgetError
 from ..flux.footprint import (
     LIBRARIES,
     Inventory,
+    Library,
     clip_room,
     decode_room,
     encode_room,
@@ -341,8 +345,9 @@ def _sample_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budget
     height, width = shape.size
     tokens = -(-height // 16) * -(-width // 16)
     batch = shape.batch * shape.conditionings
-    library = LIBRARIES[kind]
-    room = step_room(params, batch, tokens, shape.text, network.storage, network.inventory.scratch, library)
+    library, beside = _library(kind), network.at_hand is None and network.adapters.held > 0
+    scratch = network.inventory.scratch
+    room = step_room(params, batch, tokens, shape.text, network.storage, scratch, library, beside=beside)
     room += modulation_table(params, shape.rows, network.storage.compute)
     room += _beside(network).room
     base = library.base
@@ -352,10 +357,16 @@ def _sample_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budget
     placed = _place(network, left, kind, drop=budget.preset.drop_modulation, stream_all=budget.preset.weights == 0)
     if not placed.streamed:
         spare = budget.total - room - base - sum(adapters.values()) - placed.nbytes
-        one = network.inventory.scratch if kind == "cuda" and budget.overlap and not at_hand else 0
+        one = network.inventory.unpacked if kind == "cuda" and budget.overlap and not at_hand else 0
         placed = replace(placed, at_hand=at_hand, ahead=one if one <= spare else 0)
     flops = step_flops(params, batch, tokens, shape.text)
     return Stage("sample", {"transformer": placed}, room, base, flops, shape.calls, adapters=adapters)
+
+
+def _library(kind: str) -> Library:
+    """What libraries take on a card; a GPU at hand that runs no programs works as plain torch does."""
+    plain = kind == "cuda" and torch.cuda.is_available() and not kernels.available()
+    return replace(LIBRARIES[kind], in_place=False) if plain else LIBRARIES[kind]
 
 
 def _picture_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budget, kind: str) -> Stage:

@@ -27,6 +27,7 @@ class Inventory:
         blocks: of each block, in the order in which they run.
         conditioning: of each unit that computes modulation.
         scratch: of the largest matrix that is made anew at each use, because it is kept in another format.
+        unpacked: of the largest matrix of a block, as numbers, that is kept in a packed format.
         mapped: whether every unit stays as the file has it, so that on a CPU it can be used from the mapped file.
     """
 
@@ -35,6 +36,7 @@ class Inventory:
     conditioning: tuple[tuple[UnitName, int], ...]
     scratch: int
     mapped: bool
+    unpacked: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -45,15 +47,18 @@ def inventory(part: Part, storage: Storage) -> Inventory:
     """The weights of a part, from its header alone."""
     linears = linear_weights(empty_network(part))
     units: dict[UnitName, int] = {}
-    scratch, mapped = 0, True
+    scratch, unpacked, mapped = 0, 0, True
     for name, source in part.sources.items():
         linear = name in linears
         unit = unit_of(part.role, name)
         nbytes = storage.nbytes(source, linear)
         units[unit] = units.get(unit, 0) + (nbytes if unit.kind == "fixed" else aligned(nbytes))
         mapped = mapped and (unit.kind == "fixed" or storage.as_in_file(source, linear))
-        if linear and storage.kept_as(source, linear) != storage.compute:
+        kept = storage.kept_as(source, linear)
+        if linear and kept != storage.compute:
             scratch = max(scratch, source.elements * storage.compute.itemsize)
+            if isinstance(kept, str) and unit.kind == "block":
+                unpacked = max(unpacked, source.elements * storage.compute.itemsize)
     names = set(units)
     return Inventory(
         fixed=sum(nbytes for name, nbytes in units.items() if name.kind == "fixed"),
@@ -61,6 +66,7 @@ def inventory(part: Part, storage: Storage) -> Inventory:
         conditioning=tuple((name, units[name]) for name in in_order(names, "conditioning")),
         scratch=scratch,
         mapped=mapped,
+        unpacked=unpacked,
     )
 
 
@@ -74,6 +80,7 @@ class Library:
         unfolding: how often a convolution in 16 bits writes out its input, where nothing computes it directly.
         scratch: times the largest matrix that is made anew at each use.
         kept: times the room of a pass that is taken beside it (matrix products pack their weights).
+        in_place: what blocks do between their products is written where a product wrote before.
     """
 
     base: int
@@ -81,10 +88,11 @@ class Library:
     unfolding: int
     scratch: float
     kept: float
+    in_place: bool = False
 
 
 LIBRARIES = {
-    "cuda": Library(base=64 << 20, convolution=4.4, unfolding=0, scratch=1.0, kept=0.0),
+    "cuda": Library(base=64 << 20, convolution=4.4, unfolding=0, scratch=1.0, kept=0.0, in_place=True),
     "cpu": Library(base=58 << 20, convolution=0.0, unfolding=9, scratch=2.0, kept=0.55),
 }
 
@@ -96,18 +104,35 @@ def modulation_table(params: FluxParams, rows: int, dtype: torch.dtype) -> int:
 
 
 def step_room(
-    params: FluxParams, batch: int, image: int, text: int, storage: Storage, scratch: int, library: Library
+    params: FluxParams,
+    batch: int,
+    image: int,
+    text: int,
+    storage: Storage,
+    scratch: int,
+    library: Library,
+    *,
+    beside: bool = False,
 ) -> int:
-    """Bytes that one evaluation of the transformer works in, for ``image`` and ``text`` tokens."""
+    """Bytes that one evaluation of the transformer works in, for ``image`` and ``text`` tokens.
+
+    Args:
+        beside: LoRAs act beside linears, which are then not taken apart.
+    """
     unit = batch * (image + text) * params.hidden_size * storage.compute.itemsize
     mlp = params.mlp_hidden / params.hidden_size
     matrix = scratch * library.scratch / unit
     streams = 1  # both streams before they were joined, which forward still holds
-    points = (
-        streams + 2 + (3 + mlp) + matrix,  # linear1: its input twice, its output, its matrix
-        streams + 3 + mlp + 3 + 2 * mlp,  # activation beside attention: fused, attended, gelu, both joined, x
-        streams + 4 + mlp + 2 + (1 + mlp) + matrix,  # linear2
-    )
+    projected = streams + 2 + 3 + mlp  # what linear1 is given and its norm, what it gives
+    if library.in_place:
+        last = 2 + matrix if beside else 1  # what attention gives; with LoRAs what linear2 gives too, beside all that
+        points = (projected + matrix, projected + last)
+    else:
+        points = (
+            projected + matrix,
+            streams + 3 + mlp + 3 + 2 * mlp,  # activation beside attention: fused, attended, gelu, both joined, x
+            streams + 4 + mlp + 2 + (1 + mlp) + matrix,  # linear2
+        )
     rotary = 3 * (image + text) * params.head_dim // 2 * 8
     return int((max(points) * unit + rotary) * (1 + library.kept))
 

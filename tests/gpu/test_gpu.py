@@ -128,7 +128,7 @@ def test_out_of_memory_ends_the_job_and_not_the_engine(engine: LightweightEngine
     expected = pixels_sha256(engine.run(request()).images[0])
     before = torch.cuda.memory_allocated()
     total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (64 << 20)) / total)
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (8 << 20)) / total)
     try:
         with pytest.raises(MemoryBudgetError, match="smaller picture"):
             engine.run(request(width=2048, height=2048, steps=1))
