@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import RequestError, closest
 from .labels import storage_format
@@ -131,10 +131,8 @@ class GenerationRequest(_Frozen):
 
     prompt: str = _prompt("", "What to draw. Understands (emphasis:1.2), [from:to:when], [a|b], AND, BREAK.")
     negative_prompt: str = _prompt("", "What to avoid; used only where cfg_scale is not 1.")
-    width: int | None = _picture(
-        None, "Width in pixels, 16 or more; left out or 0, the model's own size.", cog=0, a1111=512, ge=0
-    )
-    height: int | None = _picture(None, "Height in pixels, likewise.", cog=0, a1111=512, ge=0)
+    width: int | None = _picture(None, "Width in pixels; left out, the model's own.", a1111=512, ge=16)
+    height: int | None = _picture(None, "Height in pixels, likewise.", a1111=512, ge=16)
     steps: int = _sampling(50, "Sampling steps.", cog=8, ge=1, le=1000)
     cfg_scale: float = _sampling(1.0, "True guidance; 1 leaves the negative prompt out.", a1111=7.0, ge=0, le=100)
     distilled_cfg_scale: float | None = _sampling(
@@ -299,12 +297,12 @@ class GenerationRequest(_Frozen):
     def _storage(cls, value: str | None) -> str | None:
         return None if value is None else storage_format(value)
 
-    @field_validator("width", "height", "hr_resize_x", "hr_resize_y")
+    @field_validator("hr_resize_x", "hr_resize_y")
     @classmethod
-    def _size(cls, value: int | None, info: ValidationInfo) -> int | None:
-        if value is not None and 0 < value < 16:
+    def _size(cls, value: int) -> int:
+        if 0 < value < 16:
             raise ValueError("a side is at least 16 pixels; give 16 or more, or leave it out")
-        return value if value or str(info.field_name).startswith("hr_") else None
+        return value
 
     @model_validator(mode="after")
     def _pairs(self) -> GenerationRequest:

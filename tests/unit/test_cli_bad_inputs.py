@@ -22,6 +22,7 @@ FILES = ("text.png", "huge.png", "half.jpg")
 Arguments = Sequence[object]
 
 CASES: dict[str, tuple[Arguments, int, str]] = {
+    "1 no width": (["--width", 0], WRONG, "width"),
     "2 a negative width": (["--width", -512], WRONG, "width"),
     "4 far too large": (["--width", 100_000, "--height", 100_000], WRONG, "max_side"),
     "6 half a pixel": (["--width", 512.5], WRONG, "width"),

@@ -99,8 +99,8 @@ def test_hires_follows_the_scale_unless_it_is_set(fields: dict, hires: bool) -> 
     assert GenerationRequest(**fields).hires is hires
 
 
-def test_zero_and_null_sizes_are_left_out() -> None:
-    assert GenerationRequest(width=0, height=None).width is None
+def test_null_is_what_was_left_out() -> None:
+    assert GenerationRequest(width=None).width is None
     assert GenerationRequest(prompt=None).prompt == ""
 
 

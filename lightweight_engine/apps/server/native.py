@@ -192,11 +192,7 @@ def _with_format(fields: dict[str, Any], kind: str | None) -> dict[str, Any]:
 
 
 def _as_request(service: Service, fields: dict[str, Any]) -> GenerationRequest:
-    request = GenerationRequest(**{**service.config.request_defaults(), **fields})
-    for side in ("width", "height"):
-        if fields.get(side) is not None and getattr(request, side) is None:  # 0 is how the Cog service leaves it out
-            raise RequestError(f"{side}: a side is at least 16 pixels; leave it out for the model's own", field=side)
-    return request
+    return GenerationRequest(**{**service.config.request_defaults(), **fields})
 
 
 def _told(kind: type[Generated] | type[Upscaled], job: Job) -> Response:

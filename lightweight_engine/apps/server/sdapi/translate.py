@@ -127,9 +127,6 @@ def _mapped(body: Body, rows: Mapping[str, str], config: EngineConfig) -> tuple[
             chosen.add(ours)
         if value is not None:
             fields[ours] = value
-    for side in ("width", "height"):
-        if fields.get(side) == 0:  # which the request would take for "left out"
-            raise RequestError(f"{side}: a side is at least 16 pixels; null is the model's own size", field=side)
     return fields, chosen
 
 
