@@ -174,7 +174,8 @@ class TestNetwork:
         config = Config(tokens={"civitai.com": "sparrow"})
         shown = (repr(config), str(config), config.model_dump_json(), str(list(config.rows())))
         assert not any("sparrow" in text for text in shown)
-        for wrong in ("sparrow", "civitai.com=sparrow sparrow", "sparrow sparrow=x", 7, {"civitai.com": 7}, ["sparrow"]):
+        words = ("sparrow", "civitai.com=sparrow sparrow", "sparrow sparrow=x")
+        for wrong in (*words, 7, {"civitai.com": 7}, ["sparrow"]):
             with pytest.raises(ConfigError, match="tokens") as caught:
                 Config(tokens=wrong)
             assert "sparrow" not in str(caught.value)
