@@ -191,8 +191,7 @@ ARROWS = {
     "apps.server.sdapi.lists": "server.native server.sdapi.scripts server.sdapi.session",
     "apps.server.sdapi.progress": "server.bodies server.native server.schemas server.sdapi.answers "
     "server.sdapi.models server.sdapi.session",
-    "apps.server.sdapi.pictures": "server.bodies server.faults server.native server.sdapi.models "
-    "server.sdapi.session",
+    "apps.server.sdapi.pictures": "server.bodies server.faults server.native server.sdapi.models server.sdapi.session",
     "apps.server.sdapi.adetailer": "server.native server.sdapi.session",
     "apps.server.sdapi.extras": "server.asking server.bodies server.jobs server.schemas server.sdapi.generation "
     "server.sdapi.models server.sdapi.options server.sdapi.session",
