@@ -214,6 +214,17 @@ def test_the_front_answers_while_the_worker_computes(server: Running) -> None:
     assert sorted(took)[-3] < 0.5, "the machine of a test may be busy with others; the front alone takes 2 ms"
 
 
+def test_a_connection_that_is_kept_answers_at_once(server: Running) -> None:
+    connection, took = server.connect(), []
+    for _ in range(40):
+        begin = time.perf_counter()
+        connection.request("GET", "/livez")
+        assert connection.getresponse().read() == b"ok"
+        took.append(time.perf_counter() - begin)
+    connection.close()
+    assert sorted(took)[10] < 0.03, "a piece of the answer waited for the receipt of another, which takes 40 ms"
+
+
 def test_facts(server: Running) -> None:
     told = server.get("/capabilities").json
     assert "Euler" in told["samplers"] and "Simple" in told["schedulers"] and "hat" in told["loras"]

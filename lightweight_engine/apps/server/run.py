@@ -11,6 +11,7 @@ from typing import Any
 
 import uvicorn
 
+from ...backend.net import answer_at_once
 from ...config import EngineConfig
 from ...errors import ConfigError
 from .app import build_app
@@ -84,6 +85,7 @@ def _options(config: EngineConfig, service: Service) -> uvicorn.Config:
 def _bound(options: uvicorn.Config) -> Any:
     try:
         bound = options.bind_socket()
+        answer_at_once(bound)
         bound.listen(BACKLOG)  # who connects from now on waits until we are there
         return bound
     except SystemExit:  # which has logged why
