@@ -45,8 +45,8 @@ TOKEN_VARIABLES = {
 # Singular where one is the usual number.
 _ALIASES = {"tokenizer_dir": "tokenizer_dirs"}
 
-# A variable that is this much like the name of a setting is a slip; others with our prefix may belong to anyone.
-_LIKE_ENOUGH = 0.8
+# Variables with our prefix that are no settings: the file of settings, and where tests look for goldens.
+_NO_SETTINGS = {FILE_VARIABLE, f"{PREFIX}GOLDEN_DIR"}
 
 _HOST_PORT = re.compile(r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\]):(?P<port>[0-9]{1,5})")
 _HOST = re.compile(r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
@@ -507,16 +507,19 @@ def _from_other_programs(environ: Mapping[str, str]) -> Iterator[tuple[str, Any,
 
 
 def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
-    """``LWE_NAME`` for each setting; an empty variable counts as not set."""
+    """``LWE_NAME`` for each setting; an empty variable counts as not set.
+
+    Others with the prefix are refused: a key that is set by a wrong name would leave the service open.
+    """
     for variable, value in environ.items():
+        if not variable.startswith(PREFIX) or variable in _NO_SETTINGS or not value:
+            continue
         name = variable.removeprefix(PREFIX).lower()
         name = _ALIASES.get(name, name)
-        if not variable.startswith(PREFIX) or variable == FILE_VARIABLE or not value:
-            continue
-        if name in EngineConfig.model_fields:
-            yield name, value, variable
-        elif (meant := _closest(name, _LIKE_ENOUGH)) is not None:
-            raise _unknown(variable, "the environment variable ", PREFIX + meant.upper())
+        if name not in EngineConfig.model_fields:
+            meant = _closest(name, 0.5)
+            raise _unknown(variable, "the environment variable ", meant and PREFIX + meant.upper())
+        yield name, value, variable
 
 
 def _from_flags(given: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:

@@ -115,12 +115,24 @@ def test_an_error_says_where_the_value_came_from(tmp_path: Path) -> None:
         load(tmp_path, assigned={"threads": -1})
     with pytest.raises(ConfigError, match=r"engine.toml: 'stepz' is not a setting; did you mean 'steps'"):
         load(tmp_path, "stepz = 3")
-    with pytest.raises(ConfigError, match="did you mean 'LWE_MODELS_DIR'"):
-        load(tmp_path, environ={"LWE_MODEL_DIR": "x"})
 
 
-def test_other_programs_variables_are_left_alone(tmp_path: Path) -> None:
-    assert load(tmp_path, environ={"LWE_GOLDEN_DIR": "x", "LWE_BUILD": "7"}) == load(tmp_path)
+@pytest.mark.parametrize(
+    ("variable", "said"),
+    [
+        ("LWE_MODEL_DIR", "did you mean 'LWE_MODELS_DIR'"),
+        ("LWE_API_TOKEN", "did you mean 'LWE_"),
+        ("LWE_QUUX_ZZZ", "config show"),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_refused(tmp_path: Path, variable: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"the environment variable '{variable}' is not a setting; .*{said}"):
+        load(tmp_path, environ={variable: "x"})
+    assert load(tmp_path, environ={variable: ""}) == load(tmp_path)
+
+
+def test_variables_that_are_no_settings_are_left_alone(tmp_path: Path) -> None:
+    assert load(tmp_path, environ={"LWE_GOLDEN_DIR": "x", "LWENGINE": "7"}) == load(tmp_path)
 
 
 @pytest.mark.parametrize("toml", ["steps =", "\xff", "steps = 1\nsteps = 2"])
