@@ -11,22 +11,17 @@ from __future__ import annotations
 
 import argparse
 import http.client
-import json
-import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.report import publish, spread
+from benchmarks.served import LOOK_SECONDS, serving
 
-MAIN = Path(__file__).resolve().parents[1] / "main.py"
 IMPORTS = "import torch, fastapi"
-LOOK_SECONDS = 0.005
 
 
 def imports() -> dict[str, float]:
@@ -37,26 +32,10 @@ def imports() -> dict[str, float]:
 
 def start() -> dict[str, float]:
     begin = time.perf_counter()
-    with serving() as port:
-        front = until(port, "/livez") - begin
-        ready = until(port, "/readyz") - begin
+    with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as served:
+        front = until(served.port, "/livez") - begin
+        ready = until(served.port, "/readyz") - begin
     return {"front": front, "ready": ready}
-
-
-@contextmanager
-def serving() -> Iterator[int]:
-    """The port of a service in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "XDG_CACHE_HOME": folder}
-        command = [sys.executable, str(MAIN), "serve", "--port", "0"]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=folder, env=environment)
-        assert process.stderr is not None
-        try:
-            line = next(line for line in process.stderr if '"listening"' in line)
-            yield int(json.loads(line)["url"].rpartition(":")[2])
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.communicate()
 
 
 def until(port: int, path: str) -> float:

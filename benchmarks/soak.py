@@ -19,15 +19,12 @@ import io
 import itertools
 import json
 import os
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,14 +32,14 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.report import publish
+from benchmarks.served import Served, serving
 
-MAIN = Path(__file__).resolve().parents[1] / "main.py"
 MIB = 1 << 20
 CLIENTS = 2
 SAMPLE_SECONDS = 5.0
 WARM_UP = 0.25  # of the time, which the slope leaves out: caches fill, and allocators find their size
 KEPT_MIB = 2  # of finished pictures, so that the front has as many as it keeps early on
-SERVE = ("serve", "--port", "0", "--threads", "1", "--set", f"keep_results_mib={KEPT_MIB}")
+SERVE = ("--threads", "1", "--set", f"keep_results_mib={KEPT_MIB}")
 
 SMALL = {"prompt": "a smiling woman with red hair", "width": 64, "height": 64, "steps": 2, "seed": 1, "subseed": 0}
 LONG = {**SMALL, "width": 256, "height": 256, "steps": 200, "num_outputs": 2}
@@ -63,56 +60,14 @@ def picture() -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-@dataclass
-class Served:
-    """A service that runs: its port, and the process ids of front and worker."""
-
-    port: int
-    pids: Mapping[str, int]
-
-    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """Status and JSON of an answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
-        try:
-            headers = {} if body is None else {"Content-Type": "application/json"}
-            connection.request(method, path, None if body is None else json.dumps(body), headers)
-            answer = connection.getresponse()
-            return answer.status, json.loads(answer.read())
-        finally:
-            connection.close()
-
-    def sample(self) -> dict[str, float]:
-        """MiB and descriptors of each process."""
-        page = os.sysconf("SC_PAGE_SIZE")
-        found: dict[str, float] = {}
-        for name, pid in self.pids.items():
-            found[f"{name} MiB"] = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page / MIB
-            found[f"{name} descriptors"] = len(os.listdir(f"/proc/{pid}/fd"))
-        return found
-
-
-@contextmanager
-def serving(folder: Path) -> Iterator[Served]:
-    """A service in a process of its own, that is ready."""
-    environment = {**os.environ, "XDG_CACHE_HOME": str(folder), "OMP_NUM_THREADS": "1"}
-    with (folder / "log").open("w", encoding="utf-8") as log:
-        process = subprocess.Popen([sys.executable, str(MAIN), *SERVE], stderr=log, cwd=folder, env=environment)
-    try:
-        url = _logged(folder / "log", "listening")["url"]
-        worker = _logged(folder / "log", "the worker is ready")["pid"]
-        yield Served(int(url.rpartition(":")[2]), {"front": process.pid, "worker": worker})
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-
-
-def _logged(log: Path, message: str) -> dict[str, Any]:
-    """The line of a log with a message, once it is there."""
-    while True:
-        lines = [line for line in log.read_text(encoding="utf-8").splitlines() if f'"{message}"' in line]
-        if lines:
-            return json.loads(lines[0])
-        time.sleep(0.1)
+def sample(pids: Mapping[str, int]) -> dict[str, float]:
+    """MiB and descriptors of each process."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    found: dict[str, float] = {}
+    for name, pid in pids.items():
+        found[f"{name} MiB"] = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page / MIB
+        found[f"{name} descriptors"] = len(os.listdir(f"/proc/{pid}/fd"))
+    return found
 
 
 @dataclass
@@ -219,9 +174,10 @@ KINDS: Mapping[str, Callable[[Callers], None]] = {
 
 def sampled(served: Served, end: float) -> list[tuple[float, dict[str, float]]]:
     """(minutes, sample) until the time is over."""
+    pids = {"front": served.pid, "worker": served.logged("the worker is ready")["pid"]}
     begin, samples = time.monotonic(), []
     while time.monotonic() < end:
-        samples.append(((time.monotonic() - begin) / 60, served.sample()))
+        samples.append(((time.monotonic() - begin) / 60, sample(pids)))
         time.sleep(SAMPLE_SECONDS)
     return samples
 
@@ -244,7 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20.0)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as served:
+    with tempfile.TemporaryDirectory() as folder, serving(Path(folder), *SERVE, threads=1) as served:
         end = time.monotonic() + 60 * args.minutes
         callers = Callers(served, end)
         calling = threading.Thread(target=callers.run)
