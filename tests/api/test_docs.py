@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -36,3 +37,11 @@ def test_settings_and_metrics_are_those_that_there_are(server: Running) -> None:
     assert named <= set(EngineConfig.model_fields) and len(named) >= 9
     told = server.get("/metrics").body.decode()
     assert {f"# HELP {name} " for name in re.findall(r"`(lwe_\w+)`", PAGE)} <= set(re.findall(r"# HELP \w+ ", told))
+
+
+def test_where_the_api_is_described(server: Running) -> None:
+    """The log of the start and the README name an address that there is."""
+    started = next(json.loads(line) for line in server.lines if '"listening"' in line)
+    told = re.findall(r"http://127\.0\.0\.1:7860, (/\S+)", (PROJECT / "README.md").read_text(encoding="utf-8"))
+    assert [f"{started['url']}{path}" for path in told] == [started["api"]]
+    assert server.get(told[0]).json["info"]["title"] == "lightweight-engine"

@@ -54,7 +54,8 @@ async def _serve(config: EngineConfig, start: Callable[[], Child], child: Child)
         server = _Server(options)
         serving = asyncio.create_task(server.serve(sockets))
         _on_signals(service, server)
-        log.info("listening", extra={"url": f"http://{_shown(sockets[0].getsockname())}"})
+        url = f"http://{_shown(sockets[0].getsockname())}"
+        log.info("listening", extra={"url": url, "api": f"{url}/openapi.json"})
         ended = asyncio.create_task(service.ended.wait())
         await asyncio.wait({serving, ended}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
