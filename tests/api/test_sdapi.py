@@ -457,7 +457,29 @@ def test_options_hold_until_they_are_changed(running: Running) -> None:
 
 @pytest.mark.parametrize(
     ("values", "status"),
-    [({"samples_format": "gif"}, 422), ({"sd_model_checkpoint": "none-such"}, 404), ({"forge_preset": "sd"}, 422)],
+    [
+        ({"samples_format": "gif"}, 422),
+        ({"sd_model_checkpoint": "none-such"}, 404),
+        ({"forge_preset": "sd"}, 422),
+        *(
+            ({name: value}, 422)
+            for name, values in {
+                "img2img_background_color": ["foo"],
+                "forge_unet_storage_dtype": ["int3", "Q4_K"],
+                "eta_ancestral": [-1, 100],
+                "beta_dist_alpha": [0],
+                "s_churn": [-1, 1e9],
+                "s_noise": [-1],
+                "skip_early_cond": [2],
+                "sigma_min": [-1],
+                "rho": [-1],
+                "img2img_extra_noise": [-1],
+                "initial_noise_multiplier": [-1, 1e9],
+                "upscaler_for_img2img": ["foo"],
+            }.items()
+            for value in values
+        ),
+    ],
 )
 def test_options_that_cannot_be(running: Running, values: dict[str, Any], status: int) -> None:
     before = running.get(f"{V1}/options").json

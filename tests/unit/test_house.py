@@ -197,8 +197,8 @@ ARROWS = {
     "server.sdapi.models server.sdapi.options server.sdapi.session",
     "apps.server.sdapi.files": "server.asking server.messages server.native server.sdapi.catalogue "
     "server.sdapi.models server.sdapi.session",
-    "apps.server.sdapi.settings": "server.bodies server.native server.sdapi.catalogue server.sdapi.options "
-    "server.sdapi.session",
+    "apps.server.sdapi.settings": "server.bodies server.native server.sdapi.catalogue server.sdapi.generation "
+    "server.sdapi.options server.sdapi.session server.service server.tasks",
     "apps.server.sdapi.routes": "server.sdapi.adetailer server.sdapi.extras server.sdapi.files "
     "server.sdapi.generation server.sdapi.lists server.sdapi.pictures server.sdapi.progress server.sdapi.session "
     "server.sdapi.settings server.service",

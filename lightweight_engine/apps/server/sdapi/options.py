@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from ....labels import storage_format
 from ....request import Emphasis, NoiseSource
 from .models import first_fault
 
@@ -80,6 +81,18 @@ class Options(BaseModel):
             raise ValueError("choose one of png, jpg, jpeg, webp")
         return name
 
+    @field_validator("forge_unet_storage_dtype")
+    @classmethod
+    def _storage(cls, value: str) -> str:
+        if value.lower() not in NO_CHOICE:
+            storage_format(value)
+        return value
+
+    @field_validator("upscaler_for_img2img")
+    @classmethod
+    def _upscaler(cls, value: str | None) -> str | None:
+        return value or None
+
     @property
     def output_format(self) -> str:
         """The format of pictures, as a request names it."""
@@ -110,6 +123,11 @@ class Options(BaseModel):
         rows = ((name, _extra(name).get("field")) for name in self.model_fields_set)
         fields = {field: getattr(self, name) for name, field in rows if field}
         return {field: value for field, value in fields.items() if value is not None}
+
+
+def options_by_field() -> dict[str, str]:
+    """What an option is called, by the field of a request that it is."""
+    return {_extra(name)["field"]: name for name in Options.model_fields if "field" in _extra(name)}
 
 
 def _extra(name: str) -> dict[str, Any]:

@@ -7,10 +7,14 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from ....request import GenerationRequest
 from ..bodies import read_json
 from ..native import errors
+from ..service import Service
+from ..tasks import check
 from .catalogue import Catalogue
-from .options import without_effect
+from .generation import in_their_words
+from .options import Options, options_by_field, without_effect
 from .session import Session
 
 _BODY: dict[str, Any] = {
@@ -40,11 +44,23 @@ def settings_routes(session: Session) -> APIRouter:
         fresh = {name: value for name, value in given.items() if name not in shown or shown[name] != value}
         changed = session.options.changed(fresh, "")
         Catalogue.of(session.service).fields(changed)  # refuses names of models that are none
+        _check(session.service, changed)
         for sentence in without_effect(fresh, changed):
             log.warning("POST /sdapi/v1/options: %s", sentence)
         session.options = changed
 
     return router
+
+
+def _check(service: Service, options: Options) -> None:
+    """Refuse options that no picture could be drawn with: they would hold for every caller.
+
+    Raises:
+        JobFailed: with the fault of the first, by the option's name.
+    """
+    with in_their_words(options_by_field()):
+        request = GenerationRequest(image="any", **options.fields())  # with one, what acts on it is looked at too
+        check(request, service.config, is_tiny=service.supervisor.facts.get("demonstration"))
 
 
 def shown_options(session: Session) -> dict[str, Any]:
