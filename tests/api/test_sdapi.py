@@ -217,6 +217,8 @@ def test_bad_input(running: Running, fields: dict[str, Any], status: int, param:
         ({}, 422),
         ({"init_images": []}, 422),
         ({"init_images": [""]}, 422),
+        ({"init_images": [None]}, 422),
+        ({"init_images": [PNG, None]}, 422),
         ({"init_images": ["!!!"]}, 422),
         ({"init_images": [base64.b64encode(b"plain text " * 20).decode()]}, 422),
         ({"init_images": ["http://127.0.0.1/x.png"]}, 403),

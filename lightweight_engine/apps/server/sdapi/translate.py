@@ -153,6 +153,9 @@ def _image_fields(body: ImageToImageRequest, config: EngineConfig) -> dict[str, 
     """Start pictures, and how the mask is used where there is one."""
     if not body.init_images:
         raise RequestError("init_images: there is no picture; send one in base64", field="init_images")
+    for number, given in enumerate(body.init_images):
+        if not given:  # which a request would take for "no picture"
+            raise RequestError(f"init_images[{number}]: there is no picture; send one in base64", field="init_images")
     rows = IMAGE if body.mask else {name: IMAGE[name] for name in ("resize_mode", "initial_noise_multiplier")}
     fields, _ = _mapped(body, rows, config)
     if body.mask and body.mask_blur is not None:
