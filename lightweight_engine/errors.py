@@ -21,7 +21,7 @@
     │   ├── DownloadTimeoutError    took too long, or trickled (HTTP 504)
     │   ├── WrongContentError       a web page, no model, or not the pinned content (HTTP 422)
     │   └── CacheStorageError       the disk or the cache has no room (HTTP 507)
-    ├── OutputError                 a picture could not be written
+    ├── OutputError                 a picture could not be written (HTTP 507)
     └── MissingDependencyError      an optional package is needed
 
 A message says what is wrong, where, and the one thing to do about it.
@@ -182,6 +182,7 @@ class OutputError(EngineError):
     """A result could not be written; nothing partial is left behind."""
 
     exit_code = 7
+    http_status = 507
 
 
 class MissingDependencyError(EngineError):

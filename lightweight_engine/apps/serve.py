@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..config import EngineConfig
-from ..errors import ConfigError, MissingDependencyError
+from ..errors import ConfigError, MissingDependencyError, OutputError
 from .console import Console
 from .options import Debug, Grouped, check_models_dir, load_config, takes_settings
 
@@ -32,6 +32,7 @@ def serve(host: Host = None, port: Port = None, debug: Debug = False, **settings
         check_reach(config)
         secrets = tuple(key.get_secret_value() for key in (*config.api_keys, *config.tokens.values()))
         set_up_logs(secrets, logging.DEBUG if debug else logging.INFO)
+        warn_of_outputs(config)
         start = partial(launch, config, secrets)
         child = start()  # it loads the model while the front is imported
         try:
@@ -71,6 +72,16 @@ def check_reach(config: EngineConfig) -> None:
             f"host: {config.host} may be reached by others, and there are no api_keys; set LWE_API_KEYS, or listen on "
             "127.0.0.1"
         )
+
+
+def warn_of_outputs(config: EngineConfig) -> None:
+    """Log that pictures cannot be kept. No refusal: only callers who ask for it need the folder."""
+    from ..core.images import check_folder
+
+    try:
+        check_folder(config.output_dir)
+    except OutputError as error:
+        logging.getLogger(__name__).warning("requests with save_images will be refused: %s", error)
 
 
 def register(app: typer.Typer) -> None:

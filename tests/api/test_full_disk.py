@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from loopback import Site, safetensors, serving
-from running_service import PROJECT, Running, service
+from running_service import PROJECT, SMALL, Running, service
 
 TINY_LORA = PROJECT / "lightweight_engine" / "tiny" / "Lora" / "hat.safetensors"
 ROOM = 800 << 10  # bytes: enough for a LoRA of the embedded model, and not for two
@@ -74,6 +74,29 @@ def test_a_limit_on_what_the_worker_may_write(tmp_path: Path, site: Site) -> Non
         assert fetched(running, site, "hat.safetensors")[0] == 200
         assert running.generate(subseed=0).json["images"] == before
         assert running.stop() == 0
+
+
+def test_a_folder_of_outputs_that_cannot_be_written(tmp_path: Path) -> None:
+    """507 before anything is drawn; what asks for no file is drawn all the same."""
+    (tmp_path / "file").write_bytes(b"")
+    with service(tmp_path, "--set", f"output_dir={tmp_path / 'file' / 'pictures'}") as running:
+        running.ready()
+        assert any("save_images will be refused" in line for line in running.lines)
+        answer = running.post("/sdapi/v1/txt2img", {**SMALL, "save_images": True})
+        assert answer.status == 507 and answer.json["error"]["type"] == "OutputError", answer.body
+        assert str(tmp_path) not in answer.body.decode()
+        assert running.post("/sdapi/v1/txt2img", SMALL).status == 200
+
+
+def test_pictures_that_cannot_be_kept_are_answered_with_a_warning(tmp_path: Path) -> None:
+    with service(tmp_path) as running:
+        running.ready()
+        usual = resource.prlimit(running.worker, resource.RLIMIT_FSIZE, (100, -1))
+        answer = running.post("/sdapi/v1/txt2img", {**SMALL, "save_images": True})
+        assert answer.status == 200 and len(answer.json["images"]) == 1, answer.body
+        assert answer.json["saved"] == [] and "not all were saved" in str(answer.json["warnings"])
+        resource.prlimit(running.worker, resource.RLIMIT_FSIZE, usual)
+        assert len(running.post("/sdapi/v1/txt2img", {**SMALL, "save_images": True}).json["saved"]) == 1
 
 
 def fill(path: Path) -> None:

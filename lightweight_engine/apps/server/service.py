@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from ...config import EngineConfig
+from ...core.images import check_folder
 from ...errors import EngineError, GenerationCancelled
 from ...request import Task
 from .canary import Canary
@@ -121,6 +122,7 @@ class Service:
 
         Raises:
             RequestError: a field is wrong.
+            OutputError: what is drawn is to be kept, and cannot be.
             Refusal: the queue is full, or its caller's share of it; the service ends; or the key stands for another
                 request.
         """
@@ -129,6 +131,8 @@ class Service:
         if key is not None and (known := self.jobs.of_key(key, digest)):
             return known
         self._check_room(caller)
+        if save:
+            check_folder(self.config.output_dir)
         job = Job(
             id=secrets.token_hex(8),
             request=task,

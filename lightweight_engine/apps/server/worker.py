@@ -23,7 +23,7 @@ from ...core.models import ModelLibrary
 from ...core.pictures import PictureReader
 from ...core.progress import Interrupt as Interrupter
 from ...core.replay import save_result
-from ...errors import EngineError
+from ...errors import EngineError, OutputError
 from ...request import GenerationRequest, GenerationResult, Progress, Task, UpscaleRequest, UpscaleResult
 from .facts import Facts
 from .faults import Fault, without_paths
@@ -141,8 +141,16 @@ class Worker:
             return upscaled_outcome(engine.run_upscale(task, **followed))
         check_models(task, models)
         result = engine.run(task, preview_every=work.preview_every, **followed)
-        saved = save_result(result, self._config.output_dir) if work.save else []
-        return outcome_of(result, [row.path.name for row in saved])
+        saved, warnings = self._saved(result) if work.save else ([], [])
+        return outcome_of(result, saved, warnings)
+
+    def _saved(self, result: GenerationResult) -> tuple[list[str], list[str]]:
+        """Names of the files that a result was kept in, and warnings: what is drawn is answered though a disk is full."""
+        try:
+            return [row.path.name for row in save_result(result, self._config.output_dir)], []
+        except OutputError as error:
+            log.warning("pictures could not be kept: %s", error)
+            return [], [f"the pictures are in this answer, and not all were saved: {error}"]
 
 
 def _tended(engine: LightweightEngine, facts: Facts, tend: Tend) -> Tended:
@@ -194,17 +202,18 @@ def with_pictures(task: Task, reader: PictureReader) -> Task:
     return task.model_copy(update=read) if read else task
 
 
-def outcome_of(result: GenerationResult, saved: Sequence[str] = ()) -> Outcome:
+def outcome_of(result: GenerationResult, saved: Sequence[str] = (), warned: Sequence[str] = ()) -> Outcome:
     """The pictures of a result as files, each with its text, and all else as JSON data.
 
     Args:
         saved: names of the files that they were kept in.
+        warned: warnings beside those of the result.
     """
     kind = result.request.output_format
     pairs = zip(result.images, result.infotexts, strict=True)
     files = [encode(image, kind, infotext) for image, infotext in pairs]
     stages = [{name: encode(picture, kind).data for name, picture in stage.items()} for stage in result.stages]
-    warnings = dict.fromkeys([*result.warnings, *(text for file in files for text in file.warnings)])
+    warnings = dict.fromkeys([*result.warnings, *warned, *(text for file in files for text in file.warnings)])
     told = {
         "seeds": list(result.seeds),
         "subseeds": list(result.subseeds),
