@@ -164,7 +164,11 @@ def without_effect(request: GenerationRequest) -> list[str]:
         what: [name for name in names if getattr(request, name) != usual[name].default]
         for what, names in set_for.items()
     }
-    return [f"{', '.join(names)} had no effect without {what}" for what, names in asked.items() if names]
+    sentences = [f"{', '.join(names)} had no effect without {what}" for what, names in asked.items() if names]
+    unguided = request.cfg_scale == 1 and not (request.hires and request.hr_cfg not in (None, 1))
+    if request.negative_prompt and unguided:
+        sentences.append("negative_prompt had no effect at cfg_scale 1; a higher one takes twice the time")
+    return sentences
 
 
 def _previewer(networks: Networks) -> Callable[[Tensor], Image.Image]:
