@@ -116,7 +116,12 @@ def scheduler_labels(*, valid_only: bool = True) -> list[str]:
 
 
 def resolve_sampler(
-    sampler: str | None, scheduler: str | None, compat: Compat = "fixed", *, default_scheduler: str = DEFAULT_SCHEDULER
+    sampler: str | None,
+    scheduler: str | None,
+    compat: Compat = "fixed",
+    *,
+    default_scheduler: str = DEFAULT_SCHEDULER,
+    fields: tuple[str, str] = ("sampler", "scheduler"),
 ) -> tuple[str, str]:
     """The sampler and scheduler labels that a request's two names mean.
 
@@ -124,6 +129,9 @@ def resolve_sampler(
     scheduler is left at ``default_scheduler`` or Automatic, case does not matter, and Automatic becomes the sampler's
     own scheduler, else Simple. With ``forge`` the suffix always wins, an unknown sampler becomes DPM++ 2M, and an
     unknown scheduler Automatic, which stays as it is.
+
+    Args:
+        fields: what the two are called where they were given; errors name them so.
 
     Raises:
         RequestError: (``fixed`` only) a name is unknown or not valid for a flow model; the message lists valid ones.
@@ -134,13 +142,13 @@ def resolve_sampler(
     chosen = _find_scheduler(scheduler or AUTOMATIC, ignore_case=True)
     row = _find(SAMPLERS, name, ignore_case=True)
     if row is None or not row.valid:
-        raise _refusal("sampler", sampler, row is not None, sampler_labels())
+        raise _refusal(fields[0], sampler, row is not None, sampler_labels())
     if chosen is None or not chosen.valid:
-        raise _refusal("scheduler", scheduler, chosen is not None, scheduler_labels())
+        raise _refusal(fields[1], scheduler, chosen is not None, scheduler_labels())
     if suffix and chosen.label in (AUTOMATIC, default_scheduler):
         chosen = suffix
         if not chosen.valid:
-            raise _refusal("sampler", sampler, True, sampler_labels())
+            raise _refusal(fields[0], sampler, True, sampler_labels())
     return row.label, chosen.label if chosen.label != AUTOMATIC else row.scheduler or DEFAULT_SCHEDULER
 
 

@@ -111,6 +111,7 @@ class Console:
             return text
         for name in self.typed:
             text = re.sub(rf"(^|; ){name}: ", rf"\1{option(name)}: ", text)
+        text = re.sub(r"\bgive (\w+) too\b", lambda found: f"give {option(found[1])} too", text)
         return text if option(field) in text else f"{option(field)}: {text}"
 
 

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..errors import GenerationCancelled
-from ..labels import resolve_sampler
 from .console import INTERRUPTED, Console
 from .options import check_models_dir
 from .progress import reporter
@@ -31,7 +30,6 @@ def check_request(request: GenerationRequest, config: EngineConfig) -> None:
     from ..core.pictures import PictureReader
 
     check_models_dir(config)
-    resolve_sampler(request.sampler, request.scheduler, request.compat)
     check_fields(request, config)
     check_loras(request, config)
     check_named(request, config, is_tiny=choose_models(config.with_model_of(request), []).is_tiny)

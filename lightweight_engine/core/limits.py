@@ -1,10 +1,11 @@
-"""What a request may ask for at most. Loads no torch."""
+"""What a request may ask for: names that exist, and no more than the configuration allows. Loads no torch."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from ..errors import RequestError, TooCostlyError
+from ..labels import resolve_sampler
 from ..request import GenerationRequest, UpscaleRequest
 
 if TYPE_CHECKING:
@@ -16,11 +17,14 @@ PROMPTS = ("prompt", "negative_prompt", "hr_prompt", "hr_negative_prompt", "ad_p
 
 
 def check_fields(request: GenerationRequest, config: EngineConfig) -> None:
-    """Refuse a request with a field that is larger than the configuration allows; no model is needed to tell.
+    """Refuse a request with a field that is wrong or larger than allowed, as far as no model is needed to tell.
 
     Raises:
-        RequestError: names the field, the limit, and the setting that holds it.
+        RequestError: names the field and the fault; of a limit, the setting that holds it.
     """
+    _check_samplers(request)
+    if request.mask is not None and request.image is None:
+        raise RequestError("mask: there is no picture that it belongs to; give image too", field="mask")
     _check_sides(request.height, request.width, config)
     for field in PROMPTS:
         length = len(getattr(request, field))
@@ -90,6 +94,18 @@ def check_cost(request: GenerationRequest, size: tuple[int, int], calls: int, co
             "ask for fewer or smaller pictures",
             field="steps",
         )
+
+
+def _check_samplers(request: GenerationRequest) -> None:
+    """Refuse names of no sampler or schedule, of both passes."""
+    resolve_sampler(request.sampler, request.scheduler, request.compat)
+    if request.hr_sampler or request.hr_scheduler:
+        pair = request.hr_sampler or request.sampler, request.hr_scheduler or request.scheduler
+        named = (
+            "hr_sampler" if request.hr_sampler else "sampler",
+            "hr_scheduler" if request.hr_scheduler else "scheduler",
+        )
+        resolve_sampler(*pair, request.compat, fields=named)
 
 
 def _check_count(field: str, count: int, config: EngineConfig) -> None:

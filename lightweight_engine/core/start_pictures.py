@@ -62,8 +62,6 @@ def read_start(
         DownloadError: one cannot be fetched.
     """
     if request.image is None:
-        if request.mask is not None:
-            raise RequestError("mask: there is no picture that it belongs to; give image too", field="mask")
         return None
     given = _as_list(request.image)
     if len(given) not in (1, request.num_outputs):

@@ -186,6 +186,7 @@ def test_the_policy_is_told(running: Running) -> None:
         ({"enable_hr": True, "hr_checkpoint_name": "other"}, 422, "hr_checkpoint_name"),
         ({"enable_hr": True, "hr_additional_modules": ["ae"]}, 422, "hr_additional_modules"),
         ({"enable_hr": True, "hr_sampler_name": "Foo"}, 400, "hr_sampler_name"),
+        ({"enable_hr": True, "hr_scheduler": "Foo"}, 422, "hr_scheduler"),
         ({"sampler_name": "Foo"}, 400, "sampler_name"),
         ({"scheduler": "Foo"}, 422, "scheduler"),
         ({"script_name": "X/Y/Z plot"}, 422, "script_name"),

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import base64
 
-from lightweight_engine.apps.server.tasks import cost_of, digest_of
+import pytest
+
+from lightweight_engine import Config
+from lightweight_engine.apps.server.tasks import check, cost_of, digest_of
+from lightweight_engine.errors import RequestError
 from lightweight_engine.request import GenerationRequest, UpscaleRequest
 
 PICTURE = base64.b64encode(bytes(100)).decode()
@@ -26,3 +30,19 @@ def test_equal_tasks_have_one_digest() -> None:
     larger = UpscaleRequest(images=(PICTURE,))
     assert digest_of(larger) == digest_of(UpscaleRequest(**{"images": PICTURE}))
     assert digest_of(larger) != digest_of(UpscaleRequest(images=(PICTURE,), by=3))
+
+
+@pytest.mark.parametrize(
+    ("field", "given"),
+    [
+        ("hr_sampler", {"hr_sampler": "Foo"}),
+        ("hr_scheduler", {"hr_scheduler": "Foo"}),
+        ("hr_scheduler", {"sampler": "DPM++ 2M", "hr_scheduler": "Turbo"}),
+        ("scheduler", {"scheduler": "Foo", "hr_scheduler": "Foo"}),
+        ("mask", {"mask": PICTURE}),
+    ],
+)
+def test_the_field_at_fault_is_named_before_a_job_waits(field: str, given: dict[str, str]) -> None:
+    with pytest.raises(RequestError, match=f"^{field}: ") as caught:
+        check(GenerationRequest(**given), Config())
+    assert caught.value.field == field

@@ -17,7 +17,7 @@ from PIL import Image
 SMALL = ("--width", 64, "--height", 64, "--steps", 1, "--device", "cpu", "--offline")
 WRONG, MODEL, NETWORK = 2, 3, 6  # exit codes: the request, a model file, a server
 
-FILES = ("text.png", "huge.png", "half.jpg")
+FILES = ("text.png", "huge.png", "half.jpg", "whole.jpg")
 
 Arguments = Sequence[object]
 
@@ -41,6 +41,13 @@ CASES: dict[str, tuple[Arguments, int, str]] = {
     "18 one pixel": (["--enable-hr", "--hr-resize-x", 1], WRONG, "hr-resize-x"),
     "19 a sampler": (["--sampler", "Foo"], WRONG, "Euler"),
     "20 a scheduler": (["--scheduler", "Foo"], WRONG, "Simple"),
+    "19 a sampler of the hires pass": (["--hr-sampler", "Foo", "--enable-hr"], WRONG, "--hr-sampler: 'Foo'"),
+    "20 a scheduler of the hires pass": (["--hr-scheduler", "Foo", "--enable-hr"], WRONG, "--hr-scheduler: 'Foo'"),
+    "33 a mask of nothing": (
+        ["--mask", "whole.jpg"],
+        WRONG,
+        "--mask: there is no picture that it belongs to; give --image",
+    ),
     "21 a checkpoint": (["--checkpoint", "flux"], MODEL, "no model file"),
     "22 a LoRA outside": (["--lora", "../../etc/passwd"], MODEL, "no LoRA"),
     "26 look-alike letters": (["--lora", "hаt"], MODEL, "no LoRA"),
@@ -58,6 +65,10 @@ CASES: dict[str, tuple[Arguments, int, str]] = {
     "69 a megabyte": (["--negative-prompt", "a" * 100_000], WRONG, "max_prompt_chars"),
     "71 brackets": (["--negative-prompt", "(" * 10_000], WRONG, "max_prompt_tokens"),
 }
+
+
+# Told only with the model there: calls of its network, tokens; and URLs, which are asked once, by the engine.
+LOADED = ("11 too much work", "50 ftp", "54 this machine", "63 a pickle", "71 brackets")
 
 
 @pytest.fixture(scope="module")
@@ -81,4 +92,5 @@ def test_bad_inputs(
     assert done.code == code, done.err
     assert re.search(rf"^[Ee]rror: .*{re.escape(said)}", done.err, re.MULTILINE), done.err
     assert "Traceback" not in done.err and done.out == ""
+    assert "loading" not in done.err or case in LOADED
     assert not list(tmp_path.rglob("*.png"))

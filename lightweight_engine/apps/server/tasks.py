@@ -8,7 +8,6 @@ import json
 from ...config import EngineConfig
 from ...core.limits import check_fields, check_upscale
 from ...core.named import check_named
-from ...labels import resolve_sampler
 from ...request import GenerationRequest, Task
 from .names import check_names
 
@@ -26,7 +25,6 @@ def check(task: Task, config: EngineConfig, *, is_tiny: bool | None = None) -> N
     """
     check_names(task, config.models_dir)
     if isinstance(task, GenerationRequest):
-        resolve_sampler(task.sampler, task.scheduler, task.compat)
         check_fields(task, config)
     else:
         check_upscale(task, config)

@@ -213,15 +213,16 @@ def _check_samplers(values: Mapping[str, Any]) -> None:
         UnknownSamplerError: a sampler does not exist, or not for Flux; lists those that do.
         RequestError: a scheduler likewise.
     """
-    passes = {"sampler_name": (values["sampler"], values["scheduler"])}
+    passes = {("sampler_name", "scheduler"): (values["sampler"], values["scheduler"])}
     if values.get("hr_sampler") or values.get("hr_scheduler"):
         second = values.get("hr_sampler") or values["sampler"], values.get("hr_scheduler") or values["scheduler"]
-        passes["hr_sampler_name"] = second
-    for name, pair in passes.items():
+        passes["hr_sampler_name", "hr_scheduler"] = second
+    for fields, pair in passes.items():
         try:
-            resolve_sampler(*pair)
+            resolve_sampler(*pair, fields=fields)
         except RequestError as error:
-            if error.field != "sampler":
+            name, scheduler = fields
+            if error.field == scheduler:
                 raise
-            told = str(error).removeprefix("sampler: ")
+            told = str(error).removeprefix(f"{name}: ")
             raise UnknownSamplerError(f"{name}: Sampler not found: {told}", param=name) from None
