@@ -56,6 +56,8 @@ def test_sigterm_lets_the_running_job_end_and_sends_the_others_away(tmp_path: Pa
         sent_away = waiting.got()
         assert sent_away.status == 503 and int(sent_away.headers["retry-after"]) > 0
         assert sent_away.error["type"] == "UnavailableError"
+        asked = sent_away.error["request_id"]
+        wait(lambda: any('"finished"' in line and asked in line for line in list(running.lines)))
         assert short.got().status == 200
         assert running.process.wait(20) == 0
         wait(lambda: gone(worker))

@@ -242,9 +242,11 @@ def test_facts(server: Running) -> None:
 def test_metrics(server: Running) -> None:
     server.generate()
     server.generate(width=5)
+    assert server.generate(loras=["nowhere"]).status == 404
     text = server.get("/metrics").body.decode()
     lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert float(lines['lwe_jobs_total{state="succeeded"}']) >= 1
+    assert float(lines['lwe_jobs_total{state="refused"}']) >= 1
     assert float(lines['lwe_errors_total{type="RequestError"}']) >= 1
     assert float(lines["lwe_ready"]) == 1 and float(lines["lwe_worker_resident_bytes"]) > 1e8
     assert any(line.startswith('lwe_stage_seconds_count{stage="sample"}') for line in lines)

@@ -79,6 +79,11 @@ class Job:
         return self.state in ("succeeded", "failed", "cancelled")
 
     @property
+    def refused(self) -> bool:
+        """Whether it failed by what its caller asked for, and not by a fault of the service."""
+        return self.state == "failed" and self.fault is not None and self.fault.status < 500
+
+    @property
     def to_repeat(self) -> bool:
         """Whether the same request may bring more another time."""
         return self.interrupted or self.state == "cancelled" or (self.fault is not None and self.fault.status >= 500)

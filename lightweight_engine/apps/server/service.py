@@ -309,9 +309,9 @@ class Service:
             self.metrics.made(ended.outcome)
         else:
             job.fail(fault or Fault.unexpected())
-        self.metrics.jobs.add(state=job.state)
+        self.metrics.jobs.add(state="refused" if job.refused else job.state)
         told = {"state": job.state, "seconds": round(time.time() - job.accepted, 3)}
-        log.info("finished", extra={"job": job.id, **told, "error": fault and fault.type})
+        log.info("finished", extra={"job": job.id, "request_id": job.request_id, **told, "error": fault and fault.type})
         self.jobs.tidy()
 
     async def _watch_clock(self) -> None:

@@ -145,7 +145,7 @@ class Worker:
         return outcome_of(result, saved, warnings)
 
     def _saved(self, result: GenerationResult) -> tuple[list[str], list[str]]:
-        """Names of the files that a result was kept in, and warnings: what is drawn is answered though a disk is full."""
+        """Names of the files that a result was kept in, and warnings: what is drawn is answered in any case."""
         try:
             return [row.path.name for row in save_result(result, self._config.output_dir)], []
         except OutputError as error:
