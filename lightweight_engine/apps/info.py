@@ -36,7 +36,7 @@ def info(image: Picture, json: Json = False, debug: Debug = False) -> None:
 
 
 def _sidecar_lines(sidecar: dict[str, Any]) -> list[str]:
-    """What the sidecar knows beyond the text: files with their hashes, device, times, warnings."""
+    """What the sidecar knows beyond the text: files with their hashes, device, times, an early end, warnings."""
     lines = [
         f"File of {row.get('role')}: {row.get('name')} {row.get('sha256') or ''}".rstrip() for row in _rows(sidecar)
     ]
@@ -45,6 +45,8 @@ def _sidecar_lines(sidecar: dict[str, Any]) -> list[str]:
     timings = sidecar.get("timings")
     if isinstance(timings, dict):
         lines.append("Seconds: " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in timings.items()))
+    if sidecar.get("interrupted"):
+        lines.append("Ended early: it is as it was when its job was interrupted, with parts missing or not finished")
     lines += [f"Warning: {warning}" for warning in sidecar.get("warnings") or ()]
     return lines
 

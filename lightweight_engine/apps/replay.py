@@ -53,13 +53,15 @@ def replay(
             differences = list(outcome.differences)
             console.result({"identical": outcome.identical, "differences": differences, "saved": paths})
         else:
-            for line in [_verdict(outcome), *outcome.differences, *paths]:
+            for line in [_verdict(outcome, recipe), *outcome.differences, *paths]:
                 console.data(line)
     if outcome.identical is False:
         raise typer.Exit(DIFFERENT)
 
 
-def _verdict(outcome: Replay) -> str:
+def _verdict(outcome: Replay, recipe: Recipe) -> str:
+    if recipe.interrupted:
+        return "made again, to its end; the first picture was ended early and cannot be compared with it"
     if outcome.identical is None:
         return "made again; whether it is the same is not known, as the first picture's pixels were not kept exactly"
     return "identical: every pixel is the same" if outcome.identical else "different: not every pixel is the same"

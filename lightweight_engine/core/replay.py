@@ -66,10 +66,18 @@ class Recipe:
     def pixels_sha256(self) -> str | None:
         return self.sidecar.get("pixels_sha256") if self.sidecar else None
 
+    @property
+    def interrupted(self) -> bool:
+        """The picture's job was ended early, at a step that is not recorded."""
+        return bool(self.sidecar and self.sidecar.get("interrupted"))
+
 
 @dataclass(frozen=True)
 class Replay:
-    """A picture made again. ``identical`` is None where the first one's pixels are unknown (jpg or webp alone)."""
+    """A picture made again.
+
+    ``identical`` is None where the first one's pixels are unknown (jpg or webp alone), or it was ended early.
+    """
 
     result: GenerationResult
     identical: bool | None
@@ -113,7 +121,7 @@ def replay(engine: LightweightEngine, path: Path, recipe: Recipe | None = None, 
     known = recipe.pixels_sha256
     if known is None and path.suffix.lower() == ".png":
         known = pixels_sha256(open_image(path))
-    identical = None if known is None else pixels_sha256(result.images[0]) == known
+    identical = None if known is None or recipe.interrupted else pixels_sha256(result.images[0]) == known
     return Replay(result, identical, tuple(_differences(recipe.sidecar, result)))
 
 

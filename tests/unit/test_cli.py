@@ -408,6 +408,17 @@ def test_replay_says_when_the_picture_differs(cli: Cli, models: Path) -> None:
     assert "another torch: 1.0 then" in done.out
 
 
+def test_a_picture_that_was_ended_early_is_told_and_not_compared(cli: Cli, models: Path) -> None:
+    (path,) = draw(cli, models).out.splitlines()
+    sidecar = Path(path).with_suffix(".json")
+    assert "Ended early" not in cli("info", path).out
+    sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), "interrupted": True}))
+    assert "Ended early" in cli("info", path).out
+    done = cli("replay", path, "--device", "cpu")
+    assert (done.code, "was ended early and cannot be compared" in done.out) == (0, True), done
+    assert json.loads(cli("replay", path, "--device", "cpu", "--json").out)["identical"] is None
+
+
 def test_models_ls_tells_what_each_file_is(cli: Cli, models: Path) -> None:
     done = cli("models", "ls", "--models-dir", models, "--json")
     files = {row["name"]: row for row in json.loads(done.out)["files"]}
