@@ -44,6 +44,8 @@ EMBEDDING_CACHE_BYTES = 256 << 20
 
 T = TypeVar("T")
 
+ENDED_EARLY = "the job was interrupted: pictures may be missing, unfinished, or without their later passes"
+
 
 class LightweightEngine:
     """Draws pictures from prompts.
@@ -344,6 +346,7 @@ class LightweightEngine:
             infotexts += [describe(job, batch, seed, subseed, files) for seed, subseed in rows]
         jobs = (job, *workshop.jobs)
         tracker.finish()
+        notes = (*self._model.notes, *(text for each in jobs for text in each.warnings))
         return GenerationResult(
             images=tuple(images),
             stages=tuple(stages),
@@ -360,7 +363,7 @@ class LightweightEngine:
             versions=versions(),
             interrupted=tracker.interrupted,
             settings=settings_in_effect(self._model.settings, networks.models, networks.manager.card),
-            warnings=tuple(dict.fromkeys((*self._model.notes, *(text for each in jobs for text in each.warnings)))),
+            warnings=tuple(dict.fromkeys((*notes, *([ENDED_EARLY] if tracker.interrupted else ())))),
         )
 
     def _assembled(self, settings: EngineConfig, card: Card | None, notes: list[str]) -> Networks:

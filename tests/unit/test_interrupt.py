@@ -10,6 +10,7 @@ from PIL import Image
 
 from lightweight_engine import Config, GenerationRequest, GenerationResult, LightweightEngine, Progress
 from lightweight_engine.core.describe import pixels_sha256, sidecar
+from lightweight_engine.core.engine import ENDED_EARLY
 from lightweight_engine.core.progress import Interrupt
 from tools.tiny.draw import training_drawing
 
@@ -53,12 +54,12 @@ def test_what_is_sampled_is_decoded_as_it_is_now(engine: LightweightEngine, samp
     assert stopped.interrupted and len(stopped.images) == len(stopped.infotexts) == len(stopped.seeds) == 1
     if sampler == "Euler":  # whose only step ends at what the network makes of the noise
         assert np.abs(levels(stopped) - levels(run(engine, steps=1))).max() <= 1
-    assert sidecar(stopped, 0)["interrupted"] is True
+    assert sidecar(stopped, 0)["interrupted"] is True and ENDED_EARLY in stopped.warnings
 
 
 def test_nothing_is_interrupted_where_nothing_is_left_out(engine: LightweightEngine) -> None:
     whole, late = run(engine), run(engine, at("sample", step=4))
-    assert not whole.interrupted and not late.interrupted
+    assert not whole.interrupted and not late.interrupted and ENDED_EARLY not in whole.warnings
     assert pixels_sha256(whole.images[0]) == pixels_sha256(late.images[0])
 
 
