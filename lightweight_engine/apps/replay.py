@@ -21,20 +21,35 @@ if TYPE_CHECKING:
 
 Picture = Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture that was saved by this engine, or by Forge.")]
 Save = Annotated[bool, typer.Option("--save", help="Save the new picture too.")]
+StartImage = Annotated[
+    list[Path],
+    typer.Option("--image", metavar="FILE", help="The start picture, where only its hash was kept; repeatable."),
+]
+Mask = Annotated[list[Path], typer.Option("--mask", metavar="FILE", help="Likewise its mask.")]
 ROLES = {"transformer": "checkpoint", "t5": "t5", "clip": "clip", "autoencoder": "vae"}
 
 
 @takes_settings
 def replay(
-    image: Picture, save: Save = False, json: Json = False, quiet: Quiet = False, debug: Debug = False, **settings: Any
+    image: Picture,
+    start: StartImage = [],  # noqa: B006 - read only
+    mask: Mask = [],  # noqa: B006
+    save: Save = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+    **settings: Any,
 ) -> None:
     """Make a picture again from its sidecar or its text, and say whether it is the same, bit for bit."""
     with Console(json=json, quiet=quiet, debug=debug) as console:
         from ..core.images import check_folder
-        from ..core.replay import read_recipe, save_result
+        from ..core.replay import read_recipe, save_result, with_pictures
         from ..core.replay import replay as make_again
 
-        recipe = read_recipe(image)
+        doubts: list[str] = []
+        recipe = with_pictures(read_recipe(image), {"image": start, "mask": mask}, doubts)
+        for doubt in doubts:
+            console.warn(doubt)
         given = _given(settings)
         same = [*_same_settings(recipe.sidecar, given), *settings["assignments"]]
         files = _same_files(recipe.sidecar, load_config(given))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import base64
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +74,52 @@ class Recipe:
         return bool(self.sidecar and self.sidecar.get("interrupted"))
 
 
+def with_pictures(recipe: Recipe, given: Mapping[str, Sequence[Path]], warnings: list[str]) -> Recipe:
+    """A recipe with the files of pictures that only a hash was kept of, as of all that are sent to a service.
+
+    Args:
+        given: files by the request's field, ``image`` or ``mask``, in the order in which they were sent.
+        warnings: gets a sentence for each file that does not have the hash.
+
+    Raises:
+        RequestError: a file is missing, too much, or no picture.
+    """
+    found: dict[str, Any] = {}
+    for field in ("image", "mask"):
+        held, files = getattr(recipe.request, field), given.get(field, ())
+        every = list(held) if isinstance(held, (list, tuple)) else [] if held is None else [held]
+        hashes = [each for each in every if _is_hash(each)]
+        if len(files) != len(hashes):
+            raise RequestError(
+                f"{field}: {len(hashes)} pictures of it were not kept, only their hashes, and {len(files)} files were "
+                f"given; give as many, by --{field} FILE",
+                field=field,
+            )
+        known = dict(zip(hashes, files, strict=True))
+        warnings += [
+            f"{field}: {file} is not the file that was sent, or was written otherwise: its hash is not {kept}"
+            for kept, file in known.items()
+            if kept not in _hashes(file)
+        ]
+        every = [known[each] if _is_hash(each) else each for each in every]
+        if hashes:
+            found[field] = tuple(every) if isinstance(held, (list, tuple)) else every[0]
+    return replace(recipe, request=recipe.request.model_copy(update=found))
+
+
+def _is_hash(given: Any) -> bool:
+    return isinstance(given, str) and given.startswith("sha256:")
+
+
+def _hashes(file: Path) -> Iterator[str]:
+    """What ``describe`` may have written of a picture: by its file, its base64 with or without a head, its pixels."""
+    picture, data = open_image(file), file.read_bytes()
+    text = base64.b64encode(data)
+    for sent in (data, text, *(b"data:image/%b;base64,%b" % (kind, text) for kind in (b"png", b"jpeg", b"webp"))):
+        yield f"sha256:{hashlib.sha256(sent).hexdigest()}"
+    yield f"sha256:{pixels_sha256(picture)}"
+
+
 @dataclass(frozen=True)
 class Replay:
     """A picture made again.
@@ -116,7 +164,7 @@ def replay(engine: LightweightEngine, path: Path, recipe: Recipe | None = None, 
         recipe: left out, that of the picture.
         run_options: for ``LightweightEngine.run``.
     """
-    recipe = recipe or read_recipe(path)
+    recipe = recipe or with_pictures(read_recipe(path), {}, [])
     result = engine.run(recipe.request, **run_options)
     known = recipe.pixels_sha256
     if known is None and path.suffix.lower() == ".png":

@@ -44,5 +44,5 @@ def test_equal_tasks_have_one_digest() -> None:
 )
 def test_the_field_at_fault_is_named_before_a_job_waits(field: str, given: dict[str, str]) -> None:
     with pytest.raises(RequestError, match=f"^{field}: ") as caught:
-        check(GenerationRequest(**given), Config())
+        check(GenerationRequest.model_validate(given), Config())
     assert caught.value.field == field

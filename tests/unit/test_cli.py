@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import shutil
@@ -406,6 +408,25 @@ def test_replay_says_when_the_picture_differs(cli: Cli, models: Path) -> None:
     assert done.code == 9
     assert done.out.startswith("different")
     assert "another torch: 1.0 then" in done.out
+
+
+def test_a_start_picture_of_which_only_the_hash_was_kept_is_asked_for(cli: Cli, models: Path) -> None:
+    (start,) = draw(cli, models).out.splitlines()
+    (path,) = draw(cli, models, "--image", start, "--denoising-strength", 0.5).out.splitlines()
+    sidecar = Path(path).with_suffix(".json")
+    data = json.loads(sidecar.read_text())
+    sent = base64.b64encode(Path(start).read_bytes())
+    data["request"]["image"] = f"sha256:{hashlib.sha256(sent).hexdigest()}"
+    sidecar.write_text(json.dumps(data))
+    done = cli("replay", path, "--device", "cpu")
+    assert (done.code, done.out) == (2, "")
+    assert "not kept, only their hashes" in done.err and "--image FILE" in done.err
+    done = cli("replay", path, "--device", "cpu", "--image", start)
+    assert (done.code, done.out.strip()) == (0, "identical: every pixel is the same"), done.err
+    assert "is not the file that was sent" not in done.err
+    assert "is not the file that was sent" in cli("replay", path, "--device", "cpu", "--image", path).err
+    done = cli("replay", path, "--device", "cpu", "--image", start, "--mask", start)
+    assert done.code == 2 and "mask: 0 pictures" in done.err
 
 
 def test_a_picture_that_was_ended_early_is_told_and_not_compared(cli: Cli, models: Path) -> None:
