@@ -89,6 +89,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "peak": plan.peak,
         "fits": plan.fits,
         "vram_state": plan.state,
+        "residency": plan.residency,
         "storage": dict(plan.storages),
         "stages": plan.rows(),
     }

@@ -24,6 +24,9 @@ from .progress import Tracker, Watch, fetching
 from .recovery import Recovery
 from .start_pictures import StartPictures, read_start
 
+# What a plan says where the setting of that name is in effect.
+RESIDENCIES = ("stored", "fast")
+
 
 def plan_job(
     request: GenerationRequest, tools: Tools, watch: Watch, prompts: Sequence[str] = ()
@@ -51,6 +54,8 @@ def plan_job(
     detailing = detailing_of(request, tools)
     for plan in (memory, *(plan_detailing(request, detailing, first.size, tools) if detailing else ())):
         plan.check()
+    if memory.residency not in RESIDENCIES:
+        warnings.append(f"residency: {memory.residency}; see what it takes by `plan`, and make room or ask for less")
     networks.follow(memory)
     tracker = Tracker(
         [each.steps for each in (first, second) if each],

@@ -168,6 +168,7 @@ class Plan:
     Attributes:
         then: the plans of later passes of the same job, by name.
         stored: the same without weights at hand, where some are.
+        fast: whether weights are kept at hand; None where that is not asked for.
     """
 
     card: Card
@@ -177,6 +178,15 @@ class Plan:
     stages: tuple[Stage, ...]
     then: Mapping[str, Plan] = field(default_factory=dict)
     stored: Plan | None = None
+    fast: bool | None = None
+
+    @property
+    def residency(self) -> str:
+        """What becomes of the setting of that name, in the words of its choices."""
+        acts = [plan.fast for plan in (self, *self.then.values())]
+        if None in acts or all(acts):
+            return "stored" if None in acts else "fast"
+        return "fast in some passes, as it does not fit in others" if any(acts) else "stored, as fast does not fit"
 
     @property
     def peak(self) -> int:
@@ -253,7 +263,8 @@ class Plan:
         widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
         text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
         total = f"{self.card.name}: {_size(self.budget.total)} may be taken, {_size(self.peak)} at most will be"
-        return "\n".join([*text, f"{total} ({self.state}, transformer as {self.storages['transformer']})"])
+        asked = "" if self.fast is None else f", residency {self.residency}"
+        return "\n".join([*text, f"{total} ({self.state}, transformer as {self.storages['transformer']}{asked})"])
 
 
 def _size(nbytes: int) -> str:
@@ -275,8 +286,8 @@ def make_plan(networks: Mapping[Role, Network], shape: Shape, manager: MemoryMan
     stored = plan(_stages({role: replace(n, at_hand=None) for role, n in networks.items()}, shape, budget, kind))
     if not any(network.at_hand for network in networks.values()):
         return stored
-    fast = plan(_stages(networks, shape, budget, kind), stored=stored)
-    return fast if fast.fits and _nothing_lost(fast, stored) else stored
+    fast = plan(_stages(networks, shape, budget, kind), stored=stored, fast=True)
+    return fast if fast.fits and _nothing_lost(fast, stored) else replace(stored, fast=False)
 
 
 def _stages(networks: Mapping[Role, Network], shape: Shape, budget: Budget, kind: str) -> tuple[Stage, ...]:

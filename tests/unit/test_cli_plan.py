@@ -38,6 +38,7 @@ def test_a_card_that_is_not_there(cli: Cli) -> None:
     assert data["storage"]["transformer"] == "nf4"
     stages = {row["stage"]: row for row in data["stages"]}
     assert stages["sample"]["passes"] == 7
+    assert data["residency"] == "stored"
     assert stages["sample"]["floor_seconds_per_pass"] > 0
     assert data["peak"] == max(row["peak"] for row in data["stages"])
 

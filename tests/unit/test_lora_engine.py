@@ -157,10 +157,12 @@ def test_weights_at_hand_go_where_a_job_needs_their_room(folder: Path) -> None:
     manager = engine.networks.manager
     engine.networks.manager = replace(manager, limit=plan.peak - plan.placed("transformer").at_hand)
     assert engine.plan(request).placed("transformer").at_hand == 0
+    assert any("residency: stored, as fast does not fit" in told for told in engine.run(request).warnings)
     assert picture(engine) == bare
     assert not engine.networks._loaded["transformer"].adapter._attached._modules
     engine.networks.manager = manager
     assert engine.plan(request).placed("transformer").at_hand > 0
+    assert not any("residency" in told for told in engine.run(request).warnings)
     assert picture(engine) == bare
 
 

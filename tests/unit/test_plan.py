@@ -81,6 +81,9 @@ def test_weights_at_hand_take_no_place_from_others(published: Path, gib: int, fi
     )
     stored = planned(published, "nf4", gib, "HIGH_VRAM")
     assert fast.placed("transformer").at_hand == (at_hand.nbytes if fits else 0)
+    said = "fast" if fits else "stored, as fast does not fit"
+    assert fast.residency == said and fast.table().endswith(f"residency {said})")
+    assert planned(published, "nf4", gib).residency == "stored"
     assert [stage.kept.keys() for stage in fast.stages] == [stage.kept.keys() for stage in stored.stages]
     lower = lowered(fast, networks, "sample")
     assert lower.placed("transformer").at_hand == 0 and lower.fits
