@@ -30,17 +30,20 @@ A message says what is wrong, where, and the one thing to do about it.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class EngineError(Exception):
     """Base of every error that the engine raises on purpose.
 
-    ``exit_code`` is what the command line returns, ``http_status`` what the service answers.
+    ``exit_code`` is what the command line returns, ``http_status`` what the service answers, ``field`` the setting
+    or the field of a request that is at fault, where one is.
     """
 
     exit_code = 1
     http_status = 500
+    field: str | None = None
 
 
 class ConfigError(EngineError):
@@ -190,6 +193,18 @@ class MissingDependencyError(EngineError):
 
     exit_code = 8
     http_status = 501
+
+
+@contextmanager
+def about(field: str | None) -> Iterator[None]:
+    """Faults of files and addresses in the block, which know no request, name the field that brought them."""
+    try:
+        yield
+    except (ModelError, AdapterError, DownloadError) as error:
+        if field is not None and error.field is None:
+            error.field = field
+            error.args = (f"{field}: {error}",)
+        raise
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:

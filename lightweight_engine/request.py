@@ -64,10 +64,16 @@ def _one_line(error: ValidationError, fields: Iterable[str]) -> tuple[str, str |
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             meant = closest(name or "", fields)
-            hint = f"did you mean {meant!r}?" if meant else "see `generate --help` for the names"
+            hint = f"did you mean {meant!r}?" if meant else _names(fields)
             message = f"there is no such field; {hint}"
         parts.append(f"{name}: {message}{given}" if name else message)
     return "; ".join(parts), first
+
+
+def _names(fields: Iterable[str]) -> str:
+    """Where the names of fields are found: here, if they are few."""
+    names = list(fields)
+    return f"there are: {', '.join(names)}" if len(names) < 10 else "`generate --help` and /openapi.json list the names"
 
 
 class _Frozen(BaseModel):
@@ -124,6 +130,13 @@ def _number(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
+
+
+def _spec(given: Any) -> Any:
+    """A LoRA as text or as a mapping; anything else is left to be refused by its type."""
+    if isinstance(given, str):
+        return LoraSpec.parse(given)
+    return LoraSpec(**given) if isinstance(given, Mapping) else given
 
 
 class GenerationRequest(_Frozen):
@@ -277,7 +290,7 @@ class GenerationRequest(_Frozen):
         if not isinstance(given, Sequence):
             return given
         try:
-            return tuple(LoraSpec.parse(each) if isinstance(each, str) else each for each in given)
+            return tuple(_spec(each) for each in given)
         except RequestError as error:
             raise ValueError(str(error)) from None
 
@@ -307,13 +320,17 @@ class GenerationRequest(_Frozen):
     @model_validator(mode="after")
     def _pairs(self) -> GenerationRequest:
         if self.lora_scales and len(self.lora_scales) not in (1, len(self.lora_urls)):
-            raise ValueError(
-                f"lora_scales has {len(self.lora_scales)} numbers for {len(self.lora_urls)} lora_urls; give one each"
+            raise RequestError(
+                f"lora_scales has {len(self.lora_scales)} numbers for {len(self.lora_urls)} lora_urls; give one each",
+                field="lora_scales",
             )
         if self.skip_img2img and (self.image is None or not (self.adetailer or self.adetailer_passes)):
-            raise ValueError("skip_img2img details a start picture: give image, and adetailer or adetailer_passes")
+            raise RequestError(
+                "skip_img2img details a start picture: give image, and adetailer or adetailer_passes",
+                field="skip_img2img",
+            )
         if self.sigma_min and self.sigma_max and self.sigma_min >= self.sigma_max:
-            raise ValueError("sigma_min must be below sigma_max")
+            raise RequestError("sigma_min must be below sigma_max", field="sigma_min")
         return self
 
     @property

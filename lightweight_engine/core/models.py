@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from ..backend.model_files import open_model
-from ..errors import EngineError, ModelNotFoundError, UnsupportedCheckpointError, closest
+from ..errors import EngineError, ModelNotFoundError, UnsupportedCheckpointError, about, closest
 from ..flux.keymaps import Part, Role, find_parts, read_params
 from ..flux.recognise import check_width, width_fed, width_of
 from ..request import ModelFile
@@ -265,7 +265,8 @@ class ModelLibrary:
 
     def _checkpoint(self, name: str | None) -> Entry:
         if name:
-            return _require(self.find(name, field="checkpoint"), "transformer")
+            with about("checkpoint"):
+                return _require(self.find(name, field="checkpoint"), "transformer")
         candidates = [entry for entry in self.ls() if "transformer" in entry.roles]
         usable = [entry for entry in candidates if entry.can_be("transformer")]
         if usable:
@@ -279,7 +280,8 @@ class ModelLibrary:
         )
 
     def _named(self, name: str, role: Role, main: Entry) -> Part:
-        entry = _require(self.find(name, field=SLOTS[role].setting), role)
+        with about(SLOTS[role].setting):
+            entry = _require(self.find(name, field=SLOTS[role].setting), role)
         check_width(role, entry.name, entry.parts[role].shapes, main.parts["transformer"].shapes)
         return entry.parts[role]
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate, groupby
 
 from ..config import EngineConfig
 from ..errors import RequestError
 from ..extensions.detectors import DetectorLibrary
 from ..extensions.hires_fix import LATENT_MODES, Target, second_pass, target_size
-from ..extensions.lora import LoRAManager, Progress, specs_of
+from ..extensions.lora import LoRAManager, Progress, field_of, specs_of
 from ..flux.chunks import t5_length
 from ..flux.conditioner import EmbeddingCache
 from ..flux.noise import random_seed
@@ -181,7 +181,12 @@ def with_loras(
         prompts = dict.fromkeys([next(iter(prompts))])
     if parse_networks(request.negative_prompt)[1] and request.compat == "fixed":
         warnings.append("tags in the negative prompt have no effect; put them into the prompt")
-    sets = {prompt: loras.use(specs_of(request, prompt, warnings), request.compat, progress) for prompt in prompts}
+    sets = {
+        prompt: loras.use(
+            specs_of(request, prompt, warnings), request.compat, progress, partial(field_of, request=request)
+        )
+        for prompt in prompts
+    }
     partly = {use.file.report for each in sets.values() for use in each.uses if use.file.report.ignored}
     warnings += [str(report) for report in partly if str(report) not in warnings]
     first = next(iter(sets.values()))

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..backend.net import Access, Limits, get
-from ..errors import BlockedURLError, DownloadError, RequestError
+from ..errors import BlockedURLError, DownloadError, RequestError, about
 from .images import check_pixels, open_image
 
 if TYPE_CHECKING:
@@ -86,7 +86,9 @@ class PictureReader:
 
     def open(self, given: Any, field: str = "image") -> Image.Image:
         """A picture as its file has it, with what else the file holds in ``info``. Errors as of ``read``."""
-        return open_image(self._source(given, field), field=field, max_pixels=self.max_pixels, formats=FORMATS)
+        with about(field):
+            source = self._source(given, field)
+        return open_image(source, field=field, max_pixels=self.max_pixels, formats=FORMATS)
 
     def _source(self, given: Any, field: str) -> bytes | Path:
         if isinstance(given, (bytes, bytearray, memoryview)):
@@ -99,7 +101,7 @@ class PictureReader:
         scheme = _SCHEME.match(text)
         if is_url(text):
             if self.fetch is None:
-                raise BlockedURLError(f"{field}: URLs are not fetched here; send the picture itself")
+                raise BlockedURLError("URLs are not fetched here; send the picture itself")
             return self.fetch(text)
         if scheme and (scheme[1].lower() == "data" or "://" in text[:16]):
             return _data_url(text, scheme[1].lower(), field)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..backend.checkpoint import open_checkpoint
-from ..errors import AdapterError, RequestError
+from ..errors import AdapterError, RequestError, about
 from ..flux.keymaps import Role
 from ..flux.lora_files import LoraFile, read_lora
 from ..flux.lora_set import LoraSet, LoraUse
@@ -50,6 +50,13 @@ def specs_of(request: GenerationRequest, prompt: str, warnings: list[str]) -> li
     if len(once) > MAX_LORAS:
         raise RequestError(f"{len(once)} LoRAs are asked for; at most {MAX_LORAS} can act at once", field="loras")
     return once
+
+
+def field_of(spec: LoraSpec, request: GenerationRequest) -> str:
+    """The field that asks for a LoRA; what stands in none of its own is a tag of the prompt."""
+    if spec in request.loras:
+        return "loras"
+    return "lora_urls" if spec in of_urls(request) else "prompt"
 
 
 def of_urls(request: GenerationRequest) -> list[LoraSpec]:
@@ -106,18 +113,29 @@ class LoRAManager:
         self._exact_dora = exact_dora
         self._open: OrderedDict[tuple[str, Compat], LoraFile] = OrderedDict()
 
-    def use(self, specs: Sequence[LoraSpec], compat: Compat = "fixed", progress: Progress = lambda *_: None) -> LoraSet:
+    def use(
+        self,
+        specs: Sequence[LoraSpec],
+        compat: Compat = "fixed",
+        progress: Progress = lambda *_: None,
+        field_of: Callable[[LoraSpec], str | None] = lambda _: None,
+    ) -> LoraSet:
         """The LoRAs that are asked for, ready to act.
 
         Args:
             progress: told of every piece that is fetched; what it raises ends the fetch.
+            field_of: the field of the request that asks for one, which errors name.
 
         Raises:
             ModelNotFoundError: there is none of that name.
             DownloadError: one cannot be fetched.
             AdapterError: one is of another model, broken, or needs more than this model has.
         """
-        return LoraSet(tuple(self._use(spec, compat, progress) for spec in specs))
+        used = []
+        for spec in specs:
+            with about(field_of(spec)):
+                used.append(self._use(spec, compat, progress))
+        return LoraSet(tuple(used))
 
     def read(self, path: Path, name: str, compat: Compat = "fixed") -> LoraUse:
         """The file at a path at strength 1, wherever it lies: for who checks it before it may be used.

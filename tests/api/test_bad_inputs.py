@@ -431,6 +431,29 @@ def test_52_a_server_that_speaks_no_tls(strict: Running, site: Site) -> None:
     refused(strict.generate(lora_urls=[f"https://{site.name}/hat.safetensors"]), 424)
 
 
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"checkpoint": "../x"}, "checkpoint"),
+        ({"checkpoint": "ae"}, "checkpoint"),
+        ({"vae": "nothing"}, "vae"),
+        ({"lora_urls": ["night"]}, "lora_urls"),
+        ({"lora_urls": ["https://127.0.0.1/a.safetensors"]}, "lora_urls"),
+        ({"lora_urls": ["https://example.org/a.safetensors"], "lora_scales": [1, 2]}, "lora_scales"),
+        ({"loras": ["nothing"]}, "loras"),
+        ({"loras": ["nan"]}, "loras"),
+        ({"loras": [{"name": "hat", "strength": 1}]}, "loras"),
+        ({"sigma_min": 2, "sigma_max": 1}, "sigma_min"),
+        ({"prompt": "<lora:nothing:1>"}, "prompt"),
+        ({"image": "https://127.0.0.1/a.png"}, "image"),
+    ],
+    ids=str,
+)
+def test_the_field_at_fault_is_named(strict: Running, fields: dict[str, Any], param: str) -> None:
+    answer = strict.generate(**fields)
+    assert answer.error["param"] == param and answer.error["message"].startswith(param), answer.body
+
+
 def test_56_a_trickle(strict: Running, site: Site) -> None:
     site.files["slow.safetensors"] = TINY_LORA.read_bytes()
     site.pause, site.piece = 0.05, 1

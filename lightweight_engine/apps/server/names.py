@@ -30,7 +30,7 @@ def check_names(task: Task, models_dir: Path) -> None:
         if (PurePosixPath(name).is_absolute() and not inside) or PureWindowsPath(name).drive:
             raise ForbiddenError(f"{field}: files are named as /capabilities lists them, not by paths", param=field)
         if ".." in PureWindowsPath(name).parts:  # whose separators are both
-            raise ModelNotFoundError(f"{field}: there is no file of that name; /capabilities lists them")
+            raise ModelNotFoundError(f"{field}: there is no file of that name; /capabilities lists them", field=field)
 
 
 def _is_below(path: str, folder: Path) -> bool:
