@@ -55,8 +55,8 @@ class DetectorList:
         """The file of that name, with or without its suffix; nothing is read.
 
         Raises:
-            RequestError: there is none of that name, and none that is published.
-            ModelNotFoundError: it is one that is published, and not there.
+            ModelNotFoundError: there is none of that name; tells where it can be had, or close names.
+            RequestError: it is one of MediaPipe's, which do not run here.
         """
         entries = self.entries()
         fitting = [entry for entry in entries if name in (entry.name, entry.path.stem)]
@@ -80,7 +80,7 @@ class DetectorList:
                 f"one of: {names}",
                 field="ad_model",
             )
-        return RequestError(
+        return ModelNotFoundError(
             f"ad_model: there is no detector {name!r:.80}{self._hint(name)}; there are: {names}", field="ad_model"
         )
 

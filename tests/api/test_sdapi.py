@@ -197,7 +197,7 @@ def test_the_policy_is_told(running: Running) -> None:
             422,
             "alwayson_scripts.ADetailer.args[1]",
         ),
-        ({"alwayson_scripts": {"adetailer": {"args": [{"ad_model": "x.pt"}]}}}, 422, None),
+        ({"alwayson_scripts": {"adetailer": {"args": [{"ad_model": "x.pt"}]}}}, 404, None),
         ({"override_settings": {"samples_format": "gif"}}, 422, "override_settings.samples_format"),
         ({"firstpass_image": "abc"}, 422, "firstpass_image"),
         ({"prompt": "<lora:there-is-none:1>"}, 404, None),

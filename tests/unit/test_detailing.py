@@ -106,7 +106,7 @@ def test_loras_of_the_prompt_act_on_masks(engine: LightweightEngine, drawing: Im
 @pytest.mark.parametrize(
     ("fields", "error", "words"),
     [
-        ({"adetailer_args": {"ad_model": "face_tinny"}}, RequestError, "did you mean"),
+        ({"adetailer_args": {"ad_model": "face_tinny"}}, ModelNotFoundError, "did you mean"),
         ({"adetailer_args": {"ad_model": "face_yolov8s.pt"}}, ModelNotFoundError, "download"),
         ({"adetailer_args": {"ad_model": "mediapipe_face_full"}}, RequestError, "MediaPipe"),
         ({"adetailer_args": {"ad_confidence": 2}}, RequestError, "ad_confidence"),

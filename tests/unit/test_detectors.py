@@ -386,14 +386,14 @@ def test_networks_are_read_once_and_the_last_ones_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("face_yolo8n.pt", RequestError, "did you mean 'face_yolov8n.pt'.*; there are: face_yolov8n.pt"),
-        ("hand_yolo8n", RequestError, "is 'hand_yolov8n.pt' meant. It is not here, and can be downloaded"),
+        ("face_yolo8n.pt", ModelNotFoundError, "did you mean 'face_yolov8n.pt'.*; there are: face_yolov8n.pt"),
+        ("hand_yolo8n", ModelNotFoundError, "is 'hand_yolov8n.pt' meant. It is not here, and can be downloaded"),
         ("hand_yolov8s.pt", ModelNotFoundError, "download it from https://huggingface.co/Bingsu/adetailer into"),
         ("mediapipe_face_full", RequestError, "needs MediaPipe.*face_yolov8n.pt does its work"),
-        ("../adetailer/face_yolov8n.pt", RequestError, "no detector"),
-        ("/etc/passwd", RequestError, "no detector"),
-        ("x" * 5000, RequestError, "no detector"),
-        ("", RequestError, "no detector ''"),
+        ("../adetailer/face_yolov8n.pt", ModelNotFoundError, "no detector"),
+        ("/etc/passwd", ModelNotFoundError, "no detector"),
+        ("x" * 5000, ModelNotFoundError, "no detector"),
+        ("", ModelNotFoundError, "no detector ''"),
     ],
 )
 def test_names_that_are_not_there(tmp_path: Path, name: str, error: type[Exception], message: str) -> None:

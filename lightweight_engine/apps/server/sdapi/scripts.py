@@ -51,7 +51,7 @@ def _passes(args: Sequence[Any], warnings: list[str], img2img: bool) -> dict[str
     if passes.skip_img2img and not img2img:
         warnings.append("ADetailer: skip_img2img has no effect on txt2img")
     if not passes.active:
-        if args and args[0] is not False:
+        if not args or args[0] is not False:
             warnings.append("ADetailer: no pass names a detector (ad_model), so that nothing was detailed")
         return {}
     objects = tuple(each for each in args if isinstance(each, Mapping))
