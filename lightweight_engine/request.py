@@ -73,7 +73,7 @@ def _one_line(error: ValidationError, fields: Iterable[str]) -> tuple[str, str |
 def _names(fields: Iterable[str]) -> str:
     """Where the names of fields are found: here, if they are few."""
     names = list(fields)
-    return f"there are: {', '.join(names)}" if len(names) < 10 else "`generate --help` and /openapi.json list the names"
+    return f"there are: {', '.join(names)}" if len(names) < 10 else "`generate --help` or /openapi.json lists the names"
 
 
 class _Frozen(BaseModel):

@@ -32,7 +32,6 @@ WHITE = "#ffffff"
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*):", re.ASCII)
 _BASE64 = re.compile(r"^[A-Za-z0-9+/\s]+={0,2}\s*$", re.ASCII)
 _LEAST = 64  # characters of base64 that could be a picture
-_HOW = "give a path, an http(s) URL, base64 or a data URL of a png, jpg or webp picture"
 
 Fetch = Callable[[str], bytes]
 
@@ -50,6 +49,12 @@ class PictureReader:
     fetch: Fetch | None = None
     paths: bool = True
     max_pixels: int = 40_000_000
+
+    @property
+    def _how(self) -> str:
+        """What would be read, for messages."""
+        ways = [*(["a path"] if self.paths else []), *(["an http(s) URL"] if self.fetch else []), "base64"]
+        return f"give {', '.join(ways)} or a data URL of a png, jpg or webp picture"
 
     @classmethod
     def of(cls, config: EngineConfig, *, paths: bool = True) -> PictureReader:
@@ -96,7 +101,7 @@ class PictureReader:
         if isinstance(given, os.PathLike) and self.paths:
             return _file(Path(given), field)
         if not isinstance(given, str):
-            raise RequestError(f"{field}: {type(given).__name__} is no picture; {_HOW}", field=field)
+            raise RequestError(f"{field}: {type(given).__name__} is no picture; {self._how}", field=field)
         text = given.strip()
         scheme = _SCHEME.match(text)
         if is_url(text):
@@ -104,14 +109,14 @@ class PictureReader:
                 raise BlockedURLError("URLs are not fetched here; send the picture itself")
             return self.fetch(text)
         if scheme and (scheme[1].lower() == "data" or "://" in text[:16]):
-            return _data_url(text, scheme[1].lower(), field)
+            return _data_url(text, scheme[1].lower(), field, self._how)
         if self.paths and is_path(text):
             return _file(Path(text), field)
         if len(text) >= _LEAST and _BASE64.match(text):
-            return _decoded(text, field)
+            return _decoded(text, field, self._how)
         if self.paths and 0 < len(text) < MAX_PATH:
             return Path(text)  # which is not there: the reader of files says so
-        raise RequestError(f"{field}: the text given is no picture; {_HOW}", field=field)
+        raise RequestError(f"{field}: the text given is no picture; {self._how}", field=field)
 
 
 def fetch_bytes(url: str, limits: Limits, access: Access) -> bytes:
@@ -142,22 +147,22 @@ def _file(path: Path, field: str) -> Path:
     return path
 
 
-def _data_url(text: str, scheme: str, field: str) -> bytes:
+def _data_url(text: str, scheme: str, field: str, how: str) -> bytes:
     header, comma, body = text.partition(",")
     kind, *rest = header[5:].split(";")
     if scheme != "data":
-        raise RequestError(f"{field}: pictures are not read from {scheme}: addresses; {_HOW}", field=field)
+        raise RequestError(f"{field}: pictures are not read from {scheme}: addresses; {how}", field=field)
     if not comma or "base64" not in rest or not (kind.startswith("image/") or kind in ("", "application/octet-stream")):
-        raise RequestError(f"{field}: the data URL is not of a picture in base64; {_HOW}", field=field)
-    return _decoded(body, field)
+        raise RequestError(f"{field}: the data URL is not of a picture in base64; {how}", field=field)
+    return _decoded(body, field, how)
 
 
-def _decoded(text: str, field: str) -> bytes:
+def _decoded(text: str, field: str, how: str) -> bytes:
     compact = "".join(text.split()).rstrip("=")
     try:
         return base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
     except (binascii.Error, ValueError):
-        raise RequestError(f"{field}: the text given is not valid base64; {_HOW}", field=field) from None
+        raise RequestError(f"{field}: the text given is not valid base64; {how}", field=field) from None
 
 
 def upright(picture: Image.Image) -> Image.Image:

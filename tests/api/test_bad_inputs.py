@@ -333,6 +333,14 @@ def test_45_46_addresses_of_this_machine(strict: Running, url: str) -> None:
     refused(answer, 403)
 
 
+def test_no_message_advises_what_is_refused(server: Running) -> None:
+    """Callers may name no file here, and without fetch_pictures no URL."""
+    for asked in ({"image": "/etc/passwd"}, {"image": "%" * 200}, {"image": 7}, {"image": "data:text/plain,x"}):
+        message = refused(server.generate(**asked), 422, "base64 or a data URL")["message"]
+        assert "path" not in message and "http" not in message, message
+    assert "got" not in refused(server.post("/sdapi/v1/png-info", {}), 422, "image")["message"]
+
+
 def test_44_urls_are_off_at_first(server: Running) -> None:
     refused(server.generate(image="https://example.com/x.png"), 403, "not fetched")
 

@@ -69,7 +69,7 @@ def test_out_of_range(field: str, value: float) -> None:
         ({"noise_source": "Moon"}, "noise_source"),
         ({"compat": "best"}, "compat"),
         ({"output_format": "tiff"}, "output_format"),
-        ({"colour": "red"}, "colour: there is no such field; `generate --help` and"),
+        ({"colour": "red"}, "colour: there is no such field; `generate --help` or"),
         ({"sampeler": "Heun"}, "sampeler: there is no such field; did you mean 'sampler'"),
         ({"lora_urls": ["a", "b", "c"], "lora_scales": [1, 2]}, "2 numbers for 3 lora_urls"),
         ({"sigma_min": 0.5, "sigma_max": 0.2}, "sigma_min must be below"),

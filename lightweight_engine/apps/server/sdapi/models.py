@@ -46,7 +46,8 @@ def first_fault(error: ValidationError, where: str = "") -> RequestError:
     """
     first = error.errors(include_url=False)[0]
     name = ".".join(map(str, (*filter(None, [where]), *first["loc"])))
-    given = "" if "://" in str(first["input"]) else f" (got {first['input']!r:.80})"  # an address may hold a secret
+    told = first["type"] != "missing" and "://" not in str(first["input"])  # an address may hold a secret
+    given = f" (got {first['input']!r:.80})" if told else ""
     return RequestError(f"{name}: {first['msg'].removeprefix('Value error, ')}{given}", field=name)
 
 
