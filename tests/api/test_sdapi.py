@@ -273,6 +273,13 @@ def test_null_of_a_second_pass_is_as_in_forge() -> None:
     assert (made.hr_scale, made.hr_upscaler, made.hr_cfg, made.denoising_strength) == (2.0, "Latent", 1.0, None)
 
 
+def test_options_for_pictures_are_none_of_txt2img() -> None:
+    options = Options(upscaler_for_img2img="Lanczos", img2img_color_correction=True)
+    assert translated(options=options).request.img2img_upscaler == "None"
+    drawn = translated(options=options, init_images=[PNG]).request
+    assert drawn.img2img_upscaler == "Lanczos" and drawn.color_correction
+
+
 def test_null_leaves_it_to_the_options() -> None:
     options = Options(s_churn=3.0, eta_ancestral=0.5)
     made = translated(options=options, s_churn=None, eta=None).request

@@ -31,6 +31,9 @@ IMAGE = {
     "initial_noise_multiplier": "initial_noise_multiplier",
 }
 
+# Our fields that some options are, and that act on a start picture alone: txt2img has none.
+OF_PICTURES = ("img2img_upscaler", "background_color", "color_correction", "img2img_fix_steps")
+
 # What null stands for: a setting of the service, or Forge's default. Others are left to the options.
 CONFIGURED = ("width", "height", "steps", "cfg_scale", "distilled_cfg_scale")
 DEFAULTED = (

@@ -18,7 +18,7 @@ from ....labels import resolve_sampler
 from ....request import GenerationRequest, profile_defaults
 from ..faults import Fault, Refusal
 from .catalogue import Catalogue
-from .fields import CONFIGURED, DEFAULTED, HIRES, IDLE, IMAGE, REFUSED, SAME, SHARED
+from .fields import CONFIGURED, DEFAULTED, HIRES, IDLE, IMAGE, OF_PICTURES, REFUSED, SAME, SHARED
 from .models import ImageToImageRequest, TextToImageRequest
 from .options import Options, without_effect
 from .scripts import detailer_fields
@@ -60,13 +60,13 @@ def translate(
     overrides = body.override_settings or {}
     options = session.changed(overrides, "override_settings")
     warnings += [f"override_settings: {text}" for text in without_effect(overrides, options)]
+    img2img = isinstance(body, ImageToImageRequest)
     values = {
-        **options.fields(),
+        **{name: value for name, value in options.fields().items() if img2img or name not in OF_PICTURES},
         **catalogue.fields(options, overrides),
         "output_format": options.output_format,
         **_fields(body, config, warnings),
     }
-    img2img = isinstance(body, ImageToImageRequest)
     values |= detailer_fields(body.alwayson_scripts, warnings, img2img=img2img)
     _check_samplers(values)
     request, told = _guided(body, GenerationRequest(**values), config, warnings)
