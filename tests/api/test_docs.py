@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from running_service import PROJECT, Running
 
+from lightweight_engine.apps.server.faults import Refusal
 from lightweight_engine.config import EngineConfig
+from lightweight_engine.errors import EngineError
 
 PAGE = (PROJECT / "docs" / "service.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
@@ -37,6 +39,21 @@ def test_settings_and_metrics_are_those_that_there_are(server: Running) -> None:
     assert named <= set(EngineConfig.model_fields) and len(named) >= 9
     told = server.get("/metrics").body.decode()
     assert {f"# HELP {name} " for name in re.findall(r"`(lwe_\w+)`", PAGE)} <= set(re.findall(r"# HELP \w+ ", told))
+
+
+def test_every_status_is_in_the_table(server: Running) -> None:
+    rows = re.findall(r"^\| ([\d, ]+) \|", PAGE, re.MULTILINE)
+    told = {int(status) for row in rows for status in row.split(",")}
+    errors = [EngineError, Refusal]
+    for error in errors:
+        errors += error.__subclasses__()
+    described = [
+        route["responses"] for path in server.get("/openapi.json").json["paths"].values() for route in path.values()
+    ]
+    known = {int(status) for responses in described for status in responses if status >= "400"}
+    assert told >= {error.http_status for error in errors} | known | {405, 500}
+    refused = server.ask("PATCH", "/generate")
+    assert (refused.status, refused.headers["allow"]) == (405, "POST")
 
 
 def test_where_the_api_is_described(server: Running) -> None:
