@@ -224,6 +224,7 @@ def test_put_is_idempotent_and_cancel_ends_within_a_step(service: Running) -> No
     again = service.ask("PUT", "/predictions/long", body, {"Prefer": "respond-async"})
     assert (first.status, again.status) == (202, 202) and again.json["id"] == "long"
     assert service.post("/predictions", {"input": SMALL}).status == 409  # busy, and there is no queue
+    assert service.get("/predictions/long").status == 405  # the page says how to look
     assert service.get("/health-check").json["status"] == "BUSY"
     assert service.post("/predictions/long/cancel", None).status == 200
     free(service, 10)
