@@ -21,6 +21,7 @@ from pydantic import (
     PrivateAttr,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -51,6 +52,7 @@ _NO_SETTINGS = {FILE_VARIABLE, f"{PREFIX}GOLDEN_DIR"}
 _HOST_PORT = re.compile(r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\]):(?P<port>[0-9]{1,5})")
 _HOST = re.compile(r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 _TOKEN = re.compile(r"[!-~]{1,4096}")  # what fits into a header
+_MIN_KEY = 8  # characters: a shorter one is guessed, and taken out of the log wherever it stands in a word
 
 
 def default_cache_dir() -> Path:
@@ -340,11 +342,23 @@ class EngineConfig(BaseModel):
         """A list as one string, as an environment variable or ``--set`` has it."""
         return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """A true in place of a number is a slip, and would be read as 1."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+            raise ValueError("must be a number")
+        return value
+
     @field_validator("api_keys", mode="after")
     @classmethod
     def _keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         if not all(_TOKEN.fullmatch(key.get_secret_value()) for key in value):
             raise ValueError("a key is empty, or holds spaces or other than plain letters")
+        if any(len(key.get_secret_value()) < _MIN_KEY for key in value):
+            raise ValueError(
+                f"a key is shorter than {_MIN_KEY} characters; give longer ones, as of `openssl rand -hex 16`"
+            )
         return value
 
     @field_validator("allow_hosts", mode="before")

@@ -14,7 +14,7 @@ def ask(running: Running, key: str = "", body: object = SMALL, path: str = "/job
     return running.post(path, body, **({"X_API_Key": key} if key else {}), **headers)
 
 
-@pytest.mark.parametrize("keys", [("key-a", "key-b"), ()], ids=["keys", "an address"])
+@pytest.mark.parametrize("keys", [("first-key", "other-key"), ()], ids=["keys", "an address"])
 def test_one_caller_has_a_share_of_the_queue(tmp_path: Path, keys: tuple[str, ...]) -> None:
     first = keys[0] if keys else ""
     with service(tmp_path, *SHARE, LWE_API_KEYS=",".join(keys)) as running:
@@ -31,9 +31,9 @@ def test_one_caller_has_a_share_of_the_queue(tmp_path: Path, keys: tuple[str, ..
             assert int(full.headers["retry-after"]) >= 1 and full.error["type"] == "QueueFullError"
         assert ask(running, first, Idempotency_Key="1").json["id"] == mine[1].json["id"]  # no further job
         if keys:
-            others = [ask(running, "key-b") for _ in range(2)]
+            others = [ask(running, "other-key") for _ in range(2)]
             assert [answer.status for answer in others] == [202, 202]
-            assert "(setting queue_max)" in ask(running, "key-b").error["message"]  # now it is full for all
+            assert "(setting queue_max)" in ask(running, "other-key").error["message"]  # now it is full for all
         assert running.get("/readyz").status == (503 if keys else 200)
         assert running.ask("DELETE", f"/jobs/{mine[0].json['id']}", headers=look).status == 200
         assert ask(running, first).status == 202

@@ -59,9 +59,9 @@ def same(a: Image.Image, b: Image.Image) -> bool:
 
 
 def test_c1_with_and_without_a_key(tmp_path: Path) -> None:
-    with service(tmp_path, LWE_API_KEYS="sesame") as running:
+    with service(tmp_path, LWE_API_KEYS="open-sesame") as running:
         running.ready()
-        known = webuiapi.WebUIApi(port=running.port, username="me", password="sesame", steps=1)
+        known = webuiapi.WebUIApi(port=running.port, username="me", password="open-sesame", steps=1)
         assert known.has_adetailer
         assert len(known.txt2img(**SMALL).images) == 1
         unknown = webuiapi.WebUIApi(port=running.port, username="me", password="wrong")

@@ -198,3 +198,16 @@ class TestNetwork:
         for wrong in ("localhost", "localhost:0", "localhost:99999", "http://localhost:80", "*:80", 5):
             with pytest.raises(ConfigError, match="host:port"):
                 Config(allow_hosts=wrong)
+
+
+@pytest.mark.parametrize("keys", ["zq9", "seven77", "long-enough,short"])
+def test_short_keys_are_refused_and_not_shown(tmp_path: Path, keys: str) -> None:
+    with pytest.raises(ConfigError, match="shorter than 8 characters") as caught:
+        load(tmp_path, environ={"LWE_API_KEYS": keys})
+    assert keys.rpartition(",")[2] not in str(caught.value).split() and "long-enough" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["port", "steps", "drain_seconds"])
+def test_a_switch_is_no_number(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}.*must be a number"):
+        load(tmp_path, f"{name} = true")
