@@ -2,37 +2,62 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import Annotated, Any
 
 import typer
 
+from ..config import EngineConfig
 from .console import Console, table
 from .options import Debug, Grouped, Json, load_config, takes_settings
 
+Explain = Annotated[bool, typer.Option("--explain", help="Say above each setting what it does.")]
 Origin = Annotated[bool, typer.Option("--origin", help="Show where each value came from.")]
+
+# Where a setting that nobody gave is not the same everywhere.
+UNSET = {"storage_dtype": " on a GPU; as the file has it on a CPU, and of tiny"}
 
 config = typer.Typer(help="Look at the settings.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @config.command("show", cls=Grouped)
 @takes_settings
-def show(origin: Origin = False, json: Json = False, debug: Debug = False, **settings: Any) -> None:
-    """Print every setting, by precedence: defaults < engine.toml < LWE_* environment < flags."""
+def show(
+    origin: Origin = False, explain: Explain = False, json: Json = False, debug: Debug = False, **settings: Any
+) -> None:
+    """Print every setting, by precedence: defaults < engine.toml < LWE_* environment < flags.
+
+    Lines that begin with # are headings and words; the file has no tables, only NAME = VALUE.
+    """
     with Console(json=json, debug=debug) as console:
-        rows = list(load_config(settings).rows())
+        chosen = load_config(settings)
+        rows = list(chosen.rows())
         if json:
             console.result({name: {"value": value, "origin": came} for _, name, value, came in rows})
             return
         section = ""
-        cells = [(name, _shown(name, value)) + ((came,) if origin else ()) for _, name, value, came in rows]
-        for (heading, *_), line in zip(rows, table(cells), strict=True):
+        cells = [
+            (name, _shown(value) + _unless_set(name, chosen), *((came,) if origin else ()))
+            for _, name, value, came in rows
+        ]
+        for (heading, name, *_), line in zip(rows, table(cells), strict=True):
             if heading != section:
-                console.data(f"{'' if not section else chr(10)}[{heading}]")
+                console.data(f"{'' if not section else chr(10)}# {heading}")
                 section = heading
+            for words in _help(name) if explain else ():
+                console.data(f"  # {words}")
             console.data(line)
 
 
-def _shown(name: str, value: Any) -> str:
+def _unless_set(name: str, chosen: EngineConfig) -> str:
+    return "" if chosen.is_set(name) else UNSET.get(name, "")
+
+
+def _help(name: str) -> list[str]:
+    return wrap(EngineConfig.model_fields[name].description or "", 100, break_on_hyphens=False)
+
+
+def _shown(value: Any) -> str:
     """The value as a person writes it, of secrets only what they are for."""
     parts = map(str, value) if isinstance(value, tuple | dict) else [] if value is None else [str(value)]
     text = ", ".join(parts) or "-"

@@ -478,6 +478,25 @@ def test_config_show_with_origins(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> 
     assert next(line for line in lines if line.startswith("threads")).split() == ["threads", "1", "LWE_THREADS"]
 
 
+def test_config_show_explains_every_setting(cli: Cli) -> None:
+    lines = cli("config", "show", "--explain").out.splitlines()
+    assert {"# service", "# memory"} <= set(lines) and not any(line.startswith("[") for line in lines)
+    for number, line in enumerate(lines):
+        if line and not line.lstrip().startswith("#"):
+            assert lines[number - 1].startswith("  # "), f"{line} has no explanation"
+    assert not any(line.startswith("  #") for line in cli("config", "show").out.splitlines())
+
+
+def test_config_show_says_where_a_default_is_not_in_effect(cli: Cli) -> None:
+    def told(*more: object) -> str:
+        lines = cli("config", "show", *more).out.splitlines()
+        return next(" ".join(line.split()[1:]) for line in lines if line.startswith("storage_dtype"))
+
+    assert told() == "nf4 on a GPU; as the file has it on a CPU, and of tiny"
+    assert told("--set", "storage_dtype=nf4") == "nf4"
+    assert json.loads(cli("config", "show", "--json").out)["storage_dtype"]["value"] == "nf4"
+
+
 def test_doctor_is_content_with_a_whole_folder(cli: Cli, models: Path) -> None:
     done = cli("doctor", "--models-dir", models, "--json")
     checks = {row["name"]: row for row in json.loads(done.out)["checks"]}
