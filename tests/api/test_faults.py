@@ -141,8 +141,9 @@ def test_a_job_without_memory_leaves_the_service_as_it_was(tmp_path: Path) -> No
 def test_the_port_is_taken(tmp_path: Path) -> None:
     with service(tmp_path / "first") as first:
         second = service(tmp_path / "second", "--port", str(first.port))
-        with pytest.raises(AssertionError, match="choose another --port"), second:
+        with pytest.raises(AssertionError, match="choose another --port") as caught, second:
             pass
+        assert len(str(caught.value).splitlines()) == 1, "the reason alone is told"
 
 
 def test_beyond_loopback_a_key_is_needed(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -43,18 +44,18 @@ def serve_http(config: EngineConfig, start: Callable[[], Child], child: Child) -
     Raises:
         ConfigError: the port cannot be had.
     """
-    return asyncio.run(_serve(config, start, child))
+    bound = _bound(config)  # before anything else is begun, that would have to be ended in words of its own
+    with bound:
+        return asyncio.run(_serve(config, start, child, bound))
 
 
-async def _serve(config: EngineConfig, start: Callable[[], Child], child: Child) -> int:
+async def _serve(config: EngineConfig, start: Callable[[], Child], child: Child, bound: socket.socket) -> int:
     service = Service(config, start, child)
     try:
-        options = _options(config, service)
-        sockets = [_bound(options)]
-        server = _Server(options)
-        serving = asyncio.create_task(server.serve(sockets))
+        server = _Server(_options(config, service))
+        serving = asyncio.create_task(server.serve([bound]))
         _on_signals(service, server)
-        url = f"http://{_shown(sockets[0].getsockname())}"
+        url = f"http://{_shown(bound.getsockname())}"
         log.info("listening", extra={"url": url, "api": f"{url}/openapi.json"})
         ended = asyncio.create_task(service.ended.wait())
         await asyncio.wait({serving, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -83,17 +84,18 @@ def _options(config: EngineConfig, service: Service) -> uvicorn.Config:
     )
 
 
-def _bound(options: uvicorn.Config) -> Any:
+def _bound(config: EngineConfig) -> socket.socket:
+    bound = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
     try:
-        bound = options.bind_socket()
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((config.host, config.port))
         answer_at_once(bound)
         bound.listen(BACKLOG)  # who connects from now on waits until we are there
-        return bound
-    except SystemExit:  # which has logged why
-        where = f"{options.host}:{options.port}"
-        raise ConfigError(
-            f"port: {where} cannot be listened on, or is taken; choose another --port or --host"
-        ) from None
+    except OSError as error:
+        bound.close()
+        why = f"cannot be listened on ({error.strerror}); choose another --port or --host"
+        raise ConfigError(f"port: {config.host}:{config.port} {why}") from None
+    return bound
 
 
 def _on_signals(service: Service, server: uvicorn.Server) -> None:
