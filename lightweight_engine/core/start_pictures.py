@@ -12,10 +12,12 @@ from ..errors import RequestError
 from ..extensions.inpainting import Masking, Prepared, paste_back, prepare, read_mask
 from ..request import GenerationRequest
 from ..upscalers.resampling import resample
-from ..upscalers.resizing import LATENT
+from ..upscalers.resizing import LATENT, STRETCH
 from ..upscalers.upscaler import Upscaler
 from .colours import match_colours
 from .pictures import PictureReader, flattened
+
+SLIGHT = 0.02  # change of aspect that nobody sees, as of sides cut to whole cells
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ def read_start(
             raise RequestError("resize_mode: 3 cannot be had with a mask; choose 0, 1 or 2", field="resize_mode")
         mask = read_mask(reader.read(request.mask, "mask"), round=masking.round)
         masking = _for_blank(mask, masking, request, warnings)
+    if not (mask and masking.only_masked):  # then the part around the mask has the drawing's aspect
+        _tell_stretching(request, size, pictures[0], warnings)
     made = [
         prepare(picture, _fitting(mask, picture, warnings), (size[1], size[0]), request.resize_mode, masking, upscaler)
         for picture in pictures
@@ -116,6 +120,19 @@ def _for_blank(mask: Image.Image, masking: Masking, request: GenerationRequest, 
         "the mask is blank: nothing is painted anew, though all steps run; paint white what is to change, or invert it"
     )
     return replace(masking, only_masked=False)
+
+
+def _tell_stretching(
+    request: GenerationRequest, size: tuple[int, int], picture: Image.Image, warnings: list[str]
+) -> None:
+    """Say that a picture of another aspect is stretched to a size which the model chose, and perhaps nobody meant."""
+    height, width = size
+    changed = abs(width * picture.height / (height * picture.width) - 1) > SLIGHT
+    if changed and request.resize_mode == STRETCH and (request.width is None or request.height is None):
+        warnings.append(
+            f"the start picture of {picture.width}x{picture.height} is stretched to {width}x{height}, as its size was "
+            "not asked for; give width and height, or resize_mode 1 (cut to fit) or 2 (fit and fill)"
+        )
 
 
 def _fitting(mask: Image.Image | None, picture: Image.Image, warnings: list[str]) -> Image.Image | None:

@@ -123,6 +123,24 @@ def test_every_resize_mode_gives_the_size(engine: LightweightEngine, mode: int, 
     assert result.images[0].size == (WIDTH, HEIGHT)
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"width": None, "height": None}, True),
+        ({"width": None}, True),
+        ({}, False),
+        ({"width": None, "height": None, "resize_mode": 1}, False),
+        ({"width": None, "height": None, "image": picture(64, 64)}, False),
+    ],
+)
+def test_a_picture_that_is_stretched_to_a_size_nobody_gave(
+    engine: LightweightEngine, given: dict[str, object], told: bool
+) -> None:
+    fields = {"image": picture(200, 60), "denoising_strength": 0.1, "steps": 1, **given}
+    warnings = engine.run(request(**fields)).warnings
+    assert any("start picture of 200x60 is stretched" in each for each in warnings) == told
+
+
 def test_one_picture_for_each_output(engine: LightweightEngine) -> None:
     several = [picture(seed=1), picture(seed=2)]
     together = engine.run(request(image=several, num_outputs=2, batch_size=2, denoising_strength=0.3))
