@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -83,9 +83,9 @@ def _group(parameter: Any) -> str:
     return getattr(parameter, "rich_help_panel", None) or "Options"
 
 
-def takes_settings(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command that ends in ``**settings`` the options of the settings."""
-    return _with_parameters(function, setting_parameters())
+def takes_settings(function: Callable[..., Any], *, without: Collection[str] = ()) -> Callable[..., Any]:
+    """Give a command that ends in ``**settings`` the options of the settings, but for those that do nothing there."""
+    return _with_parameters(function, [each for each in setting_parameters() if each.name not in without])
 
 
 def takes_request(function: Callable[..., Any]) -> Callable[..., Any]:

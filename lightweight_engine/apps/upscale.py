@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..errors import RequestError
-from ..request import UpscaleRequest
+from ..request import MODEL_FIELDS, UpscaleRequest
 from .console import Console
 from .options import Debug, Grouped, Json, Quiet, check_models_dir, load_config, takes_settings
 from .session import watched
@@ -27,7 +28,7 @@ Quality = Annotated[int, typer.Option("--quality", min=1, max=100, help="Quality
 Listing = Annotated[bool, typer.Option("--list", help="Print the names of the upscalers and stop.")]
 
 
-@takes_settings
+@partial(takes_settings, without=(*MODEL_FIELDS, "vae_dtype"))
 def upscale(
     source: Source = None,
     by: By = None,
@@ -48,6 +49,9 @@ def upscale(
     """Make a picture larger and print where it was saved. No Flux model is needed."""
     with Console(json=json, quiet=quiet, debug=debug) as console:
         config = load_config(settings)
+        sizes = {"by": by, "width": width, "height": height}
+        chosen = {"upscaler": upscaler, "upscaler_2": upscaler_2, "upscaler_2_visibility": upscaler_2_visibility}
+        console.typed = [field for field, given in {**sizes, **chosen}.items() if given is not None]
         check_models_dir(config)
         from ..core.models import TINY
         from ..upscalers.files import UpscalerFiles

@@ -65,10 +65,11 @@ def test_to_a_size_by_two(cli: Cli, tmp_path: Path) -> None:
     [
         ((), 2, "no picture to enlarge"),
         (("none.png",), 2, "there is no such file"),
+        (("small.png", "--upscaler", "4x-Smal"), 2, "--upscaler: "),
         (("small.png", "--upscaler", "4x-Smal"), 2, "did you mean '4x-Small'"),
         (("small.png", "--upscaler", "ESRGAN_4x"), 3, "ESRGAN_4x.pth"),
         (("small.png", "--upscaler-2", "Lanczoz"), 2, "did you mean 'Lanczos'"),
-        (("small.png", "--by", "0"), 2, "by: Input should be greater than 0"),
+        (("small.png", "--by", "0"), 2, "--by: Input should be greater than 0"),
         (("small.png", "--by", "1e9"), 2, "less than or equal to 16"),
         (("small.png", "--by", "16", "--set", "max_side=100"), 2, "656x480"),
     ],
@@ -76,6 +77,12 @@ def test_to_a_size_by_two(cli: Cli, tmp_path: Path) -> None:
 def test_what_cannot_be(cli: Cli, arguments: tuple[str, ...], code: int, said: str) -> None:
     done = cli("upscale", *arguments)
     assert done.code == code and said in done.err
+
+
+def test_the_help_has_no_model_that_is_not_needed(cli: Cli) -> None:
+    told = cli("upscale", "--help").out
+    assert "--models-dir" in told and "--upscaler" in told
+    assert not any(name in told for name in ("--checkpoint", "--t5", "--clip", "--vae"))
 
 
 def test_transparency_is_kept(tmp_path: Path) -> None:
