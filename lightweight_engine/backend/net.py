@@ -340,13 +340,25 @@ def post(url: str, body: bytes, content_type: str, limits: Limits, access: Acces
         connection.close()
 
 
-def answer_at_once(listening: socket.socket) -> None:
-    """Have whatever is accepted there send small pieces as they come, instead of after the last one's receipt.
+def listening(host: str, port: int, backlog: int) -> socket.socket:
+    """A socket that listens, whose connections send small pieces as they come, and not after the last one's receipt.
 
-    asyncio does so for sockets that name their protocol, and uvicorn's names none: each answer on a connection that is
-    kept would take 40 ms.
+    asyncio does so for sockets that name their protocol, and this names none, as uvicorn wants it: each answer on a
+    connection that is kept would take 40 ms.
+
+    Raises:
+        OSError: the address is none of ours, or taken.
     """
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # which accepted sockets inherit
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # which accepted sockets inherit
+        made.bind((host, port))
+        made.listen(backlog)
+    except OSError:
+        made.close()
+        raise
+    return made
 
 
 def _joined(url: str, location: str) -> str:

@@ -6,13 +6,12 @@ import asyncio
 import contextlib
 import logging
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
 
-from ...backend.net import answer_at_once
+from ...backend.net import listening
 from ...config import EngineConfig
 from ...errors import ConfigError
 from .app import build_app
@@ -49,7 +48,7 @@ def serve_http(config: EngineConfig, start: Callable[[], Child], child: Child) -
         return asyncio.run(_serve(config, start, child, bound))
 
 
-async def _serve(config: EngineConfig, start: Callable[[], Child], child: Child, bound: socket.socket) -> int:
+async def _serve(config: EngineConfig, start: Callable[[], Child], child: Child, bound: Any) -> int:
     service = Service(config, start, child)
     try:
         server = _Server(_options(config, service))
@@ -84,18 +83,13 @@ def _options(config: EngineConfig, service: Service) -> uvicorn.Config:
     )
 
 
-def _bound(config: EngineConfig) -> socket.socket:
-    bound = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
+def _bound(config: EngineConfig) -> Any:
+    """A socket; who connects from now on waits until we are there."""
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((config.host, config.port))
-        answer_at_once(bound)
-        bound.listen(BACKLOG)  # who connects from now on waits until we are there
+        return listening(config.host, config.port, BACKLOG)
     except OSError as error:
-        bound.close()
         why = f"cannot be listened on ({error.strerror}); choose another --port or --host"
         raise ConfigError(f"port: {config.host}:{config.port} {why}") from None
-    return bound
 
 
 def _on_signals(service: Service, server: uvicorn.Server) -> None:
