@@ -167,6 +167,10 @@ def test_keys(tmp_path: Path) -> None:
             assert running.ask("GET", "/config", headers=right).status == 200
         told = running.get("/config", Authorization=f"Bearer {KEY}")
         assert told.json["service"]["api_keys"] == ["***", "***"]
+        described = running.get("/openapi.json", Authorization=f"Bearer {KEY}").json
+        assert set(described["components"]["securitySchemes"]) == {"bearer", "basic", "key"}
+        paths = described["paths"]
+        assert paths["/generate"]["post"]["security"] and "security" not in paths["/livez"]["get"]
         running.get(f"/{KEY}?key={KEY}")
         assert KEY not in told.body.decode() and not any(KEY in line for line in running.lines)
         assert running.get("/metrics").status == 401

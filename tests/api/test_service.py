@@ -266,6 +266,10 @@ def test_the_description(server: Running) -> None:
     body = told["paths"]["/generate"]["post"]["requestBody"]["content"]["application/json"]
     assert GenerationRequest(**body["example"])
     assert all("422" in told["paths"][path]["post"]["responses"] for path in ("/generate", "/jobs"))
+    headers = {row["name"] for row in told["paths"]["/generate"]["post"]["parameters"]}
+    assert headers == {"X-Request-ID", "X-Request-Timeout", "Idempotency-Key"}
+    assert [row["name"] for row in told["paths"]["/livez"]["get"]["parameters"]] == ["X-Request-ID"]
+    assert "securitySchemes" not in told["components"], "no key is needed here"
 
 
 def test_a_slow_body_does_not_hold_others(server: Running) -> None:

@@ -202,8 +202,9 @@ ARROWS = {
     "apps.server.sdapi.routes": "server.sdapi.adetailer server.sdapi.extras server.sdapi.files "
     "server.sdapi.generation server.sdapi.lists server.sdapi.pictures server.sdapi.progress server.sdapi.session "
     "server.sdapi.settings server.service",
-    "apps.server.app": "server.asking server.bodies server.faults server.guards server.native server.schemas "
-    "server.sdapi.models server.sdapi.routes server.service server.status",
+    "apps.server.description": "server.asking server.guards server.schemas server.sdapi.models",
+    "apps.server.app": "server.asking server.bodies server.description server.faults server.guards server.native "
+    "server.sdapi.routes server.service server.status",
     "apps.server.run": "server.app server.protocol server.service server.supervisor",
     # predict() under Cog
     "apps.predictor.requests": "predictor.inputs",

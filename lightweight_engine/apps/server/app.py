@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -16,11 +14,10 @@ from ... import __version__
 from ...errors import EngineError
 from .asking import JobFailed
 from .bodies import Intake
+from .description import describe
 from .faults import Fault
 from .guards import METHODS, Guard, Rules, answer
 from .native import errors, native_routes
-from .schemas import request_schemas
-from .sdapi.models import body_schemas
 from .sdapi.routes import sdapi_routes
 from .service import Service
 from .status import status_routes
@@ -51,7 +48,7 @@ def build_app(service: Service) -> FastAPI:
         app.add_middleware(
             CORSMiddleware, allow_origins=sorted(rules.origins), allow_methods=["*"], allow_headers=["*"]
         )
-    _describe(app)
+    describe(app, keys=bool(rules.keys))
     return app
 
 
@@ -92,25 +89,3 @@ def _allowed(request: Request) -> str:
 
 def _takes(route: BaseRoute, scope: Scope) -> bool:
     return route.matches(scope)[0] is Match.FULL
-
-
-def _describe(app: FastAPI) -> None:
-    """Tell of what FastAPI does not know: requests, whose bodies are read by us, and the form of a field's error."""
-    made = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        description = made()
-        schemas = description.setdefault("components", {}).setdefault("schemas", {})
-        schemas |= request_schemas() | body_schemas()
-        for operation in (each for path in description["paths"].values() for each in path.values()):
-            if _is_fastapis(operation["responses"].get("422")):
-                operation["responses"]["422"] = operation["responses"]["403"] | {"description": "A field is wrong"}
-        for name in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(name, None)
-        return description
-
-    app.openapi = openapi  # type: ignore[method-assign]
-
-
-def _is_fastapis(answer: dict[str, Any] | None) -> bool:
-    return "HTTPValidationError" in str(answer)

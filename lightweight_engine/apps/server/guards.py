@@ -30,7 +30,8 @@ OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+REQUEST_ID_FORM = r"[A-Za-z0-9._-]{1,64}"
+_REQUEST_ID = re.compile(REQUEST_ID_FORM)
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",

@@ -22,7 +22,7 @@ from .models import GenerationResponse, ImageToImageRequest, TextToImageRequest
 from .session import Session
 from .translate import Body, renamed, translate
 
-FAILURES = errors(400, 401, 403, 404, 408, 413, 415, 422, 429, 503, 504, 507)
+FAILURES = errors(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503, 504, 507)
 
 
 @contextmanager
