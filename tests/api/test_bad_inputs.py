@@ -222,7 +222,7 @@ def test_22_a_name_that_leads_outside_opens_nothing(strict: Running) -> None:
                 answer = strict.generate(**{"enable_hr": True, "hr_scale": 2, **asked})
                 refused(answer, answer.status)
                 assert answer.status in (403, 404), (asked, answer.body)
-            refused(strict.generate(adetailer_passes=[{"ad_model": name}]), 422)
+            refused(strict.generate(adetailer_passes=[{"ad_model": name}]), 404)
         assert seen() == 0
 
 
