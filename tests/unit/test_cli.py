@@ -184,7 +184,7 @@ def test_settings_of_file_environment_and_flag(cli: Cli, models: Path, monkeypat
         (["--hr-scale", 2, "--hr-upscaler", "Lanczoz"], 2, "did you mean 'Lanczos'"),
         (["--hr-scale", 2, "--hr-upscaler", "SwinIR 4x"], 3, "needs the file SwinIR_4x.pth"),
         (["--adetailer"], 3, "face_yolov8n.pt is not in"),
-        (["--adetailer-passes", '{"ad_model": "face_tinny"}'], 2, "did you mean 'face_tiny'"),
+        (["--adetailer-passes", '{"ad_model": "face_tinny"}'], 3, "did you mean 'face_tiny'"),
         (["--adetailer-passes", '{"ad_model": "face_tiny", "ad_confidense": 1}'], 2, "'ad_confidence'"),
         (["--adetailer-passes", '{"ad_model": "face_tiny", "ad_restore_face": true}'], 2, "leave it at False"),
         (["--checkpoint", "smal"], 3, "did you mean 'small'"),

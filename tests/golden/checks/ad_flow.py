@@ -13,7 +13,7 @@ import pytest
 from goldens import Case
 from PIL import Image
 
-from lightweight_engine.errors import RequestError
+from lightweight_engine.errors import ModelNotFoundError
 from lightweight_engine.extensions.adetailer import ADetailer, DetailerOptions, Outer, Repaint
 from lightweight_engine.extensions.detailer_args import read_passes
 from lightweight_engine.extensions.detailer_infotext import detailer_infotext
@@ -123,7 +123,7 @@ def check(case: Case) -> None:
     image = Image.new("RGB", tuple(case["image"]), START)
     passes = read_passes(case["args"], "forge")
     if expected["error"]:
-        with pytest.raises(RequestError, match=passes.active[0].ad_model):
+        with pytest.raises(ModelNotFoundError, match=passes.active[0].ad_model):
             detailer.detail(image, passes, _outer(case), recorder.paint)
         return
     result = detailer.detail(image, passes, _outer(case), recorder.paint)
