@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from . import kernels
 from .packed import Packed, Spec, check_finite, check_matrix, divided, pieces, reading, satellite, stacked_shape
 
 if TYPE_CHECKING:
@@ -49,26 +48,24 @@ class Float8(Spec):
         scale = {"scale": ((self.scales,), torch.float32)} if self.scales else {}
         return {"values": (self.shape, DTYPES[self.kind]), **scale}
 
-    def dequantize(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+    @property
+    def has_program(self) -> bool:
+        return self.scales > 0
+
+    def _by_torch(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         values = parts["values"]
         if not self.scales:
             return values.to(dtype)  # each of the values is one of float16, bfloat16 and float32 too
         out = torch.empty(self.shape, dtype=dtype, device=values.device)
-        if values.is_cuda and kernels.available():
-            self.dequantize_into(parts, out)
-            return out
         scale = parts["scale"].expand(self.shape[0])
         for piece in pieces(*self.shape, values.device):
             torch.mul(values[piece].float(), scale[piece, None], out=out[piece])
         return out
 
-    def dequantize_into(self, parts: Mapping[str, Tensor], out: Tensor) -> None:
-        if self.scales and out.is_cuda and kernels.available():
-            from .kernels.dequantize import float8
+    def _by_program(self, parts: Mapping[str, Tensor], out: Tensor) -> None:
+        from .kernels.dequantize import float8
 
-            float8(parts["values"], parts["scale"], out)
-        else:
-            super().dequantize_into(parts, out)
+        float8(parts["values"], parts["scale"], out)
 
     def take(self, parts: Mapping[str, Tensor], start: int, stop: int) -> Packed:
         taken = {name: tensor[start:stop] if len(tensor) > 1 else tensor for name, tensor in parts.items()}

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from . import kernels
 from .block_types import BLOCK_TYPES, BlockType
 from .packed import Packed, Spec, check_matrix, divided, pieces, reading, stacked_shape
 
@@ -53,11 +52,7 @@ class Blocks(Spec):
     def parts(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         return {"blocks": ((self.shape[0], self.layout.row_bytes(self.shape[1])), torch.uint8)}
 
-    def dequantize(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-        if parts["blocks"].is_cuda and kernels.available():
-            out = torch.empty(self.shape, dtype=dtype, device=parts["blocks"].device)
-            self.dequantize_into(parts, out)
-            return out
+    def _by_torch(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         elements, decode = self.layout.elements, DECODERS[self.type]
         blocks = parts["blocks"].reshape(-1, self.layout.nbytes)
         out = torch.empty(len(blocks), elements, dtype=dtype, device=blocks.device)
@@ -65,13 +60,10 @@ class Blocks(Spec):
             out[piece] = decode(blocks[piece])
         return out.view(self.shape)
 
-    def dequantize_into(self, parts: Mapping[str, Tensor], out: Tensor) -> None:
-        if out.is_cuda and kernels.available():
-            from .kernels.dequantize import gguf_blocks
+    def _by_program(self, parts: Mapping[str, Tensor], out: Tensor) -> None:
+        from .kernels.dequantize import gguf_blocks
 
-            gguf_blocks(self.type, parts["blocks"], out)
-        else:
-            super().dequantize_into(parts, out)
+        gguf_blocks(self.type, parts["blocks"], out)
 
     def take(self, parts: Mapping[str, Tensor], start: int, stop: int) -> Packed:
         return Packed(replace(self, shape=(stop - start, self.shape[1])), {"blocks": parts["blocks"][start:stop]})

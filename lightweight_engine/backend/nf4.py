@@ -93,9 +93,7 @@ class FourBit(Spec):
         kept = {name: tensor for name, tensor in parts.items() if not name.startswith("nested_")}
         return Packed(replace(self, nested_block_size=0), {**kept, "absmax": self.scales(parts)})
 
-    def dequantize(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-        if parts["codes"].is_cuda and kernels.available():
-            return self._by_program(parts, torch.empty(self.shape, dtype=dtype, device=parts["codes"].device))
+    def _by_torch(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         codes, scales = parts["codes"], self.scales(parts)
         pairs = _pairs(parts["code_book"] if self.own_book else code_book(self.kind, codes.device))
         if short := self.blocks * self.block_size // 2 - len(codes):
@@ -107,22 +105,16 @@ class FourBit(Spec):
             torch.mul(values.view(-1, self.block_size), scales[piece, None], out=out[piece])
         return out.view(-1)[: self.elements].view(self.shape)
 
-    def dequantize_into(self, parts: Mapping[str, Tensor], out: Tensor) -> None:
-        if out.is_cuda and kernels.available():
-            self._by_program(parts, out)
-        else:
-            super().dequantize_into(parts, out)
-
-    def _by_program(self, parts: Mapping[str, Tensor], out: Tensor) -> Tensor:
-        """The same numbers in one pass over memory."""
+    def _by_program(self, parts: Mapping[str, Tensor], out: Tensor) -> None:
         from .kernels.dequantize import constant, four_bit, four_bit_nested
 
         codes, absmax = parts["codes"], parts["absmax"]
         book = parts["code_book"] if self.own_book else constant(CODE_BOOKS[self.kind], codes.device)
         if not self.nested_block_size:
-            return four_bit(codes, absmax, book, self.block_size, out)
+            four_bit(codes, absmax, book, self.block_size, out)
+            return
         nested = (parts["nested_absmax"], parts["nested_map"], parts["nested_offset"], self.nested_block_size)
-        return four_bit_nested(codes, absmax, *nested, book, self.block_size, out)
+        four_bit_nested(codes, absmax, *nested, book, self.block_size, out)
 
     def take(self, parts: Mapping[str, Tensor], start: int, stop: int) -> Packed:
         first, last = start * self.shape[1], stop * self.shape[1]

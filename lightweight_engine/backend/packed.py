@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CorruptCheckpointError
+from . import kernels
 
 if TYPE_CHECKING:
     from .stored import Stored
@@ -46,13 +47,37 @@ class Spec(ABC):
     def parts(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """The tensors that the matrix consists of: name to shape and dtype, in the order in which they are kept."""
 
-    @abstractmethod
+    @property
+    def has_program(self) -> bool:
+        """Whether a GPU can do it in one pass."""
+        return True
+
     def dequantize(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         """The matrix ``[out, in]`` on the device of ``parts``: computed in float32, rounded once to ``dtype``."""
+        device = next(iter(parts.values())).device
+        if not self._in_one_pass(device):
+            return self._by_torch(parts, dtype)
+        out = torch.empty(self.shape, dtype=dtype, device=device)
+        self._by_program(parts, out)
+        return out
 
     def dequantize_into(self, parts: Mapping[str, Tensor], out: Tensor) -> None:
-        """The same into a contiguous tensor ``[out, in]``; formats with a program for the GPU write there at once."""
-        out.copy_(self.dequantize(parts, out.dtype))
+        """The same into a contiguous tensor ``[out, in]``, where a program writes it at once."""
+        if self._in_one_pass(out.device):
+            self._by_program(parts, out)
+        else:
+            out.copy_(self._by_torch(parts, out.dtype))
+
+    def _in_one_pass(self, device: torch.device) -> bool:
+        return self.has_program and device.type == "cuda" and kernels.available()
+
+    @abstractmethod
+    def _by_torch(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """``dequantize`` in plain torch, on any device."""
+
+    @abstractmethod
+    def _by_program(self, parts: Mapping[str, Tensor], out: Tensor) -> None:
+        """``dequantize_into`` in one pass over memory: the same numbers."""
 
     @abstractmethod
     def take(self, parts: Mapping[str, Tensor], start: int, stop: int) -> Packed:

@@ -34,8 +34,9 @@ ARROWS = {
     # backend
     "backend.fused": "kernels kernels.fused linear",
     "backend.nf4": "kernels kernels.dequantize kernels.quantize packed",
-    "backend.fp8": "kernels kernels.dequantize packed",
-    "backend.gguf": "block_types kernels kernels.dequantize packed",
+    "backend.fp8": "kernels.dequantize packed",
+    "backend.gguf": "block_types kernels.dequantize packed",
+    "backend.packed": "kernels",
     "backend.linear": "packed",
     "backend.ahead": "linear",
     "backend.lora_algorithms": "lora",
