@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
-from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
@@ -28,16 +27,12 @@ class Ahead:
         largest = max(linear.out_features * linear.in_features for linear in linears)
         self._places = [torch.empty(largest, dtype=dtype, device=device) for _ in range(2)]
         self._stream = torch.cuda.Stream(device)
-        self._after: WeakKeyDictionary[PackedLinear, ref[PackedLinear]] = WeakKeyDictionary()
-        self._last: ref[PackedLinear] = ref(linears[-1])
+        self._after: dict[PackedLinear, PackedLinear] = {}
+        self._last = linears[-1]
         self._coming: tuple[PackedLinear, Any] | None = None
         self._linears = list(linears)
         for linear in linears:
             linear.ahead = self
-
-    @property
-    def nbytes(self) -> int:
-        return sum(place.nbytes for place in self._places)
 
     def numbers(self, linear: PackedLinear) -> Tensor:
         """The weight ``[out, in]``, until the next one is asked for."""
@@ -49,12 +44,10 @@ class Ahead:
         weight = self._place(linear)
         if coming is None or coming[0] is not linear:
             linear.packed.dequantize_into(weight)
-        if last := self._last():
-            self._after[last] = ref(linear)
-        self._last = ref(linear)
-        following = self._after.get(linear)
-        if following is not None and (after := following()) is not None:
-            self._unpack(after, now)
+        self._after[self._last] = linear
+        self._last = linear
+        if (following := self._after.get(linear)) is not None:
+            self._unpack(following, now)
         return weight
 
     def close(self) -> None:
