@@ -8,13 +8,14 @@ Letters: B batch, S tokens, D hidden, N heads, K head dim, M width of the MLP.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import kernels
+from .kernels import fused as programs
 from .linear import SHORT, as_numbers, is_product
 
 EPS = 1e-6
@@ -36,27 +37,21 @@ def clip_half(x: Tensor) -> Tensor:
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Layer norm without weights, then ``(1 + scale) * x + shift``; ``x`` is ``[B, S, D]``, a vector ``[B, 1, D]``."""
     if _in_one_pass(x):
-        from .kernels import fused
-
-        return fused.residual_norm(x, None, (shift, scale))[1]
+        return programs.residual_norm(x, None, (shift, scale))[1]
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), 1 + scale)
 
 
 def gate_residual(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
     """``x + gate * update``."""
     if _in_one_pass(x):
-        from .kernels import fused
-
-        return fused.residual_norm(x, (gate, update), None)[0]
+        return programs.residual_norm(x, (gate, update), None)[0]
     return torch.addcmul(x, gate, update)
 
 
 def gate_residual_norm(x: Tensor, gate: Tensor, update: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """``gate_residual``, and ``norm_modulate`` of its result."""
     if _in_one_pass(x):
-        from .kernels import fused
-
-        return fused.residual_norm(x, (gate, update), (shift, scale))
+        return programs.residual_norm(x, (gate, update), (shift, scale))
     total = gate_residual(x, gate, update)
     return total, norm_modulate(total, shift, scale)
 
@@ -85,13 +80,23 @@ def heads(streams: Sequence[Stream], rotary: Tensor) -> tuple[Tensor, Tensor, Te
     """
     dim = streams[0][1].shape[0]
     if _in_one_pass(streams[0][0]) and not dim & (dim - 1):
-        from .kernels import fused
+        return programs.heads(streams, rotary)
+    return plain_heads(streams, rotary, rotate)
 
-        return fused.heads(streams, rotary)
+
+def plain_heads(
+    streams: Sequence[Stream], rotary: Tensor, rotate: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``heads`` in plain torch.
+
+    Args:
+        rotary: a row for each token, in whatever form ``rotate`` takes.
+        rotate: queries or keys by the rows of their tokens.
+    """
     parts, start = [], 0
     for qkv, query_gain, key_gain in streams:
         angles = rotary[start : start + qkv.shape[1]]
-        q, k, v = qkv.unflatten(-1, (3, -1, dim)).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unflatten(-1, (3, -1, query_gain.shape[0])).permute(2, 0, 3, 1, 4)
         parts.append((rotate(rms_norm(q, query_gain), angles), rotate(rms_norm(k, key_gain), angles), v))
         start += qkv.shape[1]
     if len(parts) == 1:
@@ -120,7 +125,5 @@ def gelu_beside(attended: Tensor, fused: Tensor) -> Tensor:
         fused: ``[B, S, 3*D + M]``, queries, keys, values and MLP; it may be written to.
     """
     if _in_one_pass(fused):
-        from .kernels import fused as programs
-
         return programs.gelu_beside(attended, fused)
     return torch.cat((attended, F.gelu(fused[..., 3 * attended.shape[-1] :], approximate="tanh")), dim=-1)

@@ -12,28 +12,22 @@ from types import FunctionType
 import torch
 from torch import Tensor
 
-from lightweight_engine.backend.fused import Stream, rms_norm
+from lightweight_engine.backend.fused import Stream, plain_heads
 from lightweight_engine.flux import transformer
 
 log = logging.getLogger("tiny")
 
 
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """``backend.fused.rotate`` in real numbers; ``table`` is ``[S, K/2, 2]``, cosines and sines."""
+    pairs = x.float().unflatten(-1, (-1, 2))
+    a, b, cos, sin = pairs[..., 0], pairs[..., 1], table[..., 0], table[..., 1]
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).to(x.dtype)
+
+
 def heads(streams: Sequence[Stream], table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``backend.fused.heads`` in real numbers; ``table`` is ``[S, K/2, 2]``, cosines and sines."""
-
-    def turned(x: Tensor, gain: Tensor, angles: Tensor) -> Tensor:
-        normed = rms_norm(x, gain).float().unflatten(-1, (-1, 2))
-        a, b, cos, sin = normed[..., 0], normed[..., 1], angles[..., 0], angles[..., 1]
-        return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).to(x.dtype)
-
-    parts, start = [], 0
-    for qkv, query_gain, key_gain in streams:
-        angles = table[start : start + qkv.shape[1]]
-        q, k, v = qkv.unflatten(-1, (3, -1, query_gain.shape[0])).permute(2, 0, 3, 1, 4)
-        parts.append((turned(q, query_gain, angles), turned(k, key_gain, angles), v))
-        start += qkv.shape[1]
-    q, k, v = (torch.cat(each, dim=2) for each in zip(*parts, strict=True))
-    return q, k, v
+    """``backend.fused.heads`` likewise."""
+    return plain_heads(streams, table, rotate)
 
 
 def use_compiled(device: torch.device) -> None:
