@@ -23,6 +23,7 @@ from benchmarks.fullsize import SMALL, Entry, Sizes, draw, scratch_folder, shape
 from benchmarks.observe import Observed, model_of, observed_engine
 from benchmarks.report import publish, spread
 from lightweight_engine import Config, LightweightEngine
+from lightweight_engine.backend.processes import resident_bytes
 from lightweight_engine.core.loras import lora_manager
 from lightweight_engine.core.models import TINY, ModelLibrary
 from lightweight_engine.flux.params import Shapes
@@ -45,11 +46,6 @@ def write_lora(path: Path, shapes: Shapes, rank: int, dtype: torch.dtype, device
         entries[f"{alias}.alpha"] = Entry(torch.float32, (1,), partial(torch.full, (1,), 0.1 * rank))
     write_safetensors(path, entries)
     return path
-
-
-def resident() -> int:
-    """Bytes of this process in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def open_files() -> int:
@@ -75,7 +71,7 @@ def on_cpu(folder: Path) -> dict[str, Any]:
         networks.adapt(engine.loras.use([LoraSpec(name=names[swap % 5])]))
         networks.load("transformer")
         times.append(1e3 * (time.perf_counter() - start))
-        memory.append(resident())
+        memory.append(resident_bytes())
     return {
         "MB each": min(sizes) / 1e6,
         "swaps": SWAPS,

@@ -33,6 +33,7 @@ from PIL import Image
 
 from benchmarks.report import publish
 from benchmarks.served import Served, serving
+from lightweight_engine.backend.processes import resident_bytes
 
 MIB = 1 << 20
 CLIENTS = 2
@@ -62,10 +63,9 @@ def picture() -> str:
 
 def sample(pids: Mapping[str, int]) -> dict[str, float]:
     """MiB and descriptors of each process."""
-    page = os.sysconf("SC_PAGE_SIZE")
     found: dict[str, float] = {}
     for name, pid in pids.items():
-        found[f"{name} MiB"] = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page / MIB
+        found[f"{name} MiB"] = resident_bytes(pid) / MIB
         found[f"{name} descriptors"] = len(os.listdir(f"/proc/{pid}/fd"))
     return found
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError
+from .processes import resident_bytes
 
 
 def pick_device(name: str) -> torch.device:
@@ -160,15 +161,6 @@ def memory_figures(device: torch.device) -> dict[str, dict[str, Any]]:
             "events": {"retries": stats.get("num_alloc_retries", 0), "oom": stats.get("num_ooms", 0)},
         }
     return figures
-
-
-def resident_bytes() -> int:
-    """Memory of this process on the host; 0 where that cannot be known."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -37,6 +37,7 @@ ARROWS = {
     "backend.fp8": "kernels.dequantize packed",
     "backend.gguf": "block_types kernels.dequantize packed",
     "backend.packed": "kernels",
+    "backend.devices": "processes",
     "backend.linear": "packed",
     "backend.ahead": "linear",
     "backend.lora_algorithms": "lora",

@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any, Literal
 
+from ...backend.processes import resident_bytes
 from ...config import EngineConfig
 from .faults import Fault, UnavailableError
 from .messages import Broken, Cancel, Ended, FromWorker, Interrupt, Moved, Quit, Ready, Tend, Tended, ToWorker, Work
@@ -152,11 +152,7 @@ class Supervisor:
 
     def resident_bytes(self) -> int:
         """Memory of the worker's process on the host; 0 where that cannot be known."""
-        try:
-            status = Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8")
-        except OSError:
-            return 0
-        return next((int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmRSS")), 0)
+        return resident_bytes(self.pid)
 
     def _open(self, child: Child) -> Outbox:
         """Talk with a worker, in threads: a long message to one that does not listen must not hold up the front."""
