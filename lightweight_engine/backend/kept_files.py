@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -22,6 +22,22 @@ def files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
         seen.add(real)
         below.sort()
         yield from (Path(current, name) for name in sorted(names) if name.lower().endswith(suffixes))
+
+
+class Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+N = TypeVar("N", bound=Named)
+
+
+def by_name(entries: Iterable[N]) -> list[N]:
+    """What was found, sorted by name in any case; of several of one name, the first."""
+    found: dict[str, N] = {}
+    for entry in entries:
+        found.setdefault(entry.name, entry)
+    return sorted(found.values(), key=lambda entry: entry.name.lower())
 
 
 class KeptFiles(Generic[T]):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..backend.kept_files import files_below
+from ..backend.kept_files import by_name, files_below
 from ..errors import ModelNotFoundError, RequestError, closest
 
 FOLDER = "adetailer"
@@ -43,10 +43,7 @@ class DetectorList:
 
     def entries(self) -> list[Entry]:
         """The files that are there, sorted by name."""
-        found: dict[str, Entry] = {}
-        for path in (path for root in self.roots for path in files_below(root / FOLDER, SUFFIXES)):
-            found.setdefault(path.name, Entry(path.name, path))
-        return sorted(found.values(), key=lambda entry: entry.name.lower())
+        return by_name(Entry(p.name, p) for root in self.roots for p in files_below(root / FOLDER, SUFFIXES))
 
     def names(self) -> list[str]:
         return [entry.name for entry in self.entries()]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..backend.kept_files import files_below
+from ..backend.kept_files import by_name, files_below
 from ..errors import ModelNotFoundError, RequestError, closest
 from ..labels import LATENT_UPSCALERS
 
@@ -105,11 +105,7 @@ class UpscalerFiles:
 
     def entries(self) -> list[Entry]:
         """The files that are there, sorted by name."""
-        found: dict[str, Entry] = {}
-        for root in self.roots:
-            for entry in _scan(root):
-                found.setdefault(entry.name, entry)
-        return sorted(found.values(), key=lambda entry: entry.name.lower())
+        return by_name(entry for root in self.roots for entry in _scan(root))
 
     def names(self) -> list[str]:
         """All names to choose from: those without a network first."""
