@@ -97,11 +97,14 @@ def check_named(task: Task, config: EngineConfig, *, is_tiny: bool) -> None:
 def _check_generation(
     request: GenerationRequest, upscalers: UpscalerFiles, detectors: DetectorList, *, is_tiny: bool
 ) -> None:
-    request = at_home(request, is_tiny=is_tiny, upscalers=upscalers.names(), warnings=[])
+    """Folders are listed for those requests alone that name something in them."""
     if request.hires and request.image is None and request.hr_upscaler not in LATENT_UPSCALERS:
+        request = at_home(request, is_tiny=is_tiny, upscalers=upscalers.names(), warnings=[])
         upscalers.entry(request.hr_upscaler, field=HIRES)
     if request.image is not None and request.compat != "forge":
         upscalers.entry(request.img2img_upscaler, field="img2img_upscaler")
+    if not (request.adetailer or request.adetailer_passes):
+        return
     passes = passes_of(request, is_tiny=is_tiny, detectors=detectors.names())
     check_supported(passes)
     for args in passes.active:
