@@ -184,8 +184,10 @@ class Plan:
     def residency(self) -> str:
         """What becomes of the setting of that name, in the words of its choices."""
         acts = [plan.fast for plan in (self, *self.then.values())]
-        if None in acts or all(acts):
-            return "stored" if None in acts else "fast"
+        if None in acts:
+            return "stored"
+        if all(acts):
+            return "fast"
         return "fast in some passes, as it does not fit in others" if any(acts) else "stored, as fast does not fit"
 
     @property
