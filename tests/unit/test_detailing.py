@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +16,6 @@ from tools.tiny.draw import training_drawing
 
 QUICK = {"ad_steps": 2, "ad_denoising_strength": 0.5, "ad_use_cfg_scale": False}
 SMALL = {"prompt": "a woman", "width": 256, "height": 256, "steps": 2, "seed": 5, "denoising_strength": 0}
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LightweightEngine]:
-    folder = tmp_path_factory.mktemp("detailing")
-    made = LightweightEngine(Config(models_dir=folder, cache_dir=folder / "cache", device="cpu", offline=True))
-    made.setup()
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,15 +15,6 @@ from lightweight_engine.core.replay import read_recipe, replay, save_result
 from lightweight_engine.errors import GenerationCancelled, MemoryBudgetError, ModelNotFoundError, RequestError
 
 SMALL = {"width": 128, "height": 128, "steps": 3, "seed": 7}
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LightweightEngine]:
-    folder = tmp_path_factory.mktemp("engine")
-    made = LightweightEngine(Config(models_dir=folder, cache_dir=folder / "cache", device="cpu", offline=True))
-    made.setup()
-    yield made
-    made.close()
 
 
 def request(**fields: object) -> GenerationRequest:

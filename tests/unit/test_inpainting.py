@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from lightweight_engine import Config, GenerationRequest, LightweightEngine
+from lightweight_engine import GenerationRequest, LightweightEngine
 from lightweight_engine.core.replay import replay, save_result
 from lightweight_engine.errors import RequestError
 from lightweight_engine.extensions.inpainting import (
@@ -28,15 +27,6 @@ from lightweight_engine.upscalers.resizing import CROP, resize
 
 WIDTH, HEIGHT = 96, 128
 SMALL = {"prompt": "a smiling woman with red hair", "width": WIDTH, "height": HEIGHT, "steps": 4, "seed": 7}
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LightweightEngine]:
-    folder = tmp_path_factory.mktemp("engine")
-    made = LightweightEngine(Config(models_dir=folder, cache_dir=folder / "cache", device="cpu", offline=True))
-    made.setup()
-    yield made
-    made.close()
 
 
 def picture(width: int = WIDTH, height: int = HEIGHT, seed: int = 1) -> Image.Image:

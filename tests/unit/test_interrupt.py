@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from lightweight_engine import Config, GenerationRequest, GenerationResult, LightweightEngine, Progress
+from lightweight_engine import GenerationRequest, GenerationResult, LightweightEngine, Progress
 from lightweight_engine.core.describe import pixels_sha256, sidecar
 from lightweight_engine.core.engine import ENDED_EARLY
 from lightweight_engine.core.progress import Interrupt
@@ -16,15 +16,6 @@ from tools.tiny.draw import training_drawing
 
 SMALL = {"prompt": "a smiling woman", "width": 64, "height": 64, "steps": 4, "seed": 7}
 When = Callable[[Progress], bool]
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LightweightEngine]:
-    folder = tmp_path_factory.mktemp("interrupt")
-    made = LightweightEngine(Config(models_dir=folder, cache_dir=folder / "cache", device="cpu", offline=True))
-    made.setup()
-    yield made
-    made.close()
 
 
 def run(

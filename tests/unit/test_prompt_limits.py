@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,15 +22,6 @@ LONG = {
     "parts": "BREAK " * 3_000,
     "letters that become several": "\ufdfa" * 2_000,
 }
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LightweightEngine]:
-    folder = tmp_path_factory.mktemp("engine")
-    made = LightweightEngine(Config(models_dir=folder, cache_dir=folder / "cache", device="cpu", offline=True))
-    made.setup()
-    yield made
-    made.close()
 
 
 @pytest.mark.parametrize("field", PROMPTS)
