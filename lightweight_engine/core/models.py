@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NAMES_SHOWN = 20
-_FORGE_HASH = re.compile(r" \[[0-9a-f]{6,64}\]$")  # that ends a title of Forge, as "flux.safetensors [0123456789]"
+FORGE_HASH = re.compile(r" \[[0-9a-f]{6,64}\]$")  # that ends a title of Forge, as "flux.safetensors [0123456789]"
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ class ModelLibrary:
         Raises:
             ModelNotFoundError: with close names, and those that there are.
         """
-        wanted = _FORGE_HASH.sub("", name)
+        wanted = FORGE_HASH.sub("", name)
         matches = [entry for entry in self.ls() if entry.is_called(wanted)]
         if matches:
             _tell_choice(f"of the name {name!r}", [entry.name for entry in matches], "the first by name")

@@ -11,6 +11,7 @@ from ...errors import RequestError
 from ...request import Task
 from .faults import Fault, MalformedBodyError
 from .jobs import Job
+from .messages import Tend
 from .service import Service
 
 CLIENT_GONE = 499  # nobody reads it; it is for the log
@@ -78,6 +79,18 @@ async def finished(service: Service, request: Request, job: Job) -> bool:
     if job.fault is not None:
         raise JobFailed(job.fault)
     return True
+
+
+async def tended(service: Service, tend: Tend) -> None:
+    """Have the worker do what is done between jobs, and wait for it.
+
+    Raises:
+        JobFailed: it ended with a fault.
+        UnavailableError: as of ``Supervisor.tend``.
+    """
+    done = await service.supervisor.tend(tend)
+    if done.fault is not None:
+        raise JobFailed(done.fault)
 
 
 async def _wait(request: Request, job: Job) -> bool:

@@ -14,7 +14,7 @@ from ... import __version__
 from ...config import EngineConfig
 from ...labels import LATENT_UPSCALERS, STORAGE, sampler_labels, scheduler_labels
 from ...request import MAX_DETAILER_PASSES, MAX_LORAS
-from .asking import JobFailed
+from .asking import tended
 from .messages import Tend
 from .metrics import CONTENT_TYPE
 from .names import MODEL_FILES
@@ -121,9 +121,7 @@ def _add_facts(router: APIRouter, service: Service) -> None:
 
 
 async def _tended(service: Service, tend: Tend) -> dict[str, Any]:
-    tended = await service.supervisor.tend(tend)
-    if tended.fault is not None:
-        raise JobFailed(tended.fault)
+    await tended(service, tend)
     return status_of(service.supervisor)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from ....core.models import FORGE_HASH
 from ....errors import ModelNotFoundError, RequestError, closest
 from ..faults import ForbiddenError
 from ..service import Service
@@ -17,7 +17,6 @@ from .options import NO_CHOICE, Options
 Row = Mapping[str, Any]
 
 CHECKPOINT = "sd_model_checkpoint"
-_HASH = re.compile(r" \[[0-9a-f]{6,64}\]$")  # that ends a title, where the hash is known
 _SHOWN = 20  # names in a message
 
 
@@ -82,7 +81,7 @@ class Catalogue:
 
     def _find(self, name: str, rows: Sequence[Row], field: str) -> Row:
         wanted = self._within(name, field)
-        for spelled in (wanted, _HASH.sub("", wanted)):
+        for spelled in (wanted, FORGE_HASH.sub("", wanted)):
             if found := next((row for row in rows if spelled in _names_of(row)), None):
                 return found
         known = [row.get("title") or row["model_name"] for row in rows]

@@ -105,7 +105,8 @@ def _answer(body: ExtraRequest, raw: Mapping[str, Any], job: Job) -> dict[str, A
 
 def _idle(body: ExtraRequest, raw: Mapping[str, Any]) -> Sequence[str]:
     """A sentence for all fields that the model leaves out, and one for those without effect."""
-    unknown = type(body).unknown_fields(raw)
-    sentences = [f"fields that do not exist here had no effect: {', '.join(unknown)[:400]}"] if unknown else []
     asked = [name for name in _FACES if getattr(body, name) > 0]
-    return [*sentences, *(f"{name} had no effect: faces are painted anew by ADetailer alone" for name in asked)]
+    return [
+        *type(body).without_effect(raw),
+        *(f"{name} had no effect: faces are painted anew by ADetailer alone" for name in asked),
+    ]

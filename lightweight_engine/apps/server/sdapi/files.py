@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from ..asking import JobFailed
+from ..asking import tended
 from ..messages import Tend
 from ..native import errors
 from .catalogue import Catalogue
@@ -54,14 +54,9 @@ def _module(row: Any) -> dict[str, Any]:
 def _add_chores(router: APIRouter, session: Session) -> None:
     """What is done between jobs; the call is answered when it is."""
 
-    async def tended(tend: Tend) -> None:
-        done = await session.service.supervisor.tend(tend)
-        if done.fault is not None:
-            raise JobFailed(done.fault)
-
     async def refresh() -> None:
         """List the models folder anew; every job does so at its end."""
-        await tended(Tend())
+        await tended(session.service, Tend())
 
     for name in ("refresh-checkpoints", "refresh-vae", "refresh-loras"):
         router.add_api_route(f"/{name}", refresh, methods=["POST"], name=name, responses=errors(503))
@@ -69,13 +64,13 @@ def _add_chores(router: APIRouter, session: Session) -> None:
     @router.post("/unload-checkpoint", responses=errors(503))
     async def unload_checkpoint() -> dict[str, Any]:
         """Give the memory of the model in use back; the next job loads it again."""
-        await tended(Tend("unload"))
+        await tended(session.service, Tend("unload"))
         return {}
 
     @router.post("/reload-checkpoint", responses=errors(503, 507))
     async def reload_checkpoint() -> dict[str, Any]:
         """Load the model in use again."""
-        await tended(Tend("load"))
+        await tended(session.service, Tend("load"))
         return {}
 
 

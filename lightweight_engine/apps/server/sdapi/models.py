@@ -24,6 +24,12 @@ class _Model(BaseModel):
         return [name for name in body if name not in cls.model_fields]
 
     @classmethod
+    def without_effect(cls, body: Mapping[str, Any]) -> list[str]:
+        """A sentence for a person about such keys, where there are any."""
+        unknown = cls.unknown_fields(body)
+        return [f"fields that do not exist here had no effect: {', '.join(unknown)[:400]}"] if unknown else []
+
+    @classmethod
     def openapi(cls) -> dict[str, Any]:
         """What a route says of its body, where that is read by us."""
         schema = {"$ref": f"#/components/schemas/{cls.__name__}"}

@@ -85,8 +85,7 @@ def _idle(body: Body, raw: Mapping[str, Any]) -> list[str]:
     Raises:
         RequestError: a field is refused.
     """
-    unknown = type(body).unknown_fields(raw)
-    sentences = [f"fields that do not exist here had no effect: {', '.join(unknown)[:400]}"] if unknown else []
+    sentences = type(body).without_effect(raw)
     for name, (nothing, why) in REFUSED.items():
         if getattr(body, name, None) not in nothing:
             raise RequestError(f"{name}: {why}", field=name)
