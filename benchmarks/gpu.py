@@ -13,24 +13,28 @@ from __future__ import annotations
 import argparse
 import re
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.fullsize import SMALL, draw
 from benchmarks.report import publish
-from benchmarks.step import diffusers_config, to_diffusers
+from lightweight_engine.backend import eight_bit
 from lightweight_engine.backend.ahead import Ahead
+from lightweight_engine.backend.eight_bit import multiply_as_stored
 from lightweight_engine.backend.linear import PackedLinear, store
-from lightweight_engine.backend.lora_layers import attach
-from lightweight_engine.backend.quantize import quantize
+from lightweight_engine.backend.lora import Change
+from lightweight_engine.backend.lora_algorithms import LowRank
+from lightweight_engine.backend.lora_layers import Changes, attach
+from lightweight_engine.backend.quantize import ROWS, quantize
 from lightweight_engine.core.describe import device_name
 from lightweight_engine.flux.conditioning import Conditioning
-from lightweight_engine.flux.latents import pack
+from lightweight_engine.flux.latents import pack, unpack
 from lightweight_engine.flux.load import linear_weights
 from lightweight_engine.flux.params import FluxParams
 from lightweight_engine.flux.transformer import Flux
@@ -38,7 +42,7 @@ from lightweight_engine.flux.units import unit_of
 from lightweight_engine.flux.velocity import Velocity
 
 BF16 = torch.bfloat16
-SIGMA = 0.7
+SIGMA, GUIDANCE = 0.5, 4.0  # exact in bfloat16, a thousand of them too
 MODULATION = re.compile(r"mod(ulation)?\.lin$").search
 
 Step = Callable[[], Any]
@@ -63,35 +67,57 @@ class Task:
     def tokens(self) -> int:
         return self.rows * self.columns
 
-    def ours(self, model: Flux) -> Step:
-        """A step of sampling: what does not depend on the latent was computed before."""
-        params = self.params
-        latent = torch.randn(1, params.in_channels // 4, self.rows * 2, self.columns * 2, device=self.device)
-        condition = Conditioning(
-            torch.randn(self.text, params.context_in_dim), torch.randn(params.vec_in_dim), guidance=3.5
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """A latent, a text and a pooled text, the same at each call, rounded to bfloat16."""
+        random, params = torch.Generator().manual_seed(1), self.params
+        shapes = (
+            (1, params.in_channels // 4, self.rows * 2, self.columns * 2),
+            (self.text, params.context_in_dim),
+            (params.vec_in_dim,),
         )
+        latent, text, pooled = (torch.randn(shape, generator=random).bfloat16() for shape in shapes)
+        return latent.to(self.device), text, pooled
+
+    def ours(self, model: Flux, pictures: int = 1) -> Step:
+        """A step of sampling: what does not depend on the latent was computed before."""
+        latent, text, pooled = self.inputs()
+        latent, condition = latent.expand(pictures, -1, -1, -1), Conditioning(text, pooled, guidance=GUIDANCE)
         velocity = Velocity(model)
         velocity.precompute([SIGMA], [condition])
-        return lambda: velocity(latent, SIGMA, [condition])
+        return lambda: velocity(latent, SIGMA, [condition] * pictures)
 
     def theirs(self, model: nn.Module) -> Step:
         """The call that diffusers' pipeline makes."""
-        params, device = self.params, self.device
+        device = self.device
         ids = torch.zeros(self.rows, self.columns, 3, device=device)
         ids[..., 1] = torch.arange(self.rows, device=device)[:, None]
         ids[..., 2] = torch.arange(self.columns, device=device)[None]
-        latent = torch.randn(1, params.in_channels // 4, self.rows * 2, self.columns * 2, device=device)
+        latent, text, pooled = self.inputs()
         inputs = {
-            "hidden_states": pack(latent).to(BF16),
-            "encoder_hidden_states": torch.randn(1, self.text, params.context_in_dim, device=device, dtype=BF16),
-            "pooled_projections": torch.randn(1, params.vec_in_dim, device=device, dtype=BF16),
+            "hidden_states": pack(latent),
+            "encoder_hidden_states": text[None].to(device),
+            "pooled_projections": pooled[None].to(device),
             "timestep": torch.tensor([SIGMA], device=device, dtype=BF16),
-            "guidance": torch.tensor([3.5], device=device, dtype=torch.float32),
+            "guidance": torch.tensor([GUIDANCE], device=device, dtype=torch.float32),
             "img_ids": ids.view(-1, 3),
             "txt_ids": torch.zeros(self.text, 3, device=device),
             "return_dict": False,
         }
         return lambda: model(**inputs)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to compute a step.
+
+    Attributes:
+        pictures: that it computes at once.
+        eight_bits: whether its products are in 8 bits.
+    """
+
+    step: Step
+    pictures: int = 1
+    eight_bits: bool = False
 
 
 def random_model(params: FluxParams, device: torch.device) -> Flux:
@@ -128,65 +154,43 @@ def at_hand(model: Flux, device: torch.device) -> Flux:
     return model
 
 
-def peers(model: Flux, task: Task, *, compile: bool) -> Iterator[tuple[str, Step]]:
-    """diffusers' network with the very same weights, as it comes and compiled; with bitsandbytes' 4-bit linears."""
-    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
-
-    params = task.params
-    state = to_diffusers(model.state_dict(), params.hidden_size, params.mlp_hidden)
-
-    def build() -> Any:
-        with torch.device("meta"):
-            peer = FluxTransformer2DModel(**diffusers_config(params))
-        peer.load_state_dict(state, assign=True)  # views of ours: no second copy
-        return peer.eval().requires_grad_(False)
-
-    yield "diffusers, eager", task.theirs(build())
-    if compile:
-        compiled = build()
-        compiled.compile_repeated_blocks(fullgraph=True)
-        yield "diffusers, blocks compiled", task.theirs(compiled)
-    four_bit = bitsandbytes_twin(build())
-    if four_bit is not None:
-        yield "diffusers, bitsandbytes nf4", task.theirs(four_bit)
+def in_eight_bits(model: Flux, params: FluxParams) -> Flux:
+    """The same with the products of blocks in 8 bits, as ``speed = fp8`` has it."""
+    with torch.device("meta"):
+        copy = Flux(params)
+    copy.load_state_dict(model.state_dict(), assign=True)
+    for name in block_linears(model):
+        store(copy, name, quantize(model.get_parameter(name), ROWS))
+    multiply_as_stored(copy)
+    return copy.eval().requires_grad_(False)
 
 
-def bitsandbytes_twin(model: nn.Module) -> nn.Module | None:
-    """The linears of the blocks as bitsandbytes keeps them; None where it is not installed."""
-    try:
-        import bitsandbytes  # type: ignore[import-not-found]
-    except ImportError:
-        return None
-    for path, linear in list(model.named_modules()):
-        if type(linear) is not nn.Linear or "blocks" not in path:
-            continue
-        bias = linear.bias is not None
-        made = bitsandbytes.nn.Linear4bit(
-            linear.in_features, linear.out_features, bias=bias, compute_dtype=BF16, quant_type="nf4", device="meta"
-        )
-        made.weight = bitsandbytes.nn.Params4bit(linear.weight.cpu(), requires_grad=False, quant_type="nf4")
-        made.bias = linear.bias
-        parent, _, leaf = path.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, made.to(linear.weight.device))
-    return model
+def block_linears(model: Flux) -> list[str]:
+    return sorted(name for name in linear_weights(model) if unit_of("transformer", name).kind == "block")
 
 
 def floor(task: Task) -> dict[str, float]:
-    """Milliseconds of a step's matrix products and of its attention, each by itself, back to back."""
+    """Milliseconds of a step's matrix products, in 16 and in 8 bits, and of its attention, each by itself."""
     params, device = task.params, task.device
     d, m, image, text = params.hidden_size, params.mlp_hidden, task.tokens, task.text
     double, single = params.depth, params.depth_single_blocks
     products = [(tokens, n, k, double) for tokens in (image, text) for n, k in ((3 * d, d), (d, d), (m, d), (d, m))]
     products += [(image + text, n, k, single) for n, k in ((3 * d + m, d), (d, d + m))]
-    total = 0.0
+    total = {"products": 0.0, "products in 8 bits": 0.0}
     for tokens, out, width, count in products:
         x = torch.randn(tokens, width, device=device, dtype=BF16)
         weight, bias = torch.randn(out, width, device=device, dtype=BF16), torch.randn(out, device=device, dtype=BF16)
-        total += count * milliseconds(lambda x=x, weight=weight, bias=bias: F.linear(x, weight, bias), count)
+        total["products"] += count * milliseconds(
+            lambda x=x, weight=weight, bias=bias: F.linear(x, weight, bias), count
+        )
+        if eight_bit.available(device):
+            rows, packed = eight_bit.in_rows(x), quantize(weight, ROWS)
+            work = partial(rows.times, packed, bias)
+            total["products in 8 bits"] += count * milliseconds(work, count)
     q, k, v = torch.randn(3, 1, params.num_heads, image + text, params.head_dim, device=device, dtype=BF16)
     blocks = params.depth + params.depth_single_blocks
     attention = blocks * milliseconds(lambda: F.scaled_dot_product_attention(q, k, v), blocks)
-    return {"products": total, "attention": attention}
+    return {**total, "attention": attention}
 
 
 def milliseconds(work: Step, count: int) -> float:
@@ -220,34 +224,88 @@ def in_turn(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
     return times
 
 
-def measure(task: Task, *, rounds: int, compile: bool) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """The table, and the milliseconds that the floor consists of."""
-    model = random_model(task.params, task.device)
-    steps: dict[str, Step] = {
-        "ours, bf16": task.ours(model),
-        "ours, nf4": task.ours(ahead(packed(model, task.params, "nf4"))),
-        "ours, nf4, nothing unpacked ahead": task.ours(packed(model, task.params, "nf4")),
-        "ours, nf4, residency fast": task.ours(at_hand(packed(model, task.params, "nf4"), task.device)),
+def ours(task: Task, model: Flux, lora: int) -> dict[str, Way]:
+    """Our ways to compute a step, by what they are called."""
+    params, device = task.params, task.device
+    ways = {
+        "ours, bf16": Way(task.ours(model)),
+        "ours, bf16, four at once": Way(task.ours(model, 4), pictures=4),
+        "ours, nf4": Way(task.ours(ahead(packed(model, params, "nf4")))),
+        "ours, nf4, residency fast": Way(task.ours(at_hand(packed(model, params, "nf4"), device))),
     }
+    if eight_bit.available(device):
+        eight = in_eight_bits(model, params)
+        ways["ours, fp8"] = Way(task.ours(eight), eight_bits=True)
+        ways["ours, fp8, four at once"] = Way(task.ours(eight, 4), pictures=4, eight_bits=True)
+        if lora:
+            beside, inside = in_eight_bits(model, params), in_eight_bits(model, params)
+            changes = random_changes(model, lora)
+            attach(beside, changes, device=device, dtype=BF16)
+            attach(inside, changes, device=device, dtype=BF16, at_hand=list(changes))
+            ways[f"ours, fp8, LoRA of rank {lora}"] = Way(task.ours(beside), eight_bits=True)
+            ways[f"ours, fp8, LoRA of rank {lora}, residency fast"] = Way(task.ours(inside), eight_bits=True)
+    return ways
+
+
+def random_changes(model: Flux, rank: int) -> dict[str, Changes]:
+    """A LoRA on every linear of the blocks."""
+    made: dict[str, Changes] = {}
+    for name in block_linears(model):
+        out, width = model.get_parameter(name).shape
+        down, up = torch.randn(rank, width) / width**0.5, torch.randn(out, rank) / rank
+        made[name] = [(Change(LowRank(down=down, up=up)), 0.1)]
+    return made
+
+
+def measure(task: Task, *, rounds: int, compile: bool, lora: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """The table, and the milliseconds that the floors consist of."""
+    exact = reference(task)
+    model = random_model(task.params, task.device)
+    ways = ours(task, model, lora)
     try:
-        steps |= dict(peers(model, task, compile=compile))
+        from benchmarks.gpu_peers import peers
+
+        ways |= {
+            name: Way(task.theirs(peer), eight_bits="fp8" in name) for name, peer in peers(model, task.params, compile)
+        }
     except ImportError as error:
         print(f"without peers: {error}")
     parts = floor(task)
-    least, times = sum(parts.values()), in_turn(steps, rounds)
+    least = {False: parts["products"] + parts["attention"], True: parts["products in 8 bits"] + parts["attention"]}
+    errors = {name: error_of(way, exact) for name, way in ways.items()}
+    times = in_turn({name: way.step for name, way in ways.items()}, rounds)
     eager = statistics.median(times.get("diffusers, eager", [float("nan")]))
-    rows = [
-        {
-            "step": name,
-            "ms": statistics.median(taken),
-            "min": min(taken),
-            "max": max(taken),
-            "x floor": statistics.median(taken) / least,
-            "x faster than eager": eager / statistics.median(taken),
-        }
-        for name, taken in times.items()
-    ]
-    return rows, {"floor": least, **parts}
+    rows = []
+    for name, way in ways.items():
+        taken = [each / way.pictures for each in times[name]]
+        rows.append(
+            {
+                "step": name,
+                "ms": statistics.median(taken),
+                "min": min(taken),
+                "max": max(taken),
+                "x floor": statistics.median(taken) / least[way.eight_bits],
+                "x faster than eager": eager / statistics.median(taken),
+                "error": errors[name],
+            }
+        )
+    return rows, {"floor": least[False], "floor in 8 bits": least[True], **parts}
+
+
+def reference(task: Task) -> Tensor:
+    """The result in float32, of the same weights and inputs."""
+    model = random_model(task.params, task.device).float()
+    return task.ours(model)()[0].cpu()
+
+
+def error_of(way: Way, exact: Tensor) -> float:
+    """How far the first picture is from the result in float32, relative to that."""
+    made = way.step()
+    made = made[0] if isinstance(made, tuple) else made
+    made = made[0].float().cpu()
+    if made.shape != exact.shape:  # tokens, as diffusers has them
+        made = unpack(made[None], *exact.shape[-2:])[0]
+    return float((made - exact).norm() / exact.norm())
 
 
 @torch.inference_mode()
@@ -255,14 +313,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--text", type=int, default=512, help="tokens of the text")
-    parser.add_argument("--compile", action="store_true", help="diffusers with compiled blocks too")
+    parser.add_argument("--compile", action="store_true", help="diffusers with compiled blocks too, and torchao's fp8")
+    parser.add_argument("--lora", type=int, default=64, help="rank of LoRAs on every linear; 0 for none")
     parser.add_argument("--small", action="store_true", help="a small network: whether it runs")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("a GPU is needed")
     device = torch.device("cuda")
     task = Task(SMALL.transformer if args.small else FluxParams(), 84, 48, args.text, device)
-    rows, least = measure(task, rounds=args.rounds, compile=args.compile)
+    rows, least = measure(task, rounds=args.rounds, compile=args.compile, lora=args.lora)
     name = "gpu_small" if args.small else "gpu"
     publish(name, rows, device=device_name(device), image="768x1344", text_tokens=args.text, floor_ms=least)
 

@@ -98,6 +98,12 @@ class EngineConfig(BaseModel):
     threads: int = _setting(0, "device", "Threads on the CPU; 0 leaves it to torch.", ge=0, le=1024)
     compute_dtype: DType = _setting("auto", "device", "What the transformer computes in.")
     vae_dtype: DType = _setting("bf16", "device", "What the autoencoder computes in; on a CPU float32, unless set.")
+    speed: Literal["exact", "fp8"] = _setting(
+        "exact",
+        "device",
+        "fp8 computes the products of the transformer's blocks in 8 bits where the GPU can, which is faster and "
+        "changes pictures a little; their weights are kept in 8 bits then, whatever storage_dtype says.",
+    )
     noise_source: NoiseSource = _setting("GPU", "device", "Where noise is drawn, as in Forge; on a CPU, GPU means CPU.")
 
     storage_dtype: str = _setting(

@@ -44,6 +44,11 @@ class Float8(Spec):
         return self.kind
 
     @property
+    def by_rows(self) -> bool:
+        """Whether it is ``fp8_rows``, which products of 8-bit floats read."""
+        return self.kind == "fp8_e4m3" and self.scales == self.shape[0]
+
+    @property
     def parts(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         scale = {"scale": ((self.scales,), torch.float32)} if self.scales else {}
         return {"values": (self.shape, DTYPES[self.kind]), **scale}
@@ -111,6 +116,39 @@ def quantize_fp8(matrix: Tensor, kind: Kind, scaled: bool = False) -> Packed:
         # Clamped first: what a cast does beyond the largest value differs between devices and versions of torch.
         values[piece] = (matrix[piece].float() / scale).clamp(-largest, largest).to(dtype)
     return Packed(spec, {"values": values, **({"scale": scale.view(1)} if scaled else {})})
+
+
+def rows_spec(shape: tuple[int, int]) -> Float8:
+    """What ``quantize_rows`` makes of a matrix of this shape."""
+    return Float8("fp8_e4m3", shape, shape[0])
+
+
+def quantize_rows(matrix: Tensor) -> Packed:
+    """The nearest 8-bit floats of a matrix ``[out, in]``, with a scale for each row; ties to even.
+
+    Raises:
+        ValueError: it is no matrix, or has values that are not finite.
+    """
+    check_matrix(matrix)
+    spec = rows_spec((matrix.shape[0], matrix.shape[1]))
+    largest = torch.finfo(torch.float8_e4m3fn).max
+    values = torch.empty(spec.shape, dtype=torch.float8_e4m3fn, device=matrix.device)
+    scale = torch.empty(spec.scales, dtype=torch.float32, device=matrix.device)
+    for piece in pieces(*spec.shape, matrix.device):
+        wide = matrix[piece].float()
+        found = divided(wide.abs().amax(-1), largest)
+        scale[piece] = torch.where(found == 0, 1.0, found)
+        values[piece] = (wide / scale[piece, None]).clamp(-largest, largest).to(values.dtype)
+    return Packed(spec, {"values": values, "scale": scale})
+
+
+def as_rows(packed: Packed) -> Packed | None:
+    """An ``fp8_e4m3`` matrix with a scale for each row, its numbers unchanged; None for another format."""
+    spec = packed.spec
+    if not isinstance(spec, Float8) or spec.kind != "fp8_e4m3":
+        return None
+    scale = _scale(packed).expand(spec.shape[0]).contiguous()
+    return Packed(rows_spec(spec.shape), {"values": packed.parts["values"], "scale": scale})
 
 
 def _largest(matrix: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import kernels
+from .eight_bit import VALUES, Rows, in_rows, read_in_eight_bits
 from .kernels import fused as programs
 from .linear import SHORT, as_numbers, is_product
 
@@ -34,11 +35,18 @@ def clip_half(x: Tensor) -> Tensor:
     return x.clamp(-LARGEST_HALF, LARGEST_HALF) if x.dtype == torch.float16 else x
 
 
-def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer norm without weights, then ``(1 + scale) * x + shift``; ``x`` is ``[B, S, D]``, a vector ``[B, 1, D]``."""
+def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, reader: nn.Module | None = None) -> Tensor | Rows:
+    """Layer norm without weights, then ``(1 + scale) * x + shift``; ``x`` is ``[B, S, D]``, a vector ``[B, 1, D]``.
+
+    Args:
+        reader: the linear that reads the result, which is ``Rows`` where it reads those.
+    """
+    rows = _are_read(reader)
     if _in_one_pass(x):
-        return programs.residual_norm(x, None, (shift, scale))[1]
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), 1 + scale)
+        _, normed, scales = programs.residual_norm(x, None, (shift, scale), rows=VALUES if rows else None)
+        return Rows(normed, scales, x.dtype) if rows else normed
+    normed = torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), 1 + scale)
+    return in_rows(normed) if rows else normed
 
 
 def gate_residual(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
@@ -48,12 +56,21 @@ def gate_residual(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
     return torch.addcmul(x, gate, update)
 
 
-def gate_residual_norm(x: Tensor, gate: Tensor, update: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def gate_residual_norm(
+    x: Tensor, gate: Tensor, update: Tensor, shift: Tensor, scale: Tensor, reader: nn.Module | None = None
+) -> tuple[Tensor, Tensor | Rows]:
     """``gate_residual``, and ``norm_modulate`` of its result."""
     if _in_one_pass(x):
-        return programs.residual_norm(x, (gate, update), (shift, scale))
+        rows = _are_read(reader)
+        eight = VALUES if rows else None
+        total, normed, scales = programs.residual_norm(x, (gate, update), (shift, scale), rows=eight)
+        return total, Rows(normed, scales, x.dtype) if rows else normed
     total = gate_residual(x, gate, update)
-    return total, norm_modulate(total, shift, scale)
+    return total, norm_modulate(total, shift, scale, reader)
+
+
+def _are_read(reader: nn.Module | None) -> bool:
+    return reader is not None and not torch.is_grad_enabled() and read_in_eight_bits(reader)
 
 
 def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
@@ -105,11 +122,16 @@ def plain_heads(
     return q, k, v
 
 
-def linear_gelu(linear: nn.Module, x: Tensor) -> Tensor:
-    """GELU (the tanh form) of a linear's result."""
-    if are_products(x, linear):
+def linear_gelu(linear: nn.Module, x: Tensor | Rows, reader: nn.Module | None = None) -> Tensor | Rows:
+    """GELU (the tanh form) of a linear's result; ``reader`` as in ``norm_modulate``."""
+    if isinstance(x, Tensor) and are_products(x, linear) and not _are_read(reader):
         return as_numbers(linear, x).gelu(x)
-    return F.gelu(linear(x), approximate="tanh")
+    made = linear(x)
+    if not _are_read(reader):
+        return F.gelu(made, approximate="tanh")
+    if _in_one_pass(made):
+        return Rows(*programs.in_rows(None, made), made.dtype)
+    return in_rows(F.gelu(made, approximate="tanh"))
 
 
 def are_products(x: Tensor, *linears: nn.Module) -> bool:
@@ -117,13 +139,18 @@ def are_products(x: Tensor, *linears: nn.Module) -> bool:
     return _in_one_pass(x) and x.dtype in SHORT and all(map(is_product, linears))
 
 
-def gelu_beside(attended: Tensor, fused: Tensor) -> Tensor:
-    """The attention's output beside the activated half of the MLP, ``[B, S, D + M]``.
+def gelu_beside(attended: Tensor, fused: Tensor, reader: nn.Module | None = None) -> Tensor | Rows:
+    """The attention's output beside the activated half of the MLP, ``[B, S, D + M]``; ``reader`` as above.
 
     Args:
         attended: ``[B, S, D]``.
         fused: ``[B, S, 3*D + M]``, queries, keys, values and MLP; it may be written to.
     """
+    half = fused[..., 3 * attended.shape[-1] :]
+    if _are_read(reader):
+        if _in_one_pass(fused):
+            return Rows(*programs.in_rows(attended, half), fused.dtype)
+        return in_rows(torch.cat((attended, F.gelu(half, approximate="tanh")), dim=-1))
     if _in_one_pass(fused):
         return programs.gelu_beside(attended, fused)
-    return torch.cat((attended, F.gelu(fused[..., 3 * attended.shape[-1] :], approximate="tanh")), dim=-1)
+    return torch.cat((attended, F.gelu(half, approximate="tanh")), dim=-1)

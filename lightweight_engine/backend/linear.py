@@ -46,9 +46,11 @@ class PackedLinear(nn.Module):
 
     Attributes:
         ahead: unpacks for it and its neighbours.
+        multiplies_as_stored: it has no use for numbers.
     """
 
     ahead: Ahead | None = None
+    multiplies_as_stored = False
 
     def __init__(self, packed: Packed, bias: nn.Parameter | None) -> None:
         super().__init__()
@@ -116,7 +118,10 @@ class AsNumbers:
 
 def is_product(linear: nn.Module) -> bool:
     """Whether a linear is one product with its weight, and nothing more acts on its inputs or outputs."""
-    return isinstance(linear.__dict__.get("forward"), AsNumbers | None)
+    acting = linear.__dict__.get("forward")
+    if acting is None:
+        return not (isinstance(linear, PackedLinear) and linear.multiplies_as_stored)
+    return isinstance(acting, AsNumbers)
 
 
 def as_numbers(linear: Any, x: Tensor) -> AsNumbers:

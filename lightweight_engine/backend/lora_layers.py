@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .eight_bit import EightBitLinear, InEightBits, in_rows
+from .fp8 import quantize_rows
 from .linear import AsNumbers, PackedLinear, numbers, passing_numbers
 from .lora import Branch, Change, merged, on_device, side_branch
 from .lora_algorithms import Kronecker
@@ -140,19 +142,29 @@ class _Beside:
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        weight = passing_numbers(self.module, x)
         bias = self.module.bias if self.bias is None else self.bias
         bias = None if bias is None else bias.to(x.dtype)
-        branch = self.branch
-        if branch is None:
-            y = F.linear(rows, weight, bias)
-        else:
-            # The large product is added to the small one as it is written, which saves passes over the output.
-            y = F.linear(F.linear(rows, branch.down), branch.up, bias)
-            y = y.addmm_(rows, weight.T) if branch.gain is None else y.addcmul_(rows @ weight.T, branch.gain)
+        y = self._in_eight_bits(rows, bias) if isinstance(self.module, EightBitLinear) else self._in_full(rows, bias)
         for product in self.products:
             product.add(rows, y)
         return y.view(*x.shape[:-1], -1)
+
+    def _in_full(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+        weight, branch = passing_numbers(self.module, rows), self.branch
+        if branch is None:
+            return F.linear(rows, weight, bias)
+        # The large product is added to the small one as it is written, which saves passes over the output.
+        y = F.linear(F.linear(rows, branch.down), branch.up, bias)
+        return y.addmm_(rows, weight.T) if branch.gain is None else y.addcmul_(rows @ weight.T, branch.gain)
+
+    def _in_eight_bits(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+        branch = self.branch
+        if branch is None:
+            return in_rows(rows).times(self.module.packed, bias)
+        if branch.gain is None:
+            return in_rows(rows).times(self.module.packed, bias).addmm_(F.linear(rows, branch.down), branch.up.T)
+        y = F.linear(F.linear(rows, branch.down), branch.up, bias)
+        return y.addcmul_(in_rows(rows).times(self.module.packed, None), branch.gain)
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,12 +228,15 @@ class _Recomputed:
         return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
-def _at_hand(module: Any, leaves: Mapping[str, Changes], device: torch.device, dtype: torch.dtype) -> AsNumbers:
-    """The ``forward`` of a linear whose weight, changed or not, is kept as numbers."""
+def _at_hand(
+    module: Any, leaves: Mapping[str, Changes], device: torch.device, dtype: torch.dtype
+) -> AsNumbers | InEightBits:
+    """The ``forward`` of a linear whose weight, changed or not, is kept as what products read."""
     bias = _bias(module, leaves, device)
     bias = module.bias if bias is None else bias
     bias = None if bias is None else bias.detach().to(device, dtype)
-    return AsNumbers(_changed(module, leaves.get("weight", ()), device, dtype), bias)
+    weight = _changed(module, leaves.get("weight", ()), device, dtype)
+    return InEightBits(quantize_rows(weight), bias) if isinstance(module, EightBitLinear) else AsNumbers(weight, bias)
 
 
 def _changed(module: Any, changes: Changes, device: torch.device, dtype: torch.dtype) -> Tensor:

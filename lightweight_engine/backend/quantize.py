@@ -9,10 +9,13 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from .block_types import BLOCK_TYPES
-from .fp8 import Float8, quantize_fp8
+from .fp8 import Float8, quantize_fp8, quantize_rows, rows_spec
 from .gguf import ENCODERS, Blocks, quantize_blocks
 from .nf4 import FourBit, quantize_4bit
 from .packed import Packed, Spec
+
+ROWS = "fp8_rows"
+"""What products of 8-bit floats read; chosen by the setting ``speed`` and not by ``storage_dtype``."""
 
 # The name of a format, as the setting ``storage_dtype`` has it -> what makes it of a matrix.
 WRITERS: dict[str, Callable[[Tensor], Packed]] = {
@@ -20,6 +23,7 @@ WRITERS: dict[str, Callable[[Tensor], Packed]] = {
     "fp4": partial(quantize_4bit, kind="fp4"),
     "fp8_e4m3": partial(quantize_fp8, kind="fp8_e4m3"),
     "fp8_e5m2": partial(quantize_fp8, kind="fp8_e5m2"),
+    ROWS: quantize_rows,
     **{f"gguf:{type}": partial(quantize_blocks, type=type) for type in ENCODERS},
 }
 SPECS: dict[str, Callable[[tuple[int, int]], Spec]] = {
@@ -27,6 +31,7 @@ SPECS: dict[str, Callable[[tuple[int, int]], Spec]] = {
     "fp4": partial(FourBit, "fp4"),
     "fp8_e4m3": partial(Float8, "fp8_e4m3"),
     "fp8_e5m2": partial(Float8, "fp8_e5m2"),
+    ROWS: rows_spec,
     **{f"gguf:{type}": partial(Blocks, type) for type in BLOCK_TYPES},
 }
 

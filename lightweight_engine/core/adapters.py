@@ -12,6 +12,7 @@ from ..backend.linear import PackedLinear, store
 from ..backend.lora import merged
 from ..backend.lora_layers import Attached, Changes, Cost, attach, cost
 from ..backend.pages import release_pages
+from ..backend.quantize import ROWS
 from ..flux.keymaps import Part
 from ..flux.load import Storage, read_as
 from ..flux.lora_set import LoraSet
@@ -83,15 +84,17 @@ class Adapter:
 
 
 def at_hand(loras: LoraSet, part: Part, storage: Storage) -> dict[str, int]:
-    """Bytes of the weights of blocks that are worth keeping as numbers: packed ones, and those that LoRAs change."""
-    changes, size = loras.changes(part.role), storage.compute.itemsize
-    return {
-        name: source.elements * size
-        for name, source in part.sources.items()
-        if len(part.shapes[name]) == 2
-        and unit_of(part.role, name).kind == "block"
-        and (name in changes or storage.kept_as(source, True) != storage.compute)
-    }
+    """Bytes of the weights of blocks that are worth keeping as products read them: those that LoRAs change, and those
+    that are stored otherwise."""
+    changes = loras.changes(part.role)
+    held: dict[str, int] = {}
+    for name, source in part.sources.items():
+        if len(part.shapes[name]) != 2 or unit_of(part.role, name).kind != "block":
+            continue
+        kept = storage.kept_as(source, True)
+        if name in changes or kept not in (storage.compute, ROWS):
+            held[name] = storage.nbytes(source, True) if kept == ROWS else source.elements * storage.compute.itemsize
+    return held
 
 
 def adapter_cost(
@@ -106,7 +109,10 @@ def adapter_cost(
     changes = {name: rows for name, rows in loras.changes(part.role).items() if name not in without}
     plain: list[str] = []
     if merge:
-        kept = {name: storage.kept_as(part.sources[name], len(part.shapes[name]) == 2) for name in changes}
+        kept = {
+            name: storage.within(unit_of(part.role, name)).kept_as(part.sources[name], len(part.shapes[name]) == 2)
+            for name in changes
+        }
         plain = [name for name, format in kept.items() if isinstance(format, torch.dtype)]
     sizes = [part.sources[name].elements for name in plain]
     beside: Mapping[str, Changes] = {name: rows for name, rows in changes.items() if name not in plain}

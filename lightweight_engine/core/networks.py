@@ -143,9 +143,9 @@ class Networks:
         for each in sets or (NO_LORAS,):
             names = at_hand(each, part, storage)
             beside = adapter_cost(each, part, storage, merge=self._merge_loras, on_host=on_host, without=names)
-            ways.append((sum(names.values()), beside, max(names.values(), default=0)))
+            ways.append((sum(names.values()), beside, max((part.sources[n].elements for n in names), default=0)))
         held, room = max(beside.held for _, beside, _ in ways), max(beside.room for _, beside, _ in ways)
-        largest = max(largest for _, _, largest in ways) // storage.compute.itemsize
+        largest = max(largest for _, _, largest in ways)
         return AtHand(max(nbytes for nbytes, _, _ in ways), Cost(held, max(room, 3 * FLOAT * largest)))
 
     def load_all(self, plan: Plan) -> None:
@@ -280,7 +280,9 @@ class Networks:
             linears = [
                 module
                 for path, module in loaded.module.named_modules()
-                if isinstance(module, PackedLinear) and unit_of(role, f"{path}.weight").kind == "block"
+                if isinstance(module, PackedLinear)
+                and not module.multiplies_as_stored
+                and unit_of(role, f"{path}.weight").kind == "block"
             ]
             loaded.streams.append(Ahead(linears, self.storage(role).compute))
 

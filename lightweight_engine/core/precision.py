@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from ..backend import eight_bit
 from ..backend.devices import Card, compute_dtype
 from ..backend.memory_manager import GIB, MemoryManager
+from ..backend.quantize import ROWS
 from ..config import EngineConfig
 from ..flux.footprint import inventory
 from ..flux.load import PLAIN, Storage
@@ -70,6 +72,7 @@ def settings_in_effect(config: EngineConfig, models: ModelSet, card: Card) -> di
         "text_storage_dtype": config.text_storage_dtype,
         "variant": config.variant,
         "compute_dtype": config.compute_dtype,
+        "speed": config.speed,
         "vae_dtype": _vae_dtype(config, card),
         "residency": config.residency,
         "lora_merge": config.lora_merge,
@@ -91,6 +94,11 @@ def _transformer(config: EngineConfig, models: ModelSet, card: Card, notes: list
     part = models.parts["transformer"]
     compute = compute_dtype(config.compute_dtype, card)
     cpu = card.kind == "cpu"
+    if config.speed == "fp8":
+        refusal = _no_eight_bits(compute, card)
+        if refusal is None:
+            return Storage(ROWS, compute)
+        notes.append(f"speed = fp8 ({config.origin('speed')}) has no effect: {refusal}")
     wanted = _storage_dtype(config, models, card)
     packed = part.storage != "plain"
     if packed and config.is_set("storage_dtype") and wanted not in ("auto", part.storage, *PLAIN):
@@ -107,6 +115,17 @@ def _transformer(config: EngineConfig, models: ModelSet, card: Card, notes: list
             f"{part.checkpoint.path.name} are converted; set compute_dtype to that of the file"
         )
     return Storage(wanted, compute)
+
+
+def _no_eight_bits(compute: torch.dtype, card: Card) -> str | None:
+    """Why products cannot be computed in 8 bits; None where they can, as a card that is only planned for."""
+    if card.kind == "cpu":
+        return "it needs a GPU"
+    if compute != torch.bfloat16:
+        return f"products in 8 bits answer in bfloat16, and compute_dtype is {str(compute).removeprefix('torch.')}"
+    if card.device is not None and not eight_bit.available(card.device):
+        return f"{card.name} has no products in 8 bits with a scale for each row"
+    return None
 
 
 def memory_manager(config: EngineConfig, card: Card) -> MemoryManager:

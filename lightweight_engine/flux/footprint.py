@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..backend.quantize import ROWS
 from ..backend.streaming import aligned
 from .keymaps import Part
 from .load import Storage, empty_network, linear_weights
@@ -51,11 +52,12 @@ def inventory(part: Part, storage: Storage) -> Inventory:
     for name, source in part.sources.items():
         linear = name in linears
         unit = unit_of(part.role, name)
-        nbytes = storage.nbytes(source, linear)
+        within = storage.within(unit)
+        nbytes = within.nbytes(source, linear)
         units[unit] = units.get(unit, 0) + (nbytes if unit.kind == "fixed" else aligned(nbytes))
-        mapped = mapped and (unit.kind == "fixed" or storage.as_in_file(source, linear))
-        kept = storage.kept_as(source, linear)
-        if linear and kept != storage.compute:
+        mapped = mapped and (unit.kind == "fixed" or within.as_in_file(source, linear))
+        kept = within.kept_as(source, linear)
+        if linear and kept not in (storage.compute, ROWS):
             scratch = max(scratch, source.elements * storage.compute.itemsize)
             if isinstance(kept, str) and unit.kind == "block":
                 unpacked = max(unpacked, source.elements * storage.compute.itemsize)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -17,10 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..backend.eight_bit import multiply_as_stored, takes
+from ..backend.feature_maps import channels_last_is_faster
+from ..backend.fp8 import as_rows
 from ..backend.linear import cast_at_use, store
 from ..backend.packed import Packed
 from ..backend.pages import release_pages
-from ..backend.quantize import quantize, spec_for
+from ..backend.quantize import ROWS, quantize, spec_for
 from ..errors import CorruptCheckpointError, UnsupportedCheckpointError
 from .autoencoder import Autoencoder
 from .clip import CLIPText
@@ -28,6 +31,7 @@ from .keymaps import Part, Role, Source, read_params
 from .params import PARAMS, Shapes
 from .t5 import T5Encoder
 from .transformer import Flux
+from .units import UnitName, unit_of
 
 NETWORKS: dict[Role, tuple[Any, Any]] = {
     "transformer": (PARAMS["transformer"], Flux),
@@ -55,12 +59,17 @@ class Storage:
     Attributes:
         format: ``auto``: packed as the file has them, plain ones in ``compute``; ``file``: 16-bit ones as the file has
             them too, cast at each use; ``bf16``, ``fp16``, ``fp32``: all in that dtype; else a packed format
-            (``nf4``, ``fp8_e4m3``, ``gguf:Q8_0`` …) for linears that are plain in the file.
+            (``nf4``, ``fp8_e4m3``, ``gguf:Q8_0`` …) for linears that are plain in the file; ``fp8_rows`` for those of
+            blocks whatever they are in the file, which then multiply in it.
         compute: the dtype that the network computes in.
     """
 
     format: str
     compute: torch.dtype
+
+    def within(self, unit: UnitName) -> Storage:
+        """How the parameters of a unit are kept: what products in 8 bits read is for blocks, whose inputs are wide."""
+        return replace(self, format="auto") if self.format == ROWS and unit.kind != "block" else self
 
     def kept_as(self, source: Source, linear: bool) -> torch.dtype | str:
         """The dtype, or the packed format, that a parameter is kept in; ``AS_IT_IS`` for one that is packed already."""
@@ -71,6 +80,8 @@ class Storage:
             return self.compute
         if self.format in PLAIN:
             return PLAIN[self.format]
+        if self.format == ROWS:
+            return ROWS if takes(source.shape) else self.compute
         if source.format != "plain":
             return AS_IT_IS
         return self.format if self.format not in ("auto", "file") and _can_hold(self.format, source) else self.compute
@@ -93,7 +104,7 @@ class Storage:
 
 def stored_as(part: Part, storage: Storage) -> str:
     """The format that most of a part's weights are kept in, in the words of ``storage_dtype``."""
-    if storage.format in PLAIN or (part.storage == "plain" and storage.format not in ("auto", "file")):
+    if storage.format in (*PLAIN, ROWS) or (part.storage == "plain" and storage.format not in ("auto", "file")):
         return storage.format
     if part.storage != "plain":
         return part.storage
@@ -172,8 +183,8 @@ def load_part(part: Part, storage: Storage, *, device: torch.device, home: Home 
     home = home or (lambda _, value: value.to(device))
 
     def make(name: str) -> Tensor | Packed:
-        source = part.sources[name]
-        value = _kernel_order(home(name, read_as(part, name, storage.kept_as(source, name in linears), device)))
+        source, within = part.sources[name], storage.within(unit_of(part.role, name))
+        value = _kernel_order(home(name, read_as(part, name, within.kept_as(source, name in linears), device)))
         if not any(map(part.checkpoint.holds, value.parts.values() if isinstance(value, Packed) else (value,))):
             give_back(source)
         return value
@@ -181,6 +192,8 @@ def load_part(part: Part, storage: Storage, *, device: torch.device, home: Home 
     for name, value in several(make, list(module.state_dict())):
         store(module, name, value)
     cast_at_use(module, storage.compute)
+    if storage.format == ROWS:
+        multiply_as_stored(module)
     return module.requires_grad_(False).eval()
 
 
@@ -195,8 +208,7 @@ def read_as(part: Part, name: str, kept: torch.dtype | str, device: torch.device
         return value
     try:
         if isinstance(kept, str):
-            numbers = value.to(device)
-            made = quantize(numbers.dequantize() if isinstance(numbers, Packed) else numbers, kept)
+            made = _packed(value.to(device), kept)
         elif isinstance(value, Packed):
             made = value.to(device).dequantize(kept)
         else:
@@ -207,12 +219,16 @@ def read_as(part: Part, name: str, kept: torch.dtype | str, device: torch.device
     return made
 
 
-def _kernel_order(value: Tensor | Packed) -> Tensor | Packed:
-    """Weights of convolutions with their channels last on a CPU, which gives the maps that order too.
+def _packed(value: Tensor | Packed, kept: str) -> Packed:
+    """A weight in a packed format; what is in 8 bits already gets no more than scales of its rows."""
+    if isinstance(value, Packed) and kept == ROWS and (found := as_rows(value)) is not None:
+        return found
+    return quantize(value.dequantize() if isinstance(value, Packed) else value, kept)
 
-    It is the one that its convolutions work in: they take no second copy of each map, nor the time to make it.
-    """
-    if isinstance(value, Packed) or value.dim() != 4 or value.device.type != "cpu":
+
+def _kernel_order(value: Tensor | Packed) -> Tensor | Packed:
+    """Weights of convolutions with their channels last where that is faster, which gives the maps that order too."""
+    if isinstance(value, Packed) or value.dim() != 4 or not channels_last_is_faster(value.device):
         return value
     return value.contiguous(memory_format=torch.channels_last)
 

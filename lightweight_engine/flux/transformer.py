@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backend.attention import attention
+from ..backend.eight_bit import Rows
 from ..backend.fused import (
     are_products,
     clip_half,
@@ -111,8 +112,8 @@ class MLP(nn.Sequential):
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__(nn.Linear(dim, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, dim))
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self[2](linear_gelu(self[0], input))
+    def forward(self, input: Tensor | Rows) -> Tensor:
+        return self[2](linear_gelu(self[0], input, self[2]))
 
 
 class SelfAttention(nn.Module):
@@ -157,16 +158,18 @@ class DoubleBlock(nn.Module):
         txt_shift1, txt_scale1, txt_gate1, txt_shift2, txt_scale2, txt_gate2 = txt_mod.chunk(6, dim=-1)
         split = txt.shape[1]
         attended = self.attend(
-            norm_modulate(img, img_shift1, img_scale1), norm_modulate(txt, txt_shift1, txt_scale1), rotary
+            norm_modulate(img, img_shift1, img_scale1, self.img_attn.qkv),
+            norm_modulate(txt, txt_shift1, txt_scale1, self.txt_attn.qkv),
+            rotary,
         )
         update = self.img_attn.proj(attended[:, split:])
-        img, normed = gate_residual_norm(img, img_gate1, update, img_shift2, img_scale2)
+        img, normed = gate_residual_norm(img, img_gate1, update, img_shift2, img_scale2, self.img_mlp[0])
         img = gate_residual(img, img_gate2, self.img_mlp(normed))
         update = self.txt_attn.proj(attended[:, :split])
-        txt, normed = gate_residual_norm(txt, txt_gate1, update, txt_shift2, txt_scale2)
+        txt, normed = gate_residual_norm(txt, txt_gate1, update, txt_shift2, txt_scale2, self.txt_mlp[0])
         return img, clip_half(gate_residual(txt, txt_gate2, self.txt_mlp(normed)))
 
-    def attend(self, img: Tensor, txt: Tensor, rotary: Tensor) -> Tensor:
+    def attend(self, img: Tensor | Rows, txt: Tensor | Rows, rotary: Tensor) -> Tensor:
         """Joint attention ``[B, S, D]``, text first; apart, so that projections are gone before the MLPs need room."""
         streams = [(each.qkv(x), *each.norm()) for each, x in ((self.txt_attn, txt), (self.img_attn, img))]
         return attention(*heads(streams, rotary))
@@ -186,8 +189,12 @@ class SingleBlock(nn.Module):
     def forward(self, x: Tensor, mod: Tensor, rotary: Tensor) -> Tensor:
         """Joint tokens ``[B, S, D]``; the modulation is ``[B, 1, 3*D]``."""
         shift, scale, gate = mod.chunk(3, dim=-1)
-        update = self._update if are_products(x, self.linear1, self.linear2) else self._joined_update
-        return clip_half(gate_residual(x, gate, update(norm_modulate(x, shift, scale), rotary)))
+        normed = norm_modulate(x, shift, scale, self.linear1)
+        if isinstance(normed, Tensor) and are_products(x, self.linear1, self.linear2):
+            update = self._update(normed, rotary)
+        else:
+            update = self._joined_update(normed, rotary)
+        return clip_half(gate_residual(x, gate, update))
 
     def _update(self, x: Tensor, rotary: Tensor) -> Tensor:
         """Both linears in two products each: nothing is copied to lie beside another."""
@@ -201,11 +208,15 @@ class SingleBlock(nn.Module):
         into, width = as_numbers(self.linear1, x), 3 * x.shape[-1]
         return into.rows(0, width)(x), into.rows(width, None).gelu(x)
 
-    def _joined_update(self, x: Tensor, rotary: Tensor) -> Tensor:
+    def _joined_update(self, x: Tensor | Rows, rotary: Tensor) -> Tensor:
         fused = self.linear1(x)
-        attended = attention(*heads([(fused[..., : 3 * x.shape[-1]], *self.norm())], rotary))
+        width = self.linear2.out_features
+        attended = attention(*heads([(fused[..., : 3 * width], *self.norm())], rotary))
+        beside = gelu_beside(attended, fused, self.linear2)
+        if isinstance(beside, Rows):
+            return self.linear2(beside)
         # As rows: a product of three dimensions would copy what does not lie close together.
-        return self.linear2(gelu_beside(attended, fused).flatten(0, 1)).view(x.shape)
+        return self.linear2(beside.flatten(0, 1)).view(attended.shape)
 
 
 class LastLayer(nn.Module):

@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
-from fused_cases import CASES, beside, residual_norm, streams, to, twin
+from fused_cases import CASES, beside, randn, residual_norm, run, streams, to, tolerances, twin
 from torch import Tensor
 
 from lightweight_engine.backend import fused
@@ -23,6 +23,8 @@ LARGE = {
     "norm of a picture": ("residual_norm", residual_norm(2, 4544, 3072)),
     "heads of a picture": ("heads", streams(1, (512, 4032), 24, 128)),
     "heads in place": ("heads", streams(2, (1000,), 24, 128)),
+    "norm of a picture in 8 bits": ("residual_norm_rows", residual_norm(1, 4544, 3072)),
+    "activation of a picture in 8 bits": ("in_rows", (randn(1, 4544, 3072), randn(1, 4544, 12288))),
     "activation of a picture": ("gelu_beside", beside(1, 4544, 3072, 12288)),
 }
 ALL = {**CASES, **LARGE}
@@ -41,8 +43,9 @@ def test_programs_say_what_their_twins_say(label: str, dtype: torch.dtype) -> No
     name, arguments = ALL[label]
     rounded = to(arguments, dtype)
     expected = twin(name, to(rounded, torch.float64))
-    actual = getattr(programs, name)(*to(rounded, dtype, "cuda"))
-    torch.testing.assert_close(to(actual, torch.float64), expected, rtol=DTYPES[dtype], atol=DTYPES[dtype])
+    actual = run(programs, name, to(rounded, dtype, "cuda"))
+    relative, absolute = tolerances(name, DTYPES[dtype])
+    torch.testing.assert_close(to(actual, torch.float64), to(expected, torch.float64), rtol=relative, atol=absolute)
 
 
 def evaluate(model: Flux, dtype: torch.dtype, batch: int) -> Tensor:

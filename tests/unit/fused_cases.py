@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from lightweight_engine.backend import fused
+from lightweight_engine.backend import eight_bit, fused
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -39,6 +40,13 @@ def beside(batch: int, tokens: int, width: int, mlp: int) -> tuple[Tensor, Tenso
     return randn(batch, tokens, width), 2 * randn(batch, tokens, 3 * width + mlp, seed=1)
 
 
+def rows_of(x: Tensor) -> Tensor:
+    """Numbers whose rows are far apart in size, one of them all zero."""
+    x = x * torch.logspace(-6, 3, x.shape[1])[None, :, None]
+    x[:, 0] = 0
+    return x
+
+
 CASES: dict[str, tuple[str, tuple[Any, ...]]] = {
     "one token": ("residual_norm", residual_norm(1, 1, 8)),
     "odd width": ("residual_norm", residual_norm(2, 5, 100)),
@@ -46,6 +54,13 @@ CASES: dict[str, tuple[str, tuple[Any, ...]]] = {
     "one stream": ("heads", streams(2, (5,), 3, 8)),
     "two streams": ("heads", streams(2, (3, 5), 9, 16)),
     "heads of 128": ("heads", streams(1, (2, 3), 24, 128)),
+    "norm in 8 bits": ("residual_norm_rows", residual_norm(2, 5, 112)),
+    "wide norm in 8 bits": ("residual_norm_rows", residual_norm(1, 3, 3072)),
+    "8 bits": ("in_rows", (rows_of(randn(2, 7, 48)),)),
+    "8 bits of a part": ("in_rows", (rows_of(randn(2, 9, 100))[:, 4:, :64],)),
+    "activation in 8 bits": ("in_rows", (None, 3 * randn(2, 5, 3 * 64)[..., 64:])),
+    "beside in 8 bits": ("in_rows", (randn(2, 3, 24), 2 * randn(2, 3, 3 * 24 + 96)[..., 72:])),
+    "beside in 8 bits, wide": ("in_rows", (randn(1, 2, 3072), 2 * randn(1, 2, 12288))),
     "beside": ("gelu_beside", beside(2, 3, 24, 96)),
     "beside, wide": ("gelu_beside", beside(1, 2, 1536, 2048)),
 }
@@ -63,9 +78,41 @@ def to(value: Any, dtype: torch.dtype, device: str = "cpu") -> Any:
     return value.to(device, dtype)
 
 
-def twin(name: str, arguments: tuple[Any, ...]) -> Any:
-    """What the plain-torch body says, on a CPU."""
-    if name != "residual_norm":
+def run(programs: Any, name: str, arguments: tuple[Any, ...], rows: torch.dtype = torch.float8_e4m3fn) -> Any:
+    """What a program says: of scaled rows their numbers, and their scales.
+
+    Args:
+        rows: what the values of such rows are written in.
+    """
+    if name == "residual_norm":
+        return programs.residual_norm(*arguments)[:2]
+    if name == "residual_norm_rows":
+        total, values, scales = programs.residual_norm(*arguments, rows=rows)
+        return total, values.float() * scales, scales
+    if name == "in_rows":
+        values, scales = programs.in_rows(*arguments, rows=rows)
+        return values.float() * scales, scales
+    return getattr(programs, name)(*arguments)
+
+
+def twin(name: str, arguments: tuple[Any, ...], rounded: bool = True) -> Any:
+    """What the plain-torch body says, on a CPU; ``rounded``: to 8 bits, where the program does that."""
+    if name == "in_rows":
+        first, second = arguments[0], arguments[1] if len(arguments) > 1 else None
+        active = None if second is None else F.gelu(second, approximate="tanh")
+        return _scaled(torch.cat([each for each in (first, active) if each is not None], dim=-1), rounded)
+    if not name.startswith("residual_norm"):
         return getattr(fused, name)(*arguments)
     x, (gate, update), (shift, scale) = arguments
-    return fused.gate_residual_norm(x, gate, update, shift, scale)
+    total, normed = fused.gate_residual_norm(x, gate, update, shift, scale)
+    return (total, *_scaled(normed, rounded)) if name == "residual_norm_rows" else (total, normed)
+
+
+def _scaled(x: Tensor, rounded: bool) -> tuple[Tensor, Tensor]:
+    rows = eight_bit.in_rows(x)
+    return rows.numbers() if rounded else x, rows.scale
+
+
+def tolerances(name: str, tolerance: float) -> tuple[float, float]:
+    """Relative and absolute: what is just between two 8-bit floats may become either, an eighth apart at most."""
+    return (1 / 7, tolerance) if name in ("residual_norm_rows", "in_rows") else (tolerance, tolerance)

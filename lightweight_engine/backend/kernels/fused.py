@@ -14,26 +14,34 @@ from .launch import launch
 
 _HEADS = 8  # of a program: 1024 numbers at 128 a head
 _GELU_BLOCK = 1024
+EIGHT_BITS = torch.float8_e4m3fn  # whose largest number is 448
 
 
 def residual_norm(
-    x: Tensor, residual: tuple[Tensor, Tensor] | None, modulation: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor]:
+    x: Tensor,
+    residual: tuple[Tensor, Tensor] | None,
+    modulation: tuple[Tensor, Tensor] | None,
+    *,
+    rows: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """``x + gate * update``, and its layer norm modulated.
 
     Args:
         x: ``[B, S, D]``; its rows are contiguous.
         residual: (gate ``[B, 1, D]``, update ``[B, S, D]``); None for none.
         modulation: (shift, scale), each ``[B, 1, D]``; None for no norm.
+        rows: what the norm is wanted in instead, with a scale for each row that makes its largest number 448.
 
     Returns:
-        (total, normed), both ``[B, S, D]``; what was not asked for is ``x``.
+        (total, normed, scales): ``[B, S, D]`` twice, and with ``rows`` float32 ``[B, S, 1]``; what was not asked for
+        is ``x``.
     """
     from .streams import residual_norm as program
 
     batch, tokens, width = x.shape
     total = torch.empty(x.shape, dtype=x.dtype, device=x.device) if residual else x
-    normed = torch.empty(x.shape, dtype=x.dtype, device=x.device) if modulation else x
+    normed = torch.empty(x.shape, dtype=rows or x.dtype, device=x.device) if modulation else x
+    scales = torch.empty((batch, tokens, 1), dtype=torch.float32, device=x.device) if rows else x
     gate, update = residual or (x, x)
     shift, scale = modulation or (x, x)
     vectors = [*(residual or ())[:1], *(modulation or ())]
@@ -44,15 +52,51 @@ def residual_norm(
     launch(
         program,
         (tokens, batch),
-        *(x, gate, update, shift, scale, total, normed, tokens, x.stride(0), x.stride(1)),
+        *(x, gate, update, shift, scale, total, normed, scales, tokens, x.stride(0), x.stride(1)),
         *(update.stride(0), update.stride(1), steps.pop()),
         WIDTH=width,
         BLOCK=block,
         RESIDUAL=residual is not None,
         NORM=modulation is not None,
+        ROWS=rows is not None,
         num_warps=min(8, max(1, block // 512)),
     )
-    return total, normed
+    return total, normed, scales
+
+
+def in_rows(
+    first: Tensor | None, second: Tensor | None = None, *, rows: torch.dtype = EIGHT_BITS
+) -> tuple[Tensor, Tensor]:
+    """One tensor, and GELU (the tanh form) of another, side by side, scaled so that the largest of each row is 448.
+
+    Args:
+        first: ``[B, S, F]``, its rows contiguous; None for none.
+        second: ``[B, S, M]``, its rows contiguous; None for none.
+        rows: what the values are wanted in.
+
+    Returns:
+        (values, scales): ``[B, S, F + M]`` and float32 ``[B, S, 1]``.
+    """
+    from .streams import in_rows as program
+
+    plain, active = (first if first is not None else second), (second if second is not None else first)
+    assert plain is not None and active is not None
+    batch, tokens, _ = plain.shape
+    widths = [0 if part is None else part.shape[-1] for part in (first, second)]
+    blocks = [1 << max(width - 1, 0).bit_length() for width in widths]
+    values = torch.empty((batch, tokens, sum(widths)), dtype=rows, device=plain.device)
+    scales = torch.empty((batch, tokens, 1), dtype=torch.float32, device=plain.device)
+    launch(
+        program,
+        (tokens, batch),
+        *(plain, active, values, scales, tokens, plain.stride(0), plain.stride(1), active.stride(0), active.stride(1)),
+        FIRST=widths[0],
+        SECOND=widths[1],
+        FIRST_BLOCK=blocks[0],
+        SECOND_BLOCK=blocks[1],
+        num_warps=min(16, max(1, sum(blocks) // 512)),
+    )
+    return values, scales
 
 
 def heads(streams: Sequence[tuple[Tensor, Tensor, Tensor]], rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 EPS = tl.constexpr(1e-6)
+LARGEST = tl.constexpr(448.0)  # of float8_e4m3fn
 
 
 @triton.jit
@@ -20,6 +21,7 @@ def residual_norm(
     scale,
     total,
     normed,
+    scales,
     tokens,
     x_batch,
     x_row,
@@ -30,9 +32,11 @@ def residual_norm(
     BLOCK: tl.constexpr,
     RESIDUAL: tl.constexpr,
     NORM: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
     """``total = x + gate * update`` where RESIDUAL, and ``normed = norm(total) * (1 + scale) + shift`` where NORM.
 
+    With ROWS, ``normed`` is in 8-bit floats with a scale for each token in ``scales``.
     A program does one token, of ``WIDTH`` numbers. ``total`` and ``normed`` are contiguous; vectors of the modulation
     are contiguous, ``modulation_batch`` apart. ``total`` is normed as it was rounded, as a norm by itself reads it.
     """
@@ -54,7 +58,58 @@ def residual_norm(
         unit = centred * tl.rsqrt(tl.sum(centred * centred, 0) / WIDTH + EPS)
         factor = 1.0 + tl.load(scale + modulation, mask=within, other=0.0).to(tl.float32)
         moved = unit * factor + tl.load(shift + modulation, mask=within, other=0.0).to(tl.float32)
+        if ROWS:
+            moved = tl.where(within, moved, 0.0)
+            unit = _row_scale(tl.max(tl.abs(moved), 0))
+            tl.store(scales + batch * tokens + token, unit)
+            moved = moved / unit
         tl.store(normed + place, moved.to(normed.dtype.element_ty), mask=within)
+
+
+@triton.jit
+def _row_scale(largest):
+    """What brings the largest number of a row to the largest 8-bit float."""
+    return tl.where(largest > 0, largest / LARGEST, 1.0)
+
+
+@triton.jit
+def _gelu(x):
+    """The tanh form."""
+    return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+
+
+@triton.jit
+def in_rows(
+    first,
+    second,
+    values,
+    scales,
+    tokens,
+    first_batch,
+    first_row,
+    second_batch,
+    second_row,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
+    FIRST_BLOCK: tl.constexpr,
+    SECOND_BLOCK: tl.constexpr,
+):
+    """``FIRST`` numbers of ``first`` and GELU of ``SECOND`` of ``second``, side by side in 8-bit floats.
+
+    A program does one token; either part may be left out by a width of 0. ``values`` is contiguous.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    batch = tl.program_id(1).to(tl.int64)
+    row = batch * tokens + token
+    out = values + row * (FIRST + SECOND)
+    column, place = tl.arange(0, FIRST_BLOCK), tl.arange(0, SECOND_BLOCK)
+    plain = tl.load(first + batch * first_batch + token * first_row + column, mask=column < FIRST, other=0.0)
+    active = tl.load(second + batch * second_batch + token * second_row + place, mask=place < SECOND, other=0.0)
+    plain, active = plain.to(tl.float32), _gelu(active.to(tl.float32))
+    scale = _row_scale(tl.maximum(tl.max(tl.abs(plain), 0), tl.max(tl.abs(active), 0)))
+    tl.store(scales + row, scale)
+    tl.store(out + column, (plain / scale).to(values.dtype.element_ty), mask=column < FIRST)
+    tl.store(out + FIRST + place, (active / scale).to(values.dtype.element_ty), mask=place < SECOND)
 
 
 @triton.jit
@@ -121,6 +176,6 @@ def gelu_beside(
     first = column < WIDTH
     rest = (column >= WIDTH) & (column < width)
     x = tl.load(place, mask=rest, other=0.0).to(tl.float32)
-    active = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    active = _gelu(x)
     copied = tl.load(attended + row * attended_row + column, mask=first, other=0.0)
     tl.store(place, tl.where(first, copied.to(tl.float32), active).to(fused.dtype.element_ty), mask=first | rest)
