@@ -11,17 +11,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backend.attention import attention
+from ..backend.feature_maps import group_norm
 from .params import AutoencoderParams
 
 
-class NormSiLU(nn.GroupNorm):
-    """Group norm of 32 groups, then SiLU."""
+class Norm(nn.GroupNorm):
+    """Group norm of 32 groups."""
+
+    silu = False
 
     def __init__(self, channels: int) -> None:
         super().__init__(32, channels, eps=1e-6)
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.silu(super().forward(input), inplace=True)  # the norm's result is nobody else's
+        return group_norm(input, self.num_groups, self.weight, self.bias, self.eps, silu=self.silu)
+
+
+class NormSiLU(Norm):
+    """Group norm of 32 groups, then SiLU."""
+
+    silu = True
 
 
 class ResnetBlock(nn.Module):
@@ -43,7 +52,7 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
+        self.norm = Norm(channels)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)

@@ -32,6 +32,7 @@ ARROWS = {
     "labels": "errors",
     "config": "errors labels request",
     # backend
+    "backend.feature_maps": "kernels kernels.group_norm",
     "backend.fused": "kernels kernels.fused linear",
     "backend.nf4": "kernels kernels.dequantize kernels.quantize packed",
     "backend.fp8": "kernels.dequantize packed",
@@ -50,6 +51,7 @@ ARROWS = {
     "backend.kernels": "kernels.launch",
     "backend.kernels.dequantize": "block_types kernels.launch kernels.four_bit kernels.float8 kernels.gguf",
     "backend.kernels.fused": "kernels.launch kernels.streams",
+    "backend.kernels.group_norm": "kernels.channels kernels.launch",
     "backend.kernels.quantize": "kernels.launch kernels.four_bit",
     "backend.net": "addresses urls",
     "backend.tar_member": "checkpoint",
@@ -241,7 +243,13 @@ ONLY = {
 LAZY = ("scipy", "ftfy", "regex", "tokenizers", "rich", "triton", "spandrel", "ultralytics")
 
 # Modules written in Triton's language need it at their top, so that they are lazy themselves.
-LAZY_MODULES = ("backend.kernels.four_bit", "backend.kernels.float8", "backend.kernels.gguf", "backend.kernels.streams")
+LAZY_MODULES = (
+    "backend.kernels.four_bit",
+    "backend.kernels.float8",
+    "backend.kernels.gguf",
+    "backend.kernels.streams",
+    "backend.kernels.channels",
+)
 
 # Modules that a program may import without paying for torch.
 LIGHT = (

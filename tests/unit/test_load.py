@@ -175,6 +175,19 @@ def test_convolutions_on_a_cpu_have_their_channels_last(tmp_path: Path) -> None:
     weights = [weight for weight in loaded.parameters() if weight.dim() == 4]
     assert weights and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
     assert all(torch.equal(tensor, loaded.state_dict()[key]) for key, tensor in module.state_dict().items())
-    latent = torch.randn(1, 16, 4, 6)
+    latent, pixels = torch.randn(1, 16, 4, 6), torch.rand(1, 3, 32, 48)
     with torch.inference_mode():
         torch.testing.assert_close(loaded.decode(latent), module.decode(latent), rtol=0, atol=1e-5)
+        torch.testing.assert_close(loaded.encoder(pixels), module.encoder(pixels), rtol=0, atol=1e-4)
+
+
+def test_maps_keep_their_channels_last_from_the_first_convolution_to_the_last() -> None:
+    module: Any = network(Autoencoder, AE).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    given: list[torch.Tensor] = []
+    for layer in module.modules():
+        if not list(layer.children()) and layer not in (module.encoder.conv_in, module.decoder.conv_in):
+            layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    with torch.inference_mode():
+        module.decoder(torch.randn(2, 16, 4, 6))
+        module.encoder(torch.rand(2, 3, 32, 48))
+    assert given and all(each.is_contiguous(memory_format=torch.channels_last) for each in given)
