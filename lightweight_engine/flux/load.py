@@ -19,7 +19,6 @@ from torch.overrides import TorchFunctionMode
 
 from ..backend.eight_bit import multiply_as_stored, takes
 from ..backend.feature_maps import channels_last_is_faster
-from ..backend.feature_maps import channels_last_is_faster
 from ..backend.fp8 import as_rows
 from ..backend.linear import cast_at_use, store
 from ..backend.packed import Packed
