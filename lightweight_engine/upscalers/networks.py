@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..backend.checkpoint import Checkpoint
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 MAX_TENSORS = 10_000  # the largest published ones have 3,000
 _SPARE = 64 << 20  # elements that building a network may take beside its parameters
 _OUTER = ("module.", "netG.")
+_OF_CONVOLUTIONS = ("ESRGAN", "Compact")  # architectures that do not mind the order of their maps
 _PURPOSES = ("SR", "Restoration")
 _OTHERS = {"FaceSR": "faces alone", "Inpainting": "inpainting"}
 
@@ -59,8 +61,13 @@ class NetworkUpscaler:
         self.device = torch.device(device)
         self.room = room
         self.after_tile = after_tile
-        half = self.tiling.half and self.device.type == "cuda" and descriptor.supports_half
+        on_gpu = self.device.type == "cuda"
+        half = self.tiling.half and on_gpu and descriptor.supports_half
         self._network = descriptor.to(torch.float16 if half else torch.float32).eval()
+        self._order = torch.contiguous_format
+        if on_gpu and descriptor.architecture.id in _OF_CONVOLUTIONS:
+            self._order = torch.channels_last  # the one that tensor cores read
+            self._network.model.to(memory_format=self._order)
 
     @property
     def nbytes(self) -> int:
@@ -72,18 +79,13 @@ class NetworkUpscaler:
 
         The network waits on the host: what other stages of a job may take of the device is planned without it.
         """
-        try:
-            return repeated(self.once, levels, by)
-        finally:
-            self._network.to("cpu")
+        with _visiting(self._network.model, self.device):
+            return repeated(self.once, levels.to(self.device), by).to(levels.device)
 
     @torch.inference_mode()
     def once(self, levels: Tensor) -> Tensor:
-        """One pass of the network: levels ``[3, H, W]`` to ``[3, scale H, scale W]``."""
-        self._network.to(self.device)
-        given = levels.to(self.device)
-        made = self._blended(given) if self.tiling.blended else self._averaged(given)
-        return made.to(levels.device)
+        """One pass of the network: levels ``[3, H, W]``, where the network is, to ``[3, scale H, scale W]``."""
+        return self._blended(levels) if self.tiling.blended else self._averaged(levels)
 
     def _blended(self, levels: Tensor) -> Tensor:
         if not self.tiling.tile:
@@ -123,12 +125,27 @@ class NetworkUpscaler:
 
     def run(self, pictures: Tensor) -> Tensor:
         """The network on RGB pictures ``[B, 3, H, W]`` in 0..1."""
-        return self._network(pictures.flip(1)).flip(1)
+        return self._network(pictures.flip(1).contiguous(memory_format=self._order)).flip(1)
 
     @staticmethod
     def _bytes(pictures: Tensor) -> Tensor:
         """Pictures in 0..1 as bytes, rounded to the nearest."""
         return pictures.float().nan_to_num(nan=0.0).clamp(0, 1).mul(255).round().byte()
+
+
+@contextmanager
+def _visiting(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """A network with its tensors on a device, and afterwards with those that it had: nothing is copied back."""
+    modules = network.modules() if device.type != "cpu" else ()
+    holders = [holder for module in modules for holder in (module._parameters, module._buffers)]
+    home = [(holder, leaf, tensor) for holder in holders for leaf, tensor in holder.items() if tensor is not None]
+    try:
+        for holder, leaf, tensor in home:
+            holder[leaf] = tensor.detach().to(device, non_blocking=True)  # type: ignore[assignment]
+        yield
+    finally:
+        for holder, leaf, tensor in home:
+            holder[leaf] = tensor  # type: ignore[assignment]
 
 
 def tile_bytes(tile: int, scale: int) -> int:

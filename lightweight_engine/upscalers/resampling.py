@@ -22,6 +22,7 @@ LANCZOS = Filter.LANCZOS
 _PREMULTIPLIED = {"LA": "La", "RGBA": "RGBa"}
 _FRACTION = 22  # bits of Pillow's weights below the point, for 8-bit pictures
 _LOBES = 3  # of Lanczos
+_BAND = 1024  # rows that are taken along at once: in float64 they are eight times as large
 
 
 def resample(
@@ -50,9 +51,17 @@ def resample_levels(levels: Tensor, size: Size) -> Tensor:
 def lanczos(levels: Tensor, size: Size) -> Tensor:
     """What Pillow's Lanczos gives, to the bit, by torch alone: sums of integers are exact in float64."""
     width, height = size
-    across = _weights(levels.shape[2], width).to(levels.device)
-    down = _weights(levels.shape[1], height).to(levels.device)
-    return torch.stack([_rounded(down @ _rounded(plane.double() @ across.T).double()) for plane in levels])
+    across = _matrix(levels.shape[2], width, levels.device).T
+    down = _matrix(levels.shape[1], height, levels.device)
+    rows = [torch.cat([_rounded(band.double() @ across) for band in plane.split(_BAND)]) for plane in levels]
+    return torch.stack([_rounded(down @ plane.double()) for plane in rows])
+
+
+def _matrix(old: int, new: int, device: torch.device) -> Tensor:
+    """The weights ``[new, old]`` from ``old`` samples to ``new``, spread out where they are used."""
+    first, taps = (torch.from_numpy(each).to(device) for each in _weights(old, new))
+    places = first[:, None] + torch.arange(taps.shape[1], device=device)
+    return taps.new_zeros(new, old + taps.shape[1]).scatter_(1, places, taps)[:, :old]
 
 
 def _rounded(sums: Tensor) -> Tensor:
@@ -61,20 +70,23 @@ def _rounded(sums: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _weights(old: int, new: int) -> Tensor:
-    """Pillow's fixed-point weights ``[new, old]`` from ``old`` samples to ``new`` (Resample.c, HPND licence)."""
+def _weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pillow's fixed-point weights (Resample.c, HPND licence): the first sample of each sum, and its weights.
+
+    Returns:
+        int64 ``[new]`` and float64 ``[new, taps]``, zeros behind the last sample.
+    """
     scale = old / new
     stretch = max(scale, 1.0)
     support = _LOBES * stretch
-    weights = np.zeros((new, old))
-    for i in range(new):
-        centre = (i + 0.5) * scale
-        first, last = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), old)
-        x = (np.arange(first, last) - centre + 0.5) / stretch
-        row = np.where(np.abs(x) < _LOBES, np.sinc(x) * np.sinc(x / _LOBES), 0.0)
-        row /= row.sum()
-        weights[i, first:last] = np.trunc(row * 2**_FRACTION + np.copysign(0.5, row))
-    return torch.from_numpy(weights)
+    centre = (np.arange(new) + 0.5) * scale
+    first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
+    last = np.minimum((centre + support + 0.5).astype(np.int64), old)
+    sample = first[:, None] + np.arange((last - first).max())
+    x = (sample - centre[:, None] + 0.5) / stretch
+    taps = np.where((np.abs(x) < _LOBES) & (sample < last[:, None]), np.sinc(x) * np.sinc(x / _LOBES), 0.0)
+    taps /= taps.cumsum(1)[:, -1:]  # one after another, as Pillow adds them
+    return first, np.trunc(taps * 2**_FRACTION + np.copysign(0.5, taps))
 
 
 def to_levels(image: Image.Image) -> Tensor:

@@ -24,7 +24,7 @@ from lightweight_engine.errors import (
 )
 from lightweight_engine.upscalers import tiles
 from lightweight_engine.upscalers.library import UpscalerLibrary
-from lightweight_engine.upscalers.networks import NetworkUpscaler, Tiling, _fault, open_network
+from lightweight_engine.upscalers.networks import NetworkUpscaler, Tiling, _fault, _visiting, open_network
 from lightweight_engine.upscalers.resampling import Filter, lanczos, resample, to_image, to_levels
 from lightweight_engine.upscalers.resizing import CROP, FILL, resize
 from lightweight_engine.upscalers.upscaler import NONE, PLAIN, enlarged
@@ -186,6 +186,15 @@ def test_a_caller_can_stop_between_tiles(models: Path) -> None:
     with pytest.raises(InterruptedError):
         upscaler.once(noise(40, 70))
     assert seen == [(1, 6), (2, 6)]
+
+
+def test_a_network_comes_back_from_a_device_as_it_was(models: Path) -> None:
+    module = open_network(models / "ESRGAN" / "4x-UltraSharp.safetensors").model
+    before = {name: tensor.data_ptr() for name, tensor in module.state_dict().items()}
+    with pytest.raises(InterruptedError), _visiting(module, torch.device("meta")):
+        assert all(tensor.is_meta for tensor in module.state_dict().values())
+        raise InterruptedError
+    assert {name: tensor.data_ptr() for name, tensor in module.state_dict().items()} == before
 
 
 def test_colours_that_are_no_numbers_are_black() -> None:
