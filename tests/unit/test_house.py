@@ -113,7 +113,7 @@ ARROWS = {
     "extensions.inpainting": "masks",
     # core
     "core.adapters": "",
-    "core.images": "image_text",
+    "core.images": "image_text png",
     "core.pictures": "images",
     "core.infotext_parse": "infotext",
     "core.file_cache": "locked_files",

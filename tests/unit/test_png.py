@@ -1,0 +1,70 @@
+"""PNG files of our own writing: Pillow reads the picture that they were given, and they are no larger than its own."""
+
+from __future__ import annotations
+
+import io
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lightweight_engine.core.images import encode
+from lightweight_engine.core.png import LEVEL, can_write, png
+
+
+def picture(size: tuple[int, int], mode: str = "RGB", noise: float = 4.0) -> Image.Image:
+    """Soft waves, and noise over them."""
+    width, height = size
+    y, x = np.mgrid[0:height, 0:width]
+    channels = len(mode) if mode != "L" else 1
+    random = np.random.default_rng(0)
+    planes = [127 + 80 * np.sin(x / 40 + i) + 40 * np.cos(y / 60 * (i + 1)) for i in range(channels)]
+    levels = (np.stack(planes, -1) + random.normal(0, noise, (height, width, channels))).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(levels[..., 0] if channels == 1 else levels)
+
+
+def by_pillow(image: Image.Image, level: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=level)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 200), (300, 1), (33, 64), (50, 65), (90, 128), (120, 301)])
+def test_pillow_reads_what_was_written(size: tuple[int, int], mode: str) -> None:
+    image = picture(size, mode)
+    read = Image.open(io.BytesIO(png(image)))
+    read.load()
+    assert read.mode == mode and np.array_equal(np.asarray(read), np.asarray(image))
+
+
+def test_every_filter_is_taken_back() -> None:
+    """Rows that repeat themselves, the row above, or a slope, so that each filter is the best of some rows."""
+    random = np.random.default_rng(0)
+    rows = [random.integers(0, 256, 96), np.arange(96) * 2]
+    for i in range(200):
+        step = random.integers(0, 3, 96)
+        rows.append([rows[-1], rows[-1] + step, np.cumsum(step), random.integers(0, 256, 96)][i % 4])
+    image = Image.fromarray(np.stack(rows).astype(np.uint8).reshape(len(rows), -1, 3))
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(png(image)))), np.asarray(image))
+
+
+@pytest.mark.parametrize("noise", [0.0, 4.0, 60.0])
+def test_files_are_no_larger_than_those_of_pillow(noise: float) -> None:
+    image = picture((384, 672), noise=noise)
+    assert len(png(image)) <= 1.005 * len(by_pillow(image, LEVEL))
+
+
+def test_the_bytes_do_not_depend_on_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = picture((200, 300))
+    here = png(image)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    assert png(image) == here
+
+
+def test_what_only_pillow_writes_is_left_to_it() -> None:
+    profiled, palette = picture((20, 20)), picture((20, 20)).quantize(8)
+    profiled.info["icc_profile"] = b"a profile"
+    assert not can_write(profiled) and not can_write(palette) and can_write(picture((20, 20)))
+    assert Image.open(io.BytesIO(encode(profiled, "png", "text").data)).info["icc_profile"] == b"a profile"
