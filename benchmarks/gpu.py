@@ -37,6 +37,7 @@ from lightweight_engine.flux.conditioning import Conditioning
 from lightweight_engine.flux.latents import pack, unpack
 from lightweight_engine.flux.load import linear_weights
 from lightweight_engine.flux.params import FluxParams
+from lightweight_engine.flux.recorded import Recorded
 from lightweight_engine.flux.transformer import Flux
 from lightweight_engine.flux.units import unit_of
 from lightweight_engine.flux.velocity import Velocity
@@ -78,11 +79,11 @@ class Task:
         latent, text, pooled = (torch.randn(shape, generator=random).bfloat16() for shape in shapes)
         return latent.to(self.device), text, pooled
 
-    def ours(self, model: Flux, pictures: int = 1) -> Step:
-        """A step of sampling: what does not depend on the latent was computed before."""
+    def ours(self, model: Flux, pictures: int = 1, *, record: bool = True) -> Step:
+        """A step of sampling: what does not depend on the latent was computed before; replayed, as in a pass."""
         latent, text, pooled = self.inputs()
         latent, condition = latent.expand(pictures, -1, -1, -1), Conditioning(text, pooled, guidance=GUIDANCE)
-        velocity = Velocity(model)
+        velocity = Velocity(model, Recorded(model, lambda: "here") if record else None)
         velocity.precompute([SIGMA], [condition])
         return lambda: velocity(latent, SIGMA, [condition] * pictures)
 
@@ -229,6 +230,7 @@ def ours(task: Task, model: Flux, lora: int) -> dict[str, Way]:
     params, device = task.params, task.device
     ways = {
         "ours, bf16": Way(task.ours(model)),
+        "ours, bf16, not replayed": Way(task.ours(model, record=False)),
         "ours, bf16, four at once": Way(task.ours(model, 4), pictures=4),
         "ours, nf4": Way(task.ours(ahead(packed(model, params, "nf4")))),
         "ours, nf4, residency fast": Way(task.ours(at_hand(packed(model, params, "nf4"), device))),
@@ -236,6 +238,7 @@ def ours(task: Task, model: Flux, lora: int) -> dict[str, Way]:
     if eight_bit.available(device):
         eight = in_eight_bits(model, params)
         ways["ours, fp8"] = Way(task.ours(eight), eight_bits=True)
+        ways["ours, fp8, not replayed"] = Way(task.ours(eight, record=False), eight_bits=True)
         ways["ours, fp8, four at once"] = Way(task.ours(eight, 4), pictures=4, eight_bits=True)
         if lora:
             beside, inside = in_eight_bits(model, params), in_eight_bits(model, params)
@@ -295,7 +298,7 @@ def measure(task: Task, *, rounds: int, compile: bool, lora: int) -> tuple[list[
 def reference(task: Task) -> Tensor:
     """The result in float32, of the same weights and inputs."""
     model = random_model(task.params, task.device).float()
-    return task.ours(model)()[0].cpu()
+    return task.ours(model, record=False)()[0].cpu()
 
 
 def error_of(way: Way, exact: Tensor) -> float:

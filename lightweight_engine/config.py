@@ -104,6 +104,9 @@ class EngineConfig(BaseModel):
         "fp8 computes the products of the transformer's blocks in 8 bits where the GPU can, which is faster and "
         "changes pictures a little; their weights are kept in 8 bits then, whatever storage_dtype says.",
     )
+    cuda_graphs: bool = _setting(
+        True, "device", "Record a step of each pass and replay it, where all of the transformer is on the GPU."
+    )
     noise_source: NoiseSource = _setting("GPU", "device", "Where noise is drawn, as in Forge; on a CPU, GPU means CPU.")
 
     storage_dtype: str = _setting(

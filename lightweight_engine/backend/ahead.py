@@ -50,12 +50,17 @@ class Ahead:
             self._unpack(following, now)
         return weight
 
+    def settle(self) -> None:
+        """The stream at work waits for what is on its way, and the next weight is unpacked anew."""
+        torch.cuda.current_stream(self._places[0].device).wait_stream(self._stream)
+        self._coming = None
+
     def close(self) -> None:
         """Linears unpack for themselves again."""
         for linear in self._linears:
             linear.ahead = None
         self._linears.clear()
-        torch.cuda.current_stream(self._places[0].device).wait_stream(self._stream)
+        self.settle()
 
     def _unpack(self, linear: PackedLinear, now: torch.cuda.Stream) -> None:
         """Into the place that the product before the present one has read."""

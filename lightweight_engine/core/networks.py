@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -60,6 +60,7 @@ class Networks:
     Args:
         tokenizers: reads the CLIP and the T5 tokenizer; called once.
         merge_loras: LoRAs change plain weights themselves, instead of acting beside them.
+        record: evaluations on a GPU may be recorded and replayed.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Networks:
         *,
         tokenizers: Callable[[], tuple[CLIPTokens, T5Tokens]],
         merge_loras: bool = False,
+        record: bool = True,
     ) -> None:
         self.models = models
         self.device = device
@@ -81,6 +83,7 @@ class Networks:
         self.autoencoder_factor = autoencoder.factor
         self._read_tokenizers = tokenizers
         self._merge_loras = merge_loras
+        self._record = record and device.type == "cuda"
         self._loras = NO_LORAS
         self._loaded: OrderedDict[Role, _Loaded] = OrderedDict()
         self._placements: dict[Role, Residency] = {}
@@ -221,6 +224,14 @@ class Networks:
                     loaded.adapter.leave()
                 _close(loaded)
                 self._place(role, loaded, self._wanted(role))
+
+    def standing(self, role: Role) -> Hashable | None:
+        """What evaluations of a loaded network depend on beside their inputs; None where they cannot be recorded, as
+        its blocks pass through."""
+        loaded = self._loaded.get(role)
+        if not self._record or loaded is None or loaded.placed.streamed:
+            return None
+        return id(loaded), loaded.placed, loaded.adapter.key
 
     def _adapt(self, role: Role) -> None:
         """Let the LoRAs that are wanted act on a network that is loaded."""

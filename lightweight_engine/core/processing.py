@@ -22,6 +22,7 @@ from ..flux.guidance import Guided, Inpainting, SkipRules
 from ..flux.lora_set import NO_LORAS, LoraSet
 from ..flux.noise import ImageNoise, Source
 from ..flux.prompt import parse_networks, plan_negative, plan_prompt
+from ..flux.recorded import Recorded
 from ..flux.sampling import Forecast, SamplerOptions, Schedule, plan, run
 from ..flux.schedules import ScheduleOptions
 from ..flux.velocity import Velocity
@@ -183,7 +184,9 @@ def walk(job: Job, batch: Batch, texts: Texts, start: Start) -> Tensor:
     first = noise.first()
     job.enter("sample")
     networks.adapt(batch.loras)
-    velocity = Velocity(job.attempt("sample", networks.load, "transformer"))
+    model = job.attempt("sample", networks.load, "transformer")
+    recorded = Recorded(model, lambda: networks.standing("transformer"))
+    velocity = Velocity(model, recorded)
     foreseen = job.forecast.sigmas if job.forecast else ()
     job.attempt("sample", velocity.precompute, foreseen, conditionings(positives, negatives))
     evaluate = partial(job.attempt, "sample", velocity)
@@ -199,6 +202,8 @@ def walk(job: Job, batch: Batch, texts: Texts, start: Start) -> Tensor:
         latent = run(job.schedule, painted or guided, latent, noise, job.after_step, sampler_options(request))
     except Interrupted as interrupted:
         latent = interrupted.denoised
+    finally:
+        recorded.close()
     latent = painted.blend(latent) if painted else latent
     check_finite(networks, "transformer", [latent])
     return latent

@@ -11,7 +11,7 @@ S = T + L (text first), D hidden, N heads, K head dim, R rows of a modulation ta
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -243,11 +243,17 @@ class Modulations:
 
     def rows(self, index: slice | Tensor) -> Modulations:
         """The same for a choice of rows; a slice makes views."""
-        return Modulations(
-            [(img[index], txt[index]) for img, txt in self.double],
-            [mod[index] for mod in self.single],
-            self.final[index],
-        )
+        return self.map(lambda tensor: tensor[index])
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them, in one order."""
+        return [*(each for pair in self.double for each in pair), *self.single, self.final]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Modulations:
+        """The same with each tensor changed."""
+        double = [(change(img), change(txt)) for img, txt in self.double]
+        return Modulations(double, [change(mod) for mod in self.single], change(self.final))
 
     @staticmethod
     def stack(parts: Sequence[Modulations]) -> Modulations:

@@ -6,7 +6,7 @@ latent is computed once, so that a step is one pass over the blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -42,10 +42,14 @@ class Velocity:
     """The velocity of a batch whose members share one sigma.
 
     Text projections, modulation vectors and rotations are kept for as long as the object lives: one job.
+
+    Args:
+        evaluate: what computes an evaluation in place of the model's own ``forward``.
     """
 
-    def __init__(self, model: Flux) -> None:
+    def __init__(self, model: Flux, evaluate: Callable[..., Tensor] | None = None) -> None:
         self.model = model
+        self._evaluate = evaluate or model
         self._texts: dict[Conditioning, Tensor] = {}
         self._rows: dict[tuple[float, Conditioning], Modulations] = {}
         self._rotary: dict[tuple[int, int, int], Tensor] = {}
@@ -101,5 +105,5 @@ class Velocity:
         height, width = latent.shape[-2:]
         text = torch.cat([self._text(cond) for cond in conditionings])
         rotary = self._rotations((height + 1) // 2, (width + 1) // 2, text.shape[1])
-        tokens = self.model(pack(latent.to(self.dtype)), text, self._modulations(sigma, conditionings), rotary)
+        tokens = self._evaluate(pack(latent.to(self.dtype)), text, self._modulations(sigma, conditionings), rotary)
         return unpack(tokens, height, width).float()

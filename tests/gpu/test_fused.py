@@ -44,7 +44,7 @@ def test_programs_say_what_their_twins_say(label: str, dtype: torch.dtype) -> No
     rounded = to(arguments, dtype)
     expected = twin(name, to(rounded, torch.float64))
     actual = run(programs, name, to(rounded, dtype, "cuda"))
-    relative, absolute = tolerances(name, DTYPES[dtype])
+    relative, absolute = tolerances(name, DTYPES[dtype], expected)
     torch.testing.assert_close(to(actual, torch.float64), to(expected, torch.float64), rtol=relative, atol=absolute)
 
 

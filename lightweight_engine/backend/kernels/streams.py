@@ -62,7 +62,7 @@ def residual_norm(
             moved = tl.where(within, moved, 0.0)
             unit = _row_scale(tl.max(tl.abs(moved), 0))
             tl.store(scales + batch * tokens + token, unit)
-            moved = moved / unit
+            moved = moved * (1.0 / unit)
         tl.store(normed + place, moved.to(normed.dtype.element_ty), mask=within)
 
 
@@ -108,8 +108,9 @@ def in_rows(
     plain, active = plain.to(tl.float32), _gelu(active.to(tl.float32))
     scale = _row_scale(tl.maximum(tl.max(tl.abs(plain), 0), tl.max(tl.abs(active), 0)))
     tl.store(scales + row, scale)
-    tl.store(out + column, (plain / scale).to(values.dtype.element_ty), mask=column < FIRST)
-    tl.store(out + FIRST + place, (active / scale).to(values.dtype.element_ty), mask=place < SECOND)
+    inverse = 1.0 / scale
+    tl.store(out + column, (plain * inverse).to(values.dtype.element_ty), mask=column < FIRST)
+    tl.store(out + FIRST + place, (active * inverse).to(values.dtype.element_ty), mask=place < SECOND)
 
 
 @triton.jit

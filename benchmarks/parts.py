@@ -1,0 +1,82 @@
+"""The networks around the transformer on a GPU, each by itself: ``python -m benchmarks.parts``
+
+Random weights of the published sizes; pictures of 768x1344, texts of 512 tokens. Arithmetic is counted by torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.fullsize import SMALL, Sizes, draw
+from benchmarks.gpu import milliseconds
+from benchmarks.report import publish
+from lightweight_engine.core.describe import device_name
+from lightweight_engine.flux.keymaps import Role
+from lightweight_engine.flux.load import NETWORKS
+
+
+def network(role: Role, sizes: Sizes, dtype: torch.dtype, device: torch.device) -> Any:
+    """A network of random weights, those of convolutions with their channels last, as it is loaded."""
+    with torch.device("meta"):
+        module: nn.Module = NETWORKS[role][1](sizes.of(role))
+    state = {name: draw(name, tuple(each.shape), dtype, device) for name, each in module.state_dict().items()}
+    module.load_state_dict(state, assign=True)
+    return module.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def row(part: str, dtype: torch.dtype, work: Callable[[], Any], calls: int = 5) -> dict[str, Any]:
+    """Milliseconds of a call that follows others closely, and what they are of arithmetic and memory."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    taken = milliseconds(work, calls)
+    flops = counter.get_total_flops()
+    return {
+        "part": part,
+        "dtype": str(dtype).removeprefix("torch."),
+        "ms": taken,
+        "TFLOP": flops / 1e12,
+        "TFLOP/s": flops / taken / 1e9,
+        "room GiB": (torch.cuda.max_memory_allocated() - before) / 2**30,
+    }
+
+
+def rows(sizes: Sizes, height: int, width: int, device: torch.device) -> list[dict[str, Any]]:
+    made = []
+    autoencoder = network("autoencoder", sizes, torch.bfloat16, device)
+    latent = torch.randn(1, 16, height // 8, width // 8, device=device)
+    picture = torch.rand(1, 3, height, width, device=device).bfloat16()
+    made.append(row("decode", torch.bfloat16, lambda: autoencoder.decode(latent)))
+    noise = torch.randn_like(latent)
+    made.append(row("encode", torch.bfloat16, lambda: autoencoder.encode(picture, noise)))
+    for dtype in (torch.float32, torch.bfloat16):
+        t5 = network("t5", sizes, dtype, device)
+        tokens = torch.randint(sizes.t5.vocab_size, (1, 512), device=device)
+        made.append(row("T5, 512 tokens", dtype, lambda t5=t5, tokens=tokens: t5(tokens)))
+    clip = network("clip", sizes, torch.float32, device)
+    words = torch.randint(sizes.clip.vocab_size, (1, 77), device=device)
+    made.append(row("CLIP", torch.float32, lambda: clip(words, 1)))
+    return made
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="small networks: whether it runs")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("a GPU is needed")
+    device = torch.device("cuda")
+    table = rows(SMALL if args.small else Sizes(), 1344, 768, device)
+    publish("parts_small" if args.small else "parts", table, device=device_name(device))
+
+
+if __name__ == "__main__":
+    main()
