@@ -13,6 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+FUSED = 256
+"""Dims of a head that kernels hold together with its scores; wider ones they would keep in memory."""
+_QUERIES = 4096  # at once where they do not
+
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool, float | None], Tensor]
 
 
@@ -39,8 +43,33 @@ def _reference(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: boo
     return (scores.softmax(-1) @ v.float()).to(q.dtype)
 
 
+def _auto(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float | None) -> Tensor:
+    plain = bias is None and not causal and not torch.is_grad_enabled()
+    if plain and q.is_cuda and q.dtype.itemsize == 2 and q.shape[-1] > FUSED:
+        return in_parts(q, k, v, scale)
+    return _sdpa(q, k, v, bias, causal, scale)
+
+
+def in_parts(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+    """Attention as products of matrices for some queries at a time, their scores in float32.
+
+    Eight bytes for each score of a part are taken. In the autoencoder that is two feature maps of its finest level,
+    whatever the picture's size, at a time when none of that level is there.
+    """
+    keys, values = k.flatten(0, 1).transpose(1, 2), v.flatten(0, 1)
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    parts = q.flatten(0, 1).split(_QUERIES, 1)
+    made = [_in_float32(part, keys).mul_(factor).softmax(-1).to(v.dtype) @ values for part in parts]
+    return torch.cat(made, 1).unflatten(0, q.shape[:2])
+
+
+def _in_float32(a: Tensor, b: Tensor) -> Tensor:
+    """A product of batches of matrices, summed and kept in float32."""
+    return torch.bmm(a, b, out_dtype=torch.float32) if a.is_cuda and a.dtype.itemsize == 2 else a.float() @ b.float()
+
+
 BACKENDS: dict[str, Attention] = {
-    "auto": _sdpa,
+    "auto": _auto,
     "cudnn": _only(SDPBackend.CUDNN_ATTENTION),
     "flash": _only(SDPBackend.FLASH_ATTENTION),
     "efficient": _only(SDPBackend.EFFICIENT_ATTENTION),

@@ -77,6 +77,16 @@ def test_attention_backends(backend: str, shape: tuple[int, ...]) -> None:
     assert (out - expected).norm() < 1e-2 * expected.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@torch.inference_mode()
+def test_attention_with_a_head_as_wide_as_the_autoencoders(dtype: torch.dtype) -> None:
+    """No further from the textbook than torch's own kernel, whose scores are in float32 too."""
+    q, k, v = torch.randn(3, 1, 1, 5000, 512, device="cuda", dtype=dtype)
+    expected = attention(3 * q, k, v, backend="reference").float()
+    off, theirs = ((attention(3 * q, k, v, backend=name).float() - expected).norm() for name in ("auto", "efficient"))
+    assert off <= 1.1 * theirs
+
+
 def test_the_same_request_makes_the_same_picture(engine: LightweightEngine) -> None:
     for source in ("CPU", "GPU", "NV"):
         first, second = (engine.run(request(noise_source=source)).images[0] for _ in range(2))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from factories import AE, CLIP, FLUX, T5, network
 
-from lightweight_engine.backend.attention import BACKENDS, attention
+from lightweight_engine.backend.attention import BACKENDS, attention, in_parts
 from lightweight_engine.backend.fused import rotate
 from lightweight_engine.flux.autoencoder import Autoencoder
 from lightweight_engine.flux.clip import CLIPText
@@ -163,6 +163,15 @@ def test_attention_backends_agree(backend: str, shape: tuple[int, ...], causal: 
         rtol=1e-5,
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize("queries", [1, 7, 64])
+def test_attention_in_parts_is_attention(queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightweight_engine.backend.attention._QUERIES", queries)
+    q, k, v = torch.randn(3, 2, 3, 17, 16)
+    for scale in (None, 0.3):
+        expected = BACKENDS["reference"](q, k, v, None, False, scale)
+        torch.testing.assert_close(in_parts(q, k, v, scale), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_half_precision_streams_stay_finite() -> None:
