@@ -84,15 +84,22 @@ def dilate_erode(mask: Image.Image, reach: int) -> Image.Image:
     """A mask grown by a square of ``reach`` pixels, or shrunk where it is negative; 0 is as it was.
 
     To the byte OpenCV's ``dilate`` and ``erode``: a square of even size reaches one pixel further back than ahead,
-    and what lies outside the picture has no say.
+    and what lies outside the picture has no say. Only what is white, and as far around it, is worked on.
     """
     from scipy.ndimage import maximum_filter, minimum_filter
 
-    if not reach:
+    white = mask.getbbox()
+    if not reach or white is None:
         return mask
+    left, top, right, bottom = white
+    far = abs(reach)
+    box = max(left - far, 0), max(top - far, 0), min(right + far, mask.width), min(bottom + far, mask.height)
     grown = maximum_filter if reach > 0 else minimum_filter
     outside = 0 if reach > 0 else 255
-    return Image.fromarray(grown(np.asarray(mask), size=abs(reach), mode="constant", cval=outside))
+    levels = grown(np.asarray(mask.crop(box)), size=far, mode="constant", cval=outside)
+    changed = Image.new("L", mask.size)
+    changed.paste(Image.fromarray(levels), box)
+    return changed
 
 
 def merge(masks: Sequence[Image.Image], how: Merge) -> list[Image.Image]:

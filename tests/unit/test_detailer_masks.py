@@ -79,6 +79,17 @@ def test_the_edge_of_the_picture_has_no_say() -> None:
     assert dilate_erode(mask(8, 4, 12, 8), -4096).getextrema() == (0, 0)
 
 
+@pytest.mark.parametrize("reach", [-9, -4, -1, 1, 4, 9])
+@pytest.mark.parametrize("box", [(0, 0, 3, 4), (13, 5, 20, 10), (5, 0, 12, 10), (8, 4, 9, 5), (0, 0, 20, 10)])
+def test_the_part_that_is_worked_on_gives_the_whole(reach: int, box: Any) -> None:
+    from scipy.ndimage import maximum_filter, minimum_filter
+
+    grey = np.asarray(mask(*box)) // 255 * np.random.default_rng(0).integers(0, 256, SIZE[::-1], dtype=np.uint8)
+    grown, outside = (maximum_filter, 0) if reach > 0 else (minimum_filter, 255)
+    expected = grown(grey, size=abs(reach), mode="constant", cval=outside)
+    assert np.array_equal(np.asarray(dilate_erode(Image.fromarray(grey), reach)), expected)
+
+
 def test_merging() -> None:
     two = [mask(0, 0, 4, 4), mask(2, 2, 6, 6)]
     assert merge(two, "None") == two and merge([], "Merge") == [] == merge([], "Merge and Invert")
