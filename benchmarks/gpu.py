@@ -31,6 +31,7 @@ from lightweight_engine.backend.linear import PackedLinear, store
 from lightweight_engine.backend.lora import Change
 from lightweight_engine.backend.lora_algorithms import LowRank
 from lightweight_engine.backend.lora_layers import Changes, attach
+from lightweight_engine.backend.packed import Packed
 from lightweight_engine.backend.quantize import ROWS, quantize
 from lightweight_engine.core.describe import device_name
 from lightweight_engine.flux.conditioning import Conditioning
@@ -129,15 +130,24 @@ def random_model(params: FluxParams, device: torch.device) -> Flux:
     return model.eval().requires_grad_(False)
 
 
-def packed(model: Flux, params: FluxParams, format: str) -> Flux:
-    """The same weights with the linears of the blocks, and of the modulation, in a storage format."""
+Weights = dict[str, Packed]
+
+
+def in_format(model: Flux, format: str) -> Weights:
+    """The linears of the blocks in a storage format, and those of the modulation where it is no matter of products."""
+    names = block_linears(model) if format == ROWS else [name for name in linear_weights(model) if "blocks" in name]
+    return {name: quantize(model.get_parameter(name), format) for name in names}
+
+
+def packed(model: Flux, params: FluxParams, weights: Weights) -> Flux:
+    """A network of the same parameters but for these weights; none is copied."""
     with torch.device("meta"):
-        copy = Flux(params)
-    copy.load_state_dict(model.state_dict(), assign=True)
-    for name in linear_weights(model):
-        if "blocks" in name:
-            store(copy, name, quantize(model.get_parameter(name), format))  # type: ignore[arg-type]
-    return copy.eval().requires_grad_(False)
+        made = Flux(params)
+    made.load_state_dict(model.state_dict(), assign=True)
+    for name, weight in weights.items():
+        store(made, name, weight)
+    multiply_as_stored(made)
+    return made.eval().requires_grad_(False)
 
 
 def ahead(model: Flux) -> Flux:
@@ -153,17 +163,6 @@ def at_hand(model: Flux, device: torch.device) -> Flux:
     names = [name for name in linears if unit_of("transformer", name).kind == "block"]
     attach(model, {}, device=device, dtype=BF16, at_hand=names)
     return model
-
-
-def in_eight_bits(model: Flux, params: FluxParams) -> Flux:
-    """The same with the products of blocks in 8 bits, as ``speed = fp8`` has it."""
-    with torch.device("meta"):
-        copy = Flux(params)
-    copy.load_state_dict(model.state_dict(), assign=True)
-    for name in block_linears(model):
-        store(copy, name, quantize(model.get_parameter(name), ROWS))
-    multiply_as_stored(copy)
-    return copy.eval().requires_grad_(False)
 
 
 def block_linears(model: Flux) -> list[str]:
@@ -228,25 +227,28 @@ def in_turn(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
 def ours(task: Task, model: Flux, lora: int) -> dict[str, Way]:
     """Our ways to compute a step, by what they are called."""
     params, device = task.params, task.device
+    nf4 = in_format(model, "nf4")
     ways = {
         "ours, bf16": Way(task.ours(model)),
         "ours, bf16, not replayed": Way(task.ours(model, record=False)),
         "ours, bf16, four at once": Way(task.ours(model, 4), pictures=4),
-        "ours, nf4": Way(task.ours(ahead(packed(model, params, "nf4")))),
-        "ours, nf4, residency fast": Way(task.ours(at_hand(packed(model, params, "nf4"), device))),
+        "ours, nf4": Way(task.ours(ahead(packed(model, params, nf4)))),
+        "ours, nf4, residency fast": Way(task.ours(at_hand(packed(model, params, nf4), device))),
     }
-    if eight_bit.available(device):
-        eight = in_eight_bits(model, params)
-        ways["ours, fp8"] = Way(task.ours(eight), eight_bits=True)
-        ways["ours, fp8, not replayed"] = Way(task.ours(eight, record=False), eight_bits=True)
-        ways["ours, fp8, four at once"] = Way(task.ours(eight, 4), pictures=4, eight_bits=True)
-        if lora:
-            beside, inside = in_eight_bits(model, params), in_eight_bits(model, params)
-            changes = random_changes(model, lora)
-            attach(beside, changes, device=device, dtype=BF16)
-            attach(inside, changes, device=device, dtype=BF16, at_hand=list(changes))
-            ways[f"ours, fp8, LoRA of rank {lora}"] = Way(task.ours(beside), eight_bits=True)
-            ways[f"ours, fp8, LoRA of rank {lora}, residency fast"] = Way(task.ours(inside), eight_bits=True)
+    if not eight_bit.available(device):
+        return ways
+    fp8 = partial(packed, model, params, in_format(model, ROWS))
+    ways |= {
+        "ours, fp8": Way(task.ours(fp8()), eight_bits=True),
+        "ours, fp8, not replayed": Way(task.ours(fp8(), record=False), eight_bits=True),
+        "ours, fp8, four at once": Way(task.ours(fp8(), 4), pictures=4, eight_bits=True),
+    }
+    if lora:
+        beside, inside, changes = fp8(), fp8(), random_changes(model, lora)
+        attach(beside, changes, device=device, dtype=BF16)
+        attach(inside, changes, device=device, dtype=BF16, at_hand=list(changes))
+        ways[f"ours, fp8, LoRA of rank {lora}"] = Way(task.ours(beside), eight_bits=True)
+        ways[f"ours, fp8, LoRA of rank {lora}, residency fast"] = Way(task.ours(inside), eight_bits=True)
     return ways
 
 
@@ -263,6 +265,7 @@ def random_changes(model: Flux, rank: int) -> dict[str, Changes]:
 def measure(task: Task, *, rounds: int, compile: bool, lora: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """The table, and the milliseconds that the floors consist of."""
     exact = reference(task)
+    torch.cuda.empty_cache()
     model = random_model(task.params, task.device)
     ways = ours(task, model, lora)
     try:

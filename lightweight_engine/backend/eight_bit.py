@@ -24,6 +24,9 @@ VALUES = torch.float8_e4m3fn
 LARGEST = 448.0
 MULTIPLE = 16
 
+# (rows, out, in) of products that cuBLAS has refused: few rows of very wide matrices. They are done in 16 bits.
+_WITHOUT: set[tuple[int, ...]] = set()
+
 
 @dataclass(frozen=True, eq=False)
 class Rows:
@@ -46,22 +49,32 @@ class Rows:
     def times(self, weight: Packed, bias: Tensor | None) -> Tensor:
         """The product with a weight ``[out, in]`` in ``fp8_rows``: ``[..., out]`` in ``dtype``."""
         bias = None if bias is None else bias.to(self.dtype)
-        values, scale = weight.parts["values"], weight.parts["scale"]
-        if not self.values.is_cuda:
-            return F.linear(self.numbers(), weight.dequantize(), bias if bias is None else bias.float()).to(self.dtype)
-        # Sums are kept in the tensor cores' 22 bits: 0.003 of a result, where the rounding to 8 bits is 0.03.
-        made = F.scaled_mm(
-            self.values.flatten(0, -2),
-            values.t(),
-            self.scale.flatten(0, -2),
-            F.ScalingType.RowWise,
-            scale[None],
-            F.ScalingType.RowWise,
-            bias=bias,
-            output_dtype=self.dtype,
-            use_fast_accum=True,
-        )
+        sizes = (self.values.numel() // weight.shape[1], *weight.shape)
+        made = None if not self.values.is_cuda or sizes in _WITHOUT else self._product(weight, bias, sizes)
+        if made is None:
+            made = F.linear(self.numbers().to(self.dtype), weight.dequantize(self.dtype), bias)
         return made.view(*self.values.shape[:-1], -1)
+
+    def _product(self, weight: Packed, bias: Tensor | None, sizes: tuple[int, ...]) -> Tensor | None:
+        """By the GPU's units; None where its library has nothing for these sizes."""
+        try:
+            # Sums are kept in the tensor cores' 22 bits: 0.003 of a result, where the rounding to 8 bits is 0.03.
+            return F.scaled_mm(
+                self.values.flatten(0, -2),
+                weight.parts["values"].t(),
+                self.scale.flatten(0, -2),
+                F.ScalingType.RowWise,
+                weight.parts["scale"][None],
+                F.ScalingType.RowWise,
+                bias=bias,
+                output_dtype=self.dtype,
+                use_fast_accum=True,
+            )
+        except RuntimeError as error:
+            if "NOT_SUPPORTED" not in str(error):
+                raise
+        _WITHOUT.add(sizes)
+        return None
 
 
 def in_rows(x: Tensor) -> Rows:
@@ -127,4 +140,4 @@ def available(device: torch.device) -> bool:
         torch.cuda.synchronize(device)
     except (RuntimeError, NotImplementedError, AttributeError):
         return False
-    return True
+    return not _WITHOUT & {(MULTIPLE, MULTIPLE, MULTIPLE)}

@@ -94,7 +94,7 @@ def in_rows(
         SECOND=widths[1],
         FIRST_BLOCK=blocks[0],
         SECOND_BLOCK=blocks[1],
-        num_warps=min(16, max(1, sum(blocks) // 512)),
+        num_warps=8 if sum(blocks) > 4096 else 4,  # measured on an H200
     )
     return values, scales
 
