@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from PIL import Image
 
 from ..errors import RequestError
 from ..extensions.inpainting import Masking, Prepared, paste_back, prepare, read_mask
 from ..request import GenerationRequest
-from ..upscalers.resampling import resample
+from ..upscalers.resampling import HOST, resample
 from ..upscalers.resizing import LATENT, STRETCH
 from ..upscalers.upscaler import Upscaler
 from .colours import match_colours
@@ -27,12 +28,14 @@ class StartPictures:
     Args:
         recolour: results get the colours of their start picture.
         originals: as they were given, upright and opaque.
+        device: where they are resized.
     """
 
     pictures: tuple[Prepared, ...]
     masking: Masking
     recolour: bool = False
     originals: tuple[Image.Image, ...] = ()
+    device: torch.device = HOST
 
     def of(self, index: int) -> Prepared:
         """The start of output ``index``."""
@@ -47,7 +50,7 @@ class StartPictures:
         begin = self.of(index)
         if self.recolour:
             image = match_colours(image, begin.picture)
-        return paste_back(image, begin)
+        return paste_back(image, begin, device=self.device)
 
 
 def read_start(
@@ -56,8 +59,12 @@ def read_start(
     reader: PictureReader,
     upscaler: Upscaler | None,
     warnings: list[str],
+    device: torch.device = HOST,
 ) -> StartPictures | None:
     """The start pictures of a request for a pass of ``size`` (height, width); None for text-to-image.
+
+    Args:
+        device: may resize them.
 
     Raises:
         RequestError: a picture cannot be read, or their number is not that of the outputs.
@@ -82,10 +89,18 @@ def read_start(
     if not (mask and masking.only_masked):  # then the part around the mask has the drawing's aspect
         _tell_stretching(request, size, pictures[0], warnings)
     made = [
-        prepare(picture, _fitting(mask, picture, warnings), (size[1], size[0]), request.resize_mode, masking, upscaler)
+        prepare(
+            picture,
+            _fitting(mask, picture, warnings),
+            (size[1], size[0]),
+            request.resize_mode,
+            masking,
+            upscaler,
+            device=device,
+        )
         for picture in pictures
     ]
-    return StartPictures(tuple(made), masking, request.color_correction, tuple(pictures))
+    return StartPictures(tuple(made), masking, request.color_correction, tuple(pictures), device)
 
 
 def masking_of(request: GenerationRequest) -> Masking:

@@ -7,13 +7,14 @@ Every step and its order are the reference's.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 from torch import Tensor
 
-from ..upscalers.resampling import Filter, Size, resample
+from ..upscalers.resampling import HOST, Filter, Size, resample
 from ..upscalers.resizing import CROP, FILL, LATENT, STRETCH, resize
 from ..upscalers.upscaler import Upscaler
 from .masks import blur, crop_region, expand_region
@@ -91,6 +92,8 @@ def prepare(
     mode: int = STRETCH,
     masking: Masking | None = None,
     upscaler: Upscaler | None = None,
+    *,
+    device: torch.device = HOST,
 ) -> Prepared:
     """A start picture at the size that is drawn, its mask, and what is laid over the result.
 
@@ -99,7 +102,9 @@ def prepare(
         mask: L, as ``read_mask`` gives it; a blank one counts as none where only the masked part is drawn.
         mode: of resizing (``upscalers.resizing``).
         upscaler: enlarges the picture, where a whole one is resized.
+        device: where pictures are resized; the bytes are the same.
     """
+    scaled = partial(resize, device=device)
     masking = masking or Masking()
     region = None
     if mask is not None:
@@ -108,15 +113,15 @@ def prepare(
             region = _region(mask, size, masking.padding)
             mask = mask if region else None
     if mask is None:
-        return Prepared(picture if mode == LATENT else resize(picture, size, mode, upscaler))
+        return Prepared(picture if mode == LATENT else scaled(picture, size, mode, upscaler))
     if region is not None:
-        overlay_mask, mask = mask, resize(mask.crop(region), size, FILL).convert("L")
-        kept, inner = picture, resize(picture.crop(region), size, FILL)
+        overlay_mask, mask = mask, scaled(mask.crop(region), size, FILL).convert("L")
+        kept, inner = picture, scaled(picture.crop(region), size, FILL)
     else:
         mode = FILL if mode == LATENT else mode
-        mask = resize(mask, size, mode).convert("L")
+        mask = scaled(mask, size, mode).convert("L")
         overlay_mask = ImageChops.add(mask, mask)
-        kept = inner = resize(picture, size, mode, upscaler)
+        kept = inner = scaled(picture, size, mode, upscaler)
     if masking.content != ORIGINAL:
         inner = spread(inner, mask)
     return Prepared(inner, mask, kept, overlay_mask, region)
@@ -166,13 +171,13 @@ def start_content(latent: Tensor, mask: Tensor, noise: Tensor, content: int) -> 
     return kept + noise * mask if content == NOISE else kept
 
 
-def paste_back(result: Image.Image, prepared: Prepared) -> Image.Image:
-    """The result in its place, under the part of the picture that was kept."""
+def paste_back(result: Image.Image, prepared: Prepared, *, device: torch.device = HOST) -> Image.Image:
+    """The result in its place, under the part of the picture that was kept; ``device`` as in ``prepare``."""
     box = prepared.paste_to
     if prepared.kept is None or box is None:
         return _laid_over(result, prepared)
     canvas = prepared.kept.copy()  # away from the result, what is laid over it is the picture itself
-    part = resize(result, (box[2] - box[0], box[3] - box[1]), CROP)
+    part = resize(result, (box[2] - box[0], box[3] - box[1]), CROP, device=device)
     canvas.paste(_laid_over(part, prepared.cropped(box)), box)
     return canvas
 

@@ -18,6 +18,7 @@ from torch import Tensor
 Size = tuple[int, int]
 Filter = Image.Resampling
 LANCZOS = Filter.LANCZOS
+HOST = torch.device("cpu")
 
 _PREMULTIPLIED = {"LA": "La", "RGBA": "RGBa"}
 _FRACTION = 22  # bits of Pillow's weights below the point, for 8-bit pictures
@@ -26,9 +27,20 @@ _BAND = 1024  # rows that are taken along at once: in float64 they are eight tim
 
 
 def resample(
-    image: Image.Image, size: Size, filter: Filter = LANCZOS, box: tuple[int, int, int, int] | None = None
+    image: Image.Image,
+    size: Size,
+    filter: Filter = LANCZOS,
+    box: tuple[int, int, int, int] | None = None,
+    *,
+    device: torch.device = HOST,
 ) -> Image.Image:
-    """``image`` at ``size``, or the part of it inside ``box`` (left, top, right, bottom)."""
+    """``image`` at ``size``, or the part of it inside ``box`` (left, top, right, bottom).
+
+    Args:
+        device: may do the work, with the same bytes.
+    """
+    if device != HOST and filter == LANCZOS and box is None and image.mode in ("L", "RGB"):
+        return to_image(resample_levels(to_levels(image, device), size))
     if image.mode in _PREMULTIPLIED and filter != Filter.NEAREST:
         whole = resample(image.convert(_PREMULTIPLIED[image.mode]), size, filter, box)
         return whole.convert(image.mode)
@@ -43,7 +55,7 @@ def resample_levels(levels: Tensor, size: Size) -> Tensor:
     """Levels ``[C, H, W]`` at ``size`` by Lanczos, on the device that they are on."""
     if (levels.shape[2], levels.shape[1]) == size:
         return levels
-    if levels.device.type == "cpu":
+    if levels.device == HOST:
         return to_levels(resample(to_image(levels), size))
     return lanczos(levels, size)
 
@@ -89,10 +101,17 @@ def _weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
     return first, np.trunc(taps * 2**_FRACTION + np.copysign(0.5, taps))
 
 
-def to_levels(image: Image.Image) -> Tensor:
-    """A picture as levels ``[3, H, W]`` (one channel for L)."""
+def to_levels(image: Image.Image, device: torch.device = HOST) -> Tensor:
+    """A picture as levels ``[3, H, W]`` (one channel for L) on a device."""
     array = np.array(image if image.mode == "L" else image.convert("RGB"))
-    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).to(device).permute(2, 0, 1).contiguous()
+
+
+def to_numbers(levels: Tensor) -> Tensor:
+    """Levels as float32 in 0..1, by a table: a GPU's own division by 255 has other last bits than a CPU's."""
+    if levels.device == HOST:
+        return levels.float() / 255
+    return (torch.arange(256).float() / 255).to(levels.device)[levels.int()]
 
 
 def to_image(levels: Tensor) -> Image.Image:

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import torch
 from PIL import Image
 
-from .resampling import Filter, Size, resample, to_image, to_levels
+from .resampling import HOST, Filter, Size, resample, to_image, to_levels
 from .upscaler import Upscaler, enlarged
 
 STRETCH, CROP, FILL, LATENT = range(4)
 """``LATENT`` leaves the picture alone: its latent is resized."""
 
 
-def resize(image: Image.Image, size: Size, mode: int = STRETCH, upscaler: Upscaler | None = None) -> Image.Image:
+def resize(
+    image: Image.Image,
+    size: Size,
+    mode: int = STRETCH,
+    upscaler: Upscaler | None = None,
+    *,
+    device: torch.device = HOST,
+) -> Image.Image:
     """``image`` at ``size`` (width, height).
 
     Args:
         mode: ``STRETCH`` changes the aspect, ``CROP`` cuts what is too much, ``FILL`` stretches the border to what is
             missing. The last two give RGB.
         upscaler: enlarges in place of Lanczos, which then does the rest.
+        device: where that is done; the bytes are the same.
     """
     if image.mode == "RGBA":
         image = image.convert("RGB")
     if mode == STRETCH:
-        return _scaled(image, size, upscaler)
+        return _scaled(image, size, upscaler, device)
     inner = _inner(image.size, size, cover=mode == CROP)
-    resized = _scaled(image, inner, upscaler)
+    resized = _scaled(image, inner, upscaler, device)
     canvas = Image.new("RGB", size)
     canvas.paste(resized, (size[0] // 2 - inner[0] // 2, size[1] // 2 - inner[1] // 2))
     if mode == FILL:
@@ -60,7 +69,7 @@ def _fill_borders(canvas: Image.Image, resized: Image.Image, old: Size) -> None:
             canvas.paste(right, (margin + inner_width, 0))
 
 
-def _scaled(image: Image.Image, size: Size, upscaler: Upscaler | None) -> Image.Image:
+def _scaled(image: Image.Image, size: Size, upscaler: Upscaler | None, device: torch.device) -> Image.Image:
     if upscaler is None or image.mode == "L":
-        return resample(image, size)
-    return to_image(enlarged(to_levels(image), size, upscaler))
+        return resample(image, size, device=device)
+    return to_image(enlarged(to_levels(image, device), size, upscaler))

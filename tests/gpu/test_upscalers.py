@@ -12,9 +12,10 @@ pytest.importorskip("spandrel")
 
 from test_upscalers import esrgan_state, noise
 
+from lightweight_engine.extensions.inpainting import Masking, paste_back, prepare
 from lightweight_engine.upscalers.files import Tiling
 from lightweight_engine.upscalers.networks import NetworkUpscaler, open_network
-from lightweight_engine.upscalers.resampling import lanczos
+from lightweight_engine.upscalers.resampling import HOST, lanczos, to_image, to_levels, to_numbers
 
 pytestmark = pytest.mark.gpu
 
@@ -42,3 +43,23 @@ def test_pictures_are_those_of_the_cpu_and_the_network_goes_back(tmp_path: Path)
 def test_lanczos_gives_the_bytes_of_the_cpu(size: tuple[int, int]) -> None:
     levels = noise(1344, 768)
     assert torch.equal(lanczos(levels.cuda(), size).cpu(), lanczos(levels, size))
+
+
+def test_numbers_are_those_of_the_cpu() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
+    assert torch.equal(to_numbers(levels.cuda()).cpu(), to_numbers(levels))
+
+
+@pytest.mark.parametrize("only_masked", [True, False])
+@pytest.mark.parametrize("mode", [0, 1, 2])
+def test_pictures_are_prepared_and_put_back_with_the_bytes_of_the_cpu(only_masked: bool, mode: int) -> None:
+    picture, mask = to_image(noise(150, 90)), to_image(torch.zeros(1, 150, 90, dtype=torch.uint8))
+    mask.paste(255, (30, 40, 60, 90))
+    masking = Masking((4, 4), only_masked=only_masked, padding=8)
+    outcomes = []
+    for device in (HOST, torch.device("cuda")):
+        made = prepare(picture, mask, (128, 96), mode, masking, device=device)
+        back = paste_back(to_image(noise(96, 128, 1)), made, device=device)
+        outcomes.append([to_levels(each) for each in (made.picture, made.mask, made.overlay_mask, back) if each])
+    assert len(outcomes[0]) == 4
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*outcomes, strict=True))
