@@ -54,10 +54,10 @@ class Letterbox:
         left, top = (round(border / 2 - 0.1) for border in borders)
         return cls((width, height), resized, left, top, (resized[0] + borders[0], resized[1] + borders[1]))
 
-    def apply(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Resize a picture [H, W, 3] and put it into the rectangle."""
+    def apply(self, pixels: Tensor) -> Tensor:
+        """Resize a picture [H, W, 3] and put it into the rectangle, on its device."""
         width, height = self.size
-        boxed = np.full((height, width, 3), PAD_LEVEL, dtype=np.uint8)
+        boxed = pixels.new_full((height, width, 3), PAD_LEVEL)
         inner = pixels if self.resized == self.source else resize_linear(pixels, *self.resized)
         boxed[self.top : self.top + self.resized[1], self.left : self.left + self.resized[0]] = inner
         return boxed
@@ -69,19 +69,21 @@ class Letterbox:
         return ((boxes - borders) / gains).clamp(min=0).minimum(boxes.new_tensor(self.source).repeat(2))
 
 
-def resize_linear(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+def resize_linear(pixels: Tensor, width: int, height: int) -> Tensor:
     """Resize [H, W, C] as OpenCV's ``INTER_LINEAR`` does, to the byte: columns first, in whole numbers."""
     if pixels.shape[0] == 2 * height and pixels.shape[1] == 2 * width:  # OpenCV averages where both sides halve
-        quads = pixels.reshape(height, 2, width, 2, -1).astype(np.uint16).sum(axis=(1, 3))
-        return ((quads + 2) >> 2).astype(np.uint8)
-    x0, x1, xa, xb = _taps(pixels.shape[1], width, clamp=True)
-    y0, y1, ya, yb = _taps(pixels.shape[0], height, clamp=False)
+        quads = pixels.reshape(height, 2, width, 2, -1).sum((1, 3), dtype=torch.int32)
+        return ((quads + 2) >> 2).byte()
+    device = pixels.device
+    x0, x1, xa, xb = (torch.from_numpy(each).to(device) for each in _taps(pixels.shape[1], width, clamp=True))
+    y0, y1, ya, yb = (torch.from_numpy(each).to(device) for each in _taps(pixels.shape[0], height, clamp=False))
 
-    def across(rows: NDArray[np.uint8]) -> NDArray[np.int32]:
-        return (rows[:, x0].astype(np.int32) * xa[:, None] + rows[:, x1].astype(np.int32) * xb[:, None]) >> 4
+    def across(rows: Tensor) -> Tensor:
+        wide = pixels.index_select(0, rows).int()
+        return (wide.index_select(1, x0) * xa[:, None] + wide.index_select(1, x1) * xb[:, None]) >> 4
 
-    upper, lower = (across(pixels[y0]) * ya[:, None, None]) >> 16, (across(pixels[y1]) * yb[:, None, None]) >> 16
-    return ((upper + lower + 2) >> 2).astype(np.uint8)
+    upper, lower = (across(y0) * ya[:, None, None]) >> 16, (across(y1) * yb[:, None, None]) >> 16
+    return ((upper + lower + 2) >> 2).byte()
 
 
 def _taps(old: int, new: int, *, clamp: bool) -> tuple[NDArray[np.int32], ...]:

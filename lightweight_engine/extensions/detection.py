@@ -90,8 +90,8 @@ class YOLODetector:
     def detect(self, image: Image.Image, confidence: float, classes: Sequence[str] = ()) -> list[Detection]:
         wanted = self._numbers(classes) if classes else None
         letterbox = Letterbox.of(*image.size, self.image_size)
-        pixels = torch.from_numpy(letterbox.apply(np.asarray(image.convert("RGB"))))
-        decoded, prototypes = self.network(pixels.to(self.device).permute(2, 0, 1)[None].float() / 255)
+        pixels = letterbox.apply(torch.from_numpy(np.array(image.convert("RGB"))).to(self.device))
+        decoded, prototypes = self.network(pixels.permute(2, 0, 1)[None].float() / 255)
         # The host picks: hundreds of short steps, each depending on the last.
         found = select(decoded.cpu(), len(self.classes), confidence, wanted)
         masks: Sequence[Image.Image | None] = [None] * len(found.boxes)

@@ -114,7 +114,7 @@ def test_other_networks_answer_as_the_library(library: Any, tmp_path: Path, name
     ours = open_network(Entry(f"{name}.pt", tmp_path / f"{name}.pt"), "cpu")
     assert torch.equal(torch.random.get_rng_state(), state)
     assert ours.classes == tuple(theirs.names[number] for number in range(len(theirs.names)))
-    pixels = torch.from_numpy(Letterbox.of(300, 200, 320).apply(np.asarray(pictures(1)[-1].resize((300, 200)))))
+    pixels = Letterbox.of(300, 200, 320).apply(torch.from_numpy(np.array(pictures(1)[-1].resize((300, 200)))))
     pixels = pixels.permute(2, 0, 1)[None] / 255
     network = theirs.model.half().float().eval()  # files hold half precision
     with torch.inference_mode():

@@ -52,10 +52,10 @@ def picture(width: int = 96, height: int = 64, seed: int = 0) -> Image.Image:
 def test_letterbox(source: Any, longest: int, resized: Any, corner: Any, size: Any) -> None:
     letterbox = Letterbox.of(source[0], source[1], longest)
     assert (letterbox.resized, (letterbox.left, letterbox.top), letterbox.size) == (resized, corner, size)
-    boxed = letterbox.apply(np.zeros((source[1], source[0], 3), np.uint8))
+    boxed = letterbox.apply(torch.zeros(source[1], source[0], 3, dtype=torch.uint8))
     assert boxed.shape == (size[1], size[0], 3)
     inner = boxed[letterbox.top :, letterbox.left :][: resized[1], : resized[0]]
-    assert not inner.any() and boxed.sum() == 114 * (boxed.size - inner.size)
+    assert not inner.any() and boxed.sum() == 114 * (boxed.numel() - inner.numel())
 
 
 def test_boxes_come_back_to_the_picture() -> None:
@@ -66,9 +66,9 @@ def test_boxes_come_back_to_the_picture() -> None:
 
 
 def test_resizing_keeps_flat_and_halves_by_averages() -> None:
-    flat = np.full((7, 9, 3), 201, np.uint8)
+    flat = torch.full((7, 9, 3), 201, dtype=torch.uint8)
     assert (resize_linear(flat, 31, 5) == 201).all()
-    squares = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    squares = torch.arange(48, dtype=torch.uint8).reshape(4, 4, 3)
     assert resize_linear(squares, 2, 2)[0, 0].tolist() == [8, 9, 10]  # (0 + 3 + 12 + 15) / 4 = 7.5, rounded up
 
 
@@ -159,7 +159,7 @@ def test_all_forms_of_a_file_detect_the_same(tmp_path: Path, kind: str) -> None:
     found = detector.detect(picture(), 0.3)
     assert found and found == sorted(found, key=lambda each: -each.score)
     letterbox = Letterbox.of(96, 64, 64)
-    pixels = torch.from_numpy(letterbox.apply(np.asarray(picture()))).permute(2, 0, 1)[None] / 255
+    pixels = letterbox.apply(torch.from_numpy(np.array(picture()))).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
         expected = select(network.decode(network(pixels))[0], 2, 0.3)
     assert len(found) == len(expected.boxes)

@@ -30,14 +30,14 @@ def detectors() -> tuple[YOLODetector, ...]:
 
 def check(case: Case) -> None:
     image = Image.fromarray(case.array(f"img_{case.id}"))
-    boxed = Letterbox.of(*image.size, case["imgsz"]).apply(np.asarray(image))
+    boxed = Letterbox.of(*image.size, case["imgsz"]).apply(torch.from_numpy(np.array(image)))
     assert list(boxed.shape[:2]) == case["net_hw"]
-    assert np.array_equal(boxed.transpose(2, 0, 1), case.array(f"letterbox_{case.id}"))
+    assert np.array_equal(boxed.permute(2, 0, 1), case.array(f"letterbox_{case.id}"))
     assert case["iou"] == OVERLAP
     raw = torch.from_numpy(case.array(f"raw_{case.id}"))
     detector = next(each for each in detectors() if 4 + len(each.classes) == raw.shape[1])
     with torch.inference_mode():
-        decoded, _ = detector.network(torch.from_numpy(boxed).permute(2, 0, 1)[None] / 255)
+        decoded, _ = detector.network(boxed.permute(2, 0, 1)[None] / 255)
     torch.testing.assert_close(decoded[None], raw, rtol=0, atol=1e-3)
     detector.image_size = case["imgsz"]
     found = detector.detect(image, case["conf"])

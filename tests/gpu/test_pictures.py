@@ -1,4 +1,4 @@
-"""Upscaling networks on a GPU: the pictures of the CPU, and nothing left behind."""
+"""Pictures on a GPU: upscaled, resized, prepared and looked at as on the CPU, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ pytest.importorskip("spandrel")
 
 from test_upscalers import esrgan_state, noise
 
+from lightweight_engine.extensions.boxes import Letterbox
 from lightweight_engine.extensions.inpainting import Masking, paste_back, prepare
 from lightweight_engine.upscalers.files import Tiling
 from lightweight_engine.upscalers.networks import NetworkUpscaler, open_network
@@ -63,3 +64,10 @@ def test_pictures_are_prepared_and_put_back_with_the_bytes_of_the_cpu(only_maske
         outcomes.append([to_levels(each) for each in (made.picture, made.mask, made.overlay_mask, back) if each])
     assert len(outcomes[0]) == 4
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*outcomes, strict=True))
+
+
+@pytest.mark.parametrize("longest", [64, 128, 640])
+def test_a_detector_sees_the_bytes_of_the_cpu(longest: int) -> None:
+    pixels = noise(256, 128).permute(1, 2, 0).contiguous()
+    letterbox = Letterbox.of(128, 256, longest)
+    assert torch.equal(letterbox.apply(pixels.cuda()).cpu(), letterbox.apply(pixels))
