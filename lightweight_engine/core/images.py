@@ -163,8 +163,12 @@ def open_image(
     field: str = "image",
     max_pixels: int = MAX_INPUT_PIXELS,
     formats: tuple[str, ...] = _READABLE,
+    pixels: bool = True,
 ) -> Image:
-    """The picture of a file or of bytes, wholly read. RequestError, naming ``field``, for anything that is not one."""
+    """The picture of a file or of bytes, wholly read. RequestError, naming ``field``, for anything that is not one.
+
+    Without ``pixels`` only its head is looked at, which is cheap however large it is.
+    """
     from PIL import Image, UnidentifiedImageError
 
     name = "the data given" if isinstance(source, bytes) else str(source)
@@ -182,7 +186,8 @@ def open_image(
             warnings.simplefilter("ignore")  # what Pillow warns of is refused below, or does no harm
             picture = Image.open(io.BytesIO(data), formats=formats)
             check_pixels(picture.size, name, field, max_pixels)
-            picture.load()
+            if pixels:
+                picture.load()
     except PictureTooLargeError:
         raise
     except Image.DecompressionBombError:

@@ -35,6 +35,8 @@ def check_fields(request: GenerationRequest, config: EngineConfig) -> None:
                 field=field,
             )
     _check_count("num_outputs", request.num_outputs, config)
+    if isinstance(request.image, list | tuple):
+        _check_starts(len(request.image), request.num_outputs)
 
 
 def check_upscale(request: UpscaleRequest, config: EngineConfig) -> None:
@@ -106,6 +108,16 @@ def _check_samplers(request: GenerationRequest) -> None:
             "hr_scheduler" if request.hr_scheduler else "scheduler",
         )
         resolve_sampler(*pair, request.compat, fields=named)
+
+
+def _check_starts(count: int, outputs: int) -> None:
+    """Refuse start pictures that are neither one for all outputs nor one for each."""
+    if not count:
+        raise RequestError("image: the list is empty; give a picture, or leave it out", field="image")
+    if count not in (1, outputs):
+        raise RequestError(
+            f"image: {count} pictures for {outputs} outputs; give one, or one for each output", field="image"
+        )
 
 
 def _check_count(field: str, count: int, config: EngineConfig) -> None:

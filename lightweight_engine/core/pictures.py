@@ -81,13 +81,18 @@ class PictureReader:
             check_pixels(picture.size, "the picture given", field, self.max_pixels)
         else:
             picture = self.open(given, field)
-        # A JPEG of a phone may hold a second picture, for depth; it is the first that people mean.
-        if getattr(picture, "is_animated", False) and picture.format != "MPO":
-            raise RequestError(
-                f"{field}: the picture is animated ({getattr(picture, 'n_frames', 2)} frames); give a still one",
-                field=field,
-            )
+        _check_still(picture, field)
         return plain(upright(picture), field)
+
+    def check(self, given: Any, field: str = "image") -> None:
+        """Refuse what ``read`` would of a picture that is not on the web, as far as the head of its file tells."""
+        with about(field):
+            source = self._source(given, field)
+        _check_still(open_image(source, field=field, max_pixels=self.max_pixels, formats=FORMATS, pixels=False), field)
+
+    def fetches(self, given: Any) -> bool:
+        """Whether a picture is on the web, and would be got from there."""
+        return self.fetch is not None and isinstance(given, str) and is_url(given)
 
     def open(self, given: Any, field: str = "image") -> Image.Image:
         """A picture as its file has it, with what else the file holds in ``info``. Errors as of ``read``."""
@@ -136,6 +141,15 @@ def is_path(given: str | os.PathLike[str]) -> bool:
         return len(os.fspath(given)) < MAX_PATH and os.path.exists(given)
     except ValueError:  # a NUL
         return False
+
+
+def _check_still(picture: Image.Image, field: str) -> None:
+    """A JPEG of a phone may hold a second picture, for depth; it is the first that people mean."""
+    if getattr(picture, "is_animated", False) and picture.format != "MPO":
+        raise RequestError(
+            f"{field}: the picture is animated ({getattr(picture, 'n_frames', 2)} frames); give a still one",
+            field=field,
+        )
 
 
 def _file(path: Path, field: str) -> Path:

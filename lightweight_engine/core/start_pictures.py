@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from PIL import Image
@@ -61,23 +59,18 @@ def read_start(
     warnings: list[str],
     device: torch.device = HOST,
 ) -> StartPictures | None:
-    """The start pictures of a request for a pass of ``size`` (height, width); None for text-to-image.
+    """The start pictures of a request that was checked for a pass of ``size`` (height, width); None for text-to-image.
 
     Args:
         device: may resize them.
 
     Raises:
-        RequestError: a picture cannot be read, or their number is not that of the outputs.
+        RequestError: a picture cannot be read.
         DownloadError: one cannot be fetched.
     """
     if request.image is None:
         return None
-    given = _as_list(request.image)
-    if len(given) not in (1, request.num_outputs):
-        raise RequestError(
-            f"image: {len(given)} pictures for {request.num_outputs} outputs; give one, or one for each output",
-            field="image",
-        )
+    given = request.image if isinstance(request.image, list | tuple) else [request.image]
     pictures = [flattened(reader.read(each), request.background_color) for each in given]
     masking = masking_of(request)
     mask = None
@@ -114,14 +107,6 @@ def masking_of(request: GenerationRequest) -> Masking:
         only_masked=request.inpaint_full_res,
         padding=request.inpaint_full_res_padding,
     )
-
-
-def _as_list(given: Any) -> Sequence[Any]:
-    if isinstance(given, (list, tuple)):
-        if not given:
-            raise RequestError("image: the list is empty; give a picture, or leave it out", field="image")
-        return given
-    return [given]
 
 
 def _for_blank(mask: Image.Image, masking: Masking, request: GenerationRequest, warnings: list[str]) -> Masking:

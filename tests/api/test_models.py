@@ -14,8 +14,12 @@ from running_service import LONG, PROJECT, SMALL, Running, service
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from lightweight_engine.apps.server.schemas import UPSCALE_EXAMPLE
+
 TINY = PROJECT / "lightweight_engine" / "tiny"
 OTHER = "people/other.safetensors"
+QUEUE = 2
+PICTURE = UPSCALE_EXAMPLE["images"][0]
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +37,21 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(models: Path, _same_environment: None) -> Iterator[Running]:
-    options = ("--models-dir", str(models), "--checkpoint", "tiny")
+    options = ("--models-dir", str(models), "--checkpoint", "tiny", "--set", f"queue_max={QUEUE}")
     with service(models.parent, *options, XDG_CACHE_HOME=str(models.parent / "cache")) as running:
         yield running.ready()
+
+
+@pytest.fixture
+def full(two: Running) -> Iterator[Running]:
+    """It draws, and no more jobs may wait."""
+    jobs = [two.job(LONG)]
+    two.until(jobs[0], "running")
+    jobs += [two.job(SMALL) for _ in range(QUEUE)]
+    yield two
+    for job in reversed(jobs):
+        two.ask("DELETE", f"/jobs/{job}")
+    two.idle()
 
 
 def drawn(running: Running, **fields: Any) -> tuple[str, str]:
@@ -117,6 +133,7 @@ def test_a_file_that_is_put_there_can_be_named_at_once(two: Running, models: Pat
     finally:
         added.unlink()
     assert two.generate(vae="added").status == 404
+    two.post("/models/refresh", None)
     assert not [row for row in two.get("/models").json["modules"] if "added" in row["filename"]]
     shutil.copyfile(models / "VAE" / "ae.safetensors", added)
     assert two.post("/models/refresh", None).status == 200
@@ -140,3 +157,61 @@ def test_upscalers_and_detectors_are_checked_before_a_job_waits(two: Running) ->
     answer = two.post("/upscale", {"images": ["the picture is read later"], "upscaler": "Lanczoz"})
     assert answer.status == 422 and answer.error["param"] == "upscaler"
     assert two.ask("DELETE", f"/jobs/{job}").status == 200
+    two.idle()
+
+
+PIXELS_CLAIMED = "iVBORw0KGgoAAAANSUhEUgAAdTAAAHUwCAIAAADpRW/tAAAAC0lEQVR4nGNgwAcAAB4AAfb96ZYAAAAASUVORK5CYII="
+"""A PNG whose head claims 30,000 x 30,000."""
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "status", "param", "said"),
+    [
+        ("/jobs", {"checkpoint": "othr"}, 404, "checkpoint", "did you mean 'other'"),
+        ("/jobs", {"checkpoint": "other", "vae": "clip_l"}, 422, "vae", "belongs in the setting clip"),
+        ("/jobs", {"loras": ["haat"]}, 404, "loras", "did you mean 'hat'"),
+        ("/jobs", {"prompt": "<lora:haat:1>"}, 404, "prompt", "did you mean 'hat'"),
+        ("/jobs", {"lora_urls": ["https://example.org/a.zip"]}, 415, "lora_urls", "not one of a LoRA"),
+        ("/jobs", {"image": "%" * 200}, 422, "image", "no picture"),
+        ("/jobs", {"image": PIXELS_CLAIMED}, 413, "image", "pixels"),
+        ("/jobs", {"image": []}, 422, "image", "the list is empty"),
+        ("/jobs", {"image": [PICTURE] * 2, "num_outputs": 3}, 422, "image", "2 pictures for 3 outputs"),
+        ("/jobs", {"image": "https://example.org/a.png"}, 403, "image", "not fetched"),
+        ("/jobs", {"image": PICTURE, "mask": "x"}, 422, "mask", "no picture"),
+        ("/upscale", {"images": [PICTURE, "x"]}, 422, "images[1]", "no picture"),
+        ("/sdapi/v1/txt2img", {"prompt": "<lora:haat:1>"}, 404, "prompt", "did you mean 'hat'"),
+        ("/sdapi/v1/img2img", {"init_images": ["x"]}, 422, "init_images", "no picture"),
+    ],
+    ids=str,
+)
+def test_what_a_request_names_is_looked_up_before_it_waits(
+    full: Running, path: str, fields: dict[str, Any], status: int, param: str, said: str
+) -> None:
+    drawing = {} if path == "/upscale" else SMALL
+    answer = full.post(path, {**drawing, **fields})
+    assert (answer.status, answer.error["param"]) == (status, param), answer.body
+    assert said in answer.error["message"]
+
+
+def test_what_is_there_waits_for_room(full: Running) -> None:
+    answer = full.post("/jobs", {**SMALL, "checkpoint": "other", "loras": ["hat"], "image": PICTURE})
+    assert answer.status == 429
+
+
+def test_the_front_loads_no_torch(full: Running) -> None:
+    maps = Path(f"/proc/{full.process.pid}/maps")
+    if not maps.exists():
+        pytest.skip("the system does not tell what a process has loaded")
+    assert "libtorch" not in maps.read_text() and "libtorch" in Path(f"/proc/{full.worker}/maps").read_text()
+
+
+def test_a_key_finds_its_job_when_the_file_is_gone(two: Running, models: Path) -> None:
+    added = models / "VAE" / "passing.safetensors"
+    shutil.copyfile(models / "VAE" / "ae.safetensors", added)
+    asked = {**SMALL, "vae": "passing"}
+    try:
+        first = two.post("/generate", asked, Idempotency_Key="gone")
+    finally:
+        added.unlink()
+    assert first.status == 200 and two.post("/generate", asked, Idempotency_Key="gone").json == first.json
+    assert two.post("/generate", asked).status == 404

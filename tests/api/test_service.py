@@ -91,9 +91,12 @@ def test_previews(server: Running) -> None:
 
 
 def test_a_job_that_fails(server: Running) -> None:
-    job = server.job({**SMALL, "loras": ["there-is-none"]})
-    told = server.until(job, "failed")
-    assert told["error"]["type"] == "ModelNotFoundError" and told["result"] is None
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 90).save(buffer, "JPEG")
+    half = base64.b64encode(buffer.getvalue()[:900]).decode()  # whose head is whole
+    told = server.until(server.job({**SMALL, "image": half}), "failed")
+    job = told["id"]
+    assert (told["error"]["type"], told["error"]["param"]) == ("RequestError", "image") and told["result"] is None
     assert events(server.get(f"/jobs/{job}/events").body)[-1][0] == "error"
     assert server.get(f"/jobs/{job}/images/0").status == 409
 

@@ -47,9 +47,9 @@ def test_one_as_it_is_to_a_size(server: Running) -> None:
     ("changed", "status", "said"),
     [
         ({"images": []}, 422, "images"),
-        ({"images": ["no picture"]}, 422, "images: the text given is no picture"),
-        ({"images": ["/etc/hostname"]}, 422, "images: the text given is no picture"),
-        ({"images": ["http://localhost/a.png"]}, 403, "images: URLs are not fetched here"),
+        ({"images": ["no picture"]}, 422, "images[0]: the text given is no picture"),
+        ({"images": ["/etc/hostname"]}, 422, "images[0]: the text given is no picture"),
+        ({"images": ["http://localhost/a.png"]}, 403, "images[0]: URLs are not fetched here"),
         ({"images": [encoded(8)] * 65}, 422, "max_outputs"),
         ({"by": 17}, 422, "by:"),
         ({"by": 2, "height": 3}, 422, "give by, or width and height"),

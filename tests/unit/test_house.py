@@ -164,7 +164,8 @@ ARROWS = {
     "apps.serve": "console options server.logs server.run server.supervisor",
     "apps.server.messages": "server.faults",
     "apps.server.facts": "server.faults",
-    "apps.server.worker": "server.facts server.faults server.logs server.messages server.names",
+    "apps.server.sources": "server.names",
+    "apps.server.worker": "server.facts server.faults server.logs server.messages server.sources",
     "apps.server.supervisor": "server.faults server.messages server.worker",
     "apps.server.jobs": "server.faults server.messages",
     "apps.server.metrics": "server.messages",
@@ -172,7 +173,7 @@ ARROWS = {
     "apps.server.canary": "server.faults server.logs server.messages server.metrics server.supervisor",
     "apps.server.tasks": "server.names",
     "apps.server.service": "server.canary server.faults server.jobs server.logs server.messages server.metrics "
-    "server.supervisor server.tasks",
+    "server.sources server.supervisor server.tasks",
     "apps.server.bodies": "server.faults",
     "apps.server.schemas": "server.jobs server.messages",
     "apps.server.guards": "server.bodies server.faults server.logs server.metrics",

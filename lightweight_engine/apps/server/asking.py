@@ -26,11 +26,11 @@ class JobFailed(Exception):
         self.fault = fault
 
 
-def submit(service: Service, request: Request, task: Task, preview_every: int = 0, *, save: bool = False) -> Job:
+async def submit(service: Service, request: Request, task: Task, preview_every: int = 0, *, save: bool = False) -> Job:
     """Have the service accept a job, with the idempotency key and the time that the headers give.
 
     Raises:
-        Refusal, RequestError: a header is wrong, or as of ``Service.submit``.
+        EngineError: a header is wrong, or as of ``Service.submit``.
     """
     key = request.headers.get("idempotency-key")
     if key is not None and not 0 < len(key) <= MAX_KEY:
@@ -39,7 +39,7 @@ def submit(service: Service, request: Request, task: Task, preview_every: int = 
     seconds = None if text is None else seconds_of(text)
     if text is not None and not seconds:
         raise RequestError("X-Request-Timeout: give seconds, more than 0", field="X-Request-Timeout")
-    return service.submit(
+    return await service.submit(
         task,
         request_id=request.state.request_id,
         seconds=seconds,

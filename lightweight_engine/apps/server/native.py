@@ -61,7 +61,7 @@ def _add_generate(router: APIRouter, service: Service) -> None:
         drawn = _as_request(service, _with_format(fields, kind))
         if kind != "json" and drawn.num_outputs > 1:
             raise NotAcceptableError("an answer that is a picture holds one; ask for num_outputs 1, or accept JSON")
-        job = submit(service, request, drawn)
+        job = await submit(service, request, drawn)
         if not await finished(service, request, job):
             return Response(status_code=CLIENT_GONE)
         return await asyncio.to_thread(_told, Generated, job) if kind == "json" else _picture(job, 0)
@@ -80,7 +80,7 @@ def _add_upscale(router: APIRouter, service: Service) -> None:
         task = UpscaleRequest(**_with_format(await read_json(request, service.max_body), kind))
         if kind != "json" and len(task.images) > 1:
             raise NotAcceptableError("an answer that is a picture holds one; send one, or accept JSON")
-        job = submit(service, request, task)
+        job = await submit(service, request, task)
         if not await finished(service, request, job):
             return Response(status_code=CLIENT_GONE)
         return await asyncio.to_thread(_told, Upscaled, job) if kind == "json" else _picture(job, 0)
@@ -104,7 +104,7 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
         if not 0 <= preview_every <= 1000:
             raise RequestError("preview_every: give 0 to 1000 steps", field="preview_every")
         drawn = _as_request(service, await read_json(request, service.max_body))
-        job = submit(service, request, drawn, preview_every)
+        job = await submit(service, request, drawn, preview_every)
         response.headers["Location"] = f"/jobs/{job.id}"
         return told(job)
 

@@ -20,6 +20,7 @@ from .jobs import Job, JobStore
 from .logs import JOB_ID, REQUEST_ID
 from .messages import Ended, Moved, Work
 from .metrics import Metrics
+from .sources import Sources
 from .supervisor import Child, Supervisor
 from .tasks import check, cost_of, digest_of
 
@@ -59,6 +60,7 @@ class Service:
         self.pace = Pace()
         self.supervisor = Supervisor(start, child, self._give_up)
         self.canary = Canary(config, self.supervisor, self.metrics)
+        self._sources = Sources(config)
         self._arrived = asyncio.Event()
         self._tasks = [asyncio.create_task(self._dispatch()), asyncio.create_task(self._watch_clock())]
 
@@ -101,7 +103,7 @@ class Service:
             ),
         }
 
-    def submit(
+    async def submit(
         self,
         task: Task,
         *,
@@ -114,6 +116,9 @@ class Service:
     ) -> Job:
         """Accept a job, or find the one that its idempotency key stands for.
 
+        What the task names and brings is looked at in a thread, as folders may be slow: a job that would be refused
+        when its turn comes does not wait for that.
+
         Args:
             seconds: that it may wait and run, if less than is configured.
             key: of idempotency, unique to its caller.
@@ -121,7 +126,7 @@ class Service:
             save: keep what is drawn in the folder of outputs too.
 
         Raises:
-            RequestError: a field is wrong.
+            EngineError: a field is wrong, or what it names is not there.
             OutputError: what is drawn is to be kept, and cannot be.
             Refusal: the queue is full, or its caller's share of it; the service ends; or the key stands for another
                 request.
@@ -129,6 +134,9 @@ class Service:
         check(task, self.config, is_tiny=self.supervisor.facts.get("demonstration"))
         digest = digest_of(task) if key is not None else ""
         if key is not None and (known := self.jobs.of_key(key, digest)):
+            return known
+        await asyncio.to_thread(self._sources.check, task)
+        if key is not None and (known := self.jobs.of_key(key, digest)):  # of the same caller, meanwhile
             return known
         self._check_room(caller)
         if save:

@@ -20,19 +20,15 @@ from ...config import EngineConfig
 from ...core.engine import LightweightEngine
 from ...core.images import encode, preview_jpeg
 from ...core.models import ModelLibrary
-from ...core.pictures import PictureReader
 from ...core.progress import Interrupt as Interrupter
 from ...core.replay import save_result
 from ...errors import EngineError, OutputError
-from ...request import GenerationRequest, GenerationResult, Progress, Task, UpscaleRequest, UpscaleResult
+from ...request import GenerationResult, Progress, UpscaleRequest, UpscaleResult
 from .facts import Facts
 from .faults import Fault, without_paths
 from .logs import JOB_ID, REQUEST_ID, set_up_logs
 from .messages import Broken, Cancel, Ended, FromWorker, Interrupt, Moved, Outcome, Ready, Tend, Tended, ToWorker, Work
-from .names import MODEL_FILES
-
-PICTURES = ("image", "mask", "images")
-"""Fields of tasks that hold pictures."""
+from .sources import check_models, reader_of, with_pictures
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +59,7 @@ class Worker:
     def __init__(self, connection: Connection, config: EngineConfig) -> None:
         self._connection = connection
         self._config = config
-        self._reader = _reader(config)
+        self._reader = reader_of(config)
         self._waiting: queue.SimpleQueue[Work | Tend] = queue.SimpleQueue()
         self._stops: dict[str, _Stops] = {}
 
@@ -166,40 +162,6 @@ def _tended(engine: LightweightEngine, facts: Facts, tend: Tend) -> Tended:
         log.exception("the model could not be tended to")
         fault = Fault.unexpected()
     return Tended(facts(), fault)
-
-
-def _reader(config: EngineConfig) -> PictureReader:
-    """Reads the pictures of callers, who may name no file of this machine, and URLs only where that is configured."""
-    reader = PictureReader.of(config, paths=False)
-    return reader if config.fetch_pictures else PictureReader(None, False, reader.max_pixels)
-
-
-def check_models(request: GenerationRequest, library: ModelLibrary) -> None:
-    """Refuse files that are not in the models folder, so that the engine is never given a name that could be a path.
-
-    Raises:
-        ModelNotFoundError: names the field, close names, and those that there are.
-    """
-    named = {setting: name for setting in MODEL_FILES if (name := getattr(request, setting)) is not None}
-    if named:
-        library.refresh()
-    for setting, name in named.items():
-        library.find(name, listed=True, field=setting)
-
-
-def with_pictures(task: Task, reader: PictureReader) -> Task:
-    """The task with its pictures decoded, so that the engine is never given a text that could be a path.
-
-    Raises:
-        RequestError, DownloadError: as of ``PictureReader.read``.
-    """
-    read: dict[str, Any] = {}
-    for name in PICTURES:
-        given = getattr(task, name, None)
-        if given is not None:
-            several = isinstance(given, list | tuple)
-            read[name] = [reader.read(each, name) for each in given] if several else reader.read(given, name)
-    return task.model_copy(update=read) if read else task
 
 
 def outcome_of(result: GenerationResult, saved: Sequence[str] = (), warned: Sequence[str] = ()) -> Outcome:

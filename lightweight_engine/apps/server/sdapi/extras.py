@@ -66,7 +66,7 @@ async def _enlarged(
     with in_their_words(NAMES):
         raw = await read_json(request, service.max_body)
         body = model.read(raw)
-        job = submit(service, request, upscale_request(body, session.options.output_format))
+        job = await submit(service, request, upscale_request(body, session.options.output_format))
         session.follow(job)
         if not await finished(service, request, job):
             return Response(status_code=CLIENT_GONE)

@@ -68,7 +68,7 @@ async def _drawn(session: Session, request: Request, model: type[TextToImageRequ
         raw = await read_json(request, service.max_body)
         body: Body = model.read(raw)
         asked = translate(body, raw, session.options, Catalogue.of(service), service.config)
-        job = submit(service, request, asked.request, asked.options.preview_every, save=body.save_images)
+        job = await submit(service, request, asked.request, asked.options.preview_every, save=body.save_images)
         session.follow(job, body.force_task_id, body.n_iter or 1)
         if not await finished(service, request, job):
             return Response(status_code=CLIENT_GONE)
