@@ -18,17 +18,25 @@ from .quantized_cache import through_cache
 
 
 def assemble(
-    models: ModelSet, config: EngineConfig, device: torch.device, card: Card, notes: list[str], *, load: bool
+    models: ModelSet,
+    config: EngineConfig,
+    device: torch.device,
+    card: Card,
+    notes: list[str],
+    of_cache: list[str] | None = None,
+    *,
+    load: bool,
 ) -> Networks:
     """The networks of a model, none of them loaded yet.
 
     Args:
         notes: gets what is worth saying of settings and files.
+        of_cache: gets what is of the cache of quantised weights instead, which is only known as it is used.
         load: they will be; what is quantised on load may be kept for the next time.
     """
     precision = choose_precision(config, models, card, notes)
     if load:
-        models, precision = through_cache(config, models, precision, device, notes)
+        models, precision = through_cache(config, models, precision, device, notes if of_cache is None else of_cache)
     rules = memory_manager(config, card)
     networks = Networks(
         models,

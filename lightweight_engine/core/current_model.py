@@ -18,7 +18,7 @@ from .loras import lora_manager
 from .models import ModelLibrary, ModelSet
 from .networks import Networks
 from .plan import Plan
-from .precision import settings_in_effect
+from .precision import choose_precision, settings_in_effect
 from .recovery import within_memory
 
 
@@ -34,7 +34,8 @@ class CurrentModel:
         library: the model files; it remembers the headers that were read, so that a change reads few.
         networks: None until a model is asked for.
         settings: the configured ones, with the choice of the last request that named a model.
-        notes: what is worth saying of the settings and the model's files, a sentence each.
+        notes: what is worth saying of the settings and the model's files, a sentence each; the same for the same
+            settings, whatever model was in use before.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class CurrentModel:
         self._sha256_of, self._usual = sha256_of, usual
         self._given: Networks | None = None
         self._files: object = None
+        self._of_cache: list[str] = []  # of the notes, those that were made as the networks were
         self._loras: LoRAManager | None = None
 
     @property
@@ -125,19 +127,22 @@ class CurrentModel:
         notes: list[str] = []
         models = self.chosen(settings, notes)
         if self._has(models, settings):
-            self.settings = settings
+            assert self.networks is not None
+            choose_precision(settings, models, self.networks.manager.card, notes)  # for what it says of these settings
+            self.settings, self.notes = settings, [*notes, *self._of_cache]
             return
         device = self.networks.device if self.networks is not None else ready_device(self._config)
         if self.networks is not None:
             self.networks.release_all()
-        networks = assemble(models, settings, device, card_of(device), notes, load=True)
+        card, of_cache = card_of(device), []
+        networks = assemble(models, settings, device, card, notes, of_cache, load=True)
         loras = self.loras_of(models)
         with ExitStack() as failed:
             failed.callback(networks.release_all)
             self._load(networks, loras)
             failed.pop_all()
-        self.networks, self.settings, self.notes = networks, settings, notes
-        self._files, self._loras = models.key, loras
+        self.networks, self.settings, self.notes = networks, settings, [*notes, *of_cache]
+        self._files, self._loras, self._of_cache = models.key, loras, of_cache
 
     def _load(self, networks: Networks, loras: LoRAManager) -> None:
         within_memory(networks.device, lambda: networks.load_all(self._usual(networks, loras)))

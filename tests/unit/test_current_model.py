@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import shutil
@@ -44,6 +45,11 @@ def engine_of(folder: Path, **settings: object) -> LightweightEngine:
     usual = {"checkpoint": "small", "vae": "ae", "cache_dir": folder / "cache", "device": "cpu", "offline": True}
     usual["tokenizer_dirs"] = (TINY / "tokenizers",)
     return LightweightEngine(Config(models_dir=folder, **{**usual, **settings}))
+
+
+def engine_of_tiny(tmp_path: Path) -> LightweightEngine:
+    """Of a folder without a model."""
+    return LightweightEngine(Config(models_dir=tmp_path, cache_dir=tmp_path / "cache", device="cpu", offline=True))
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +130,19 @@ def test_the_former_model_comes_back_where_the_new_one_does_not_fit(
             drawn(engine, checkpoint="other")
     assert engine.networks is before and engine.models.name == "small"
     assert drawn(engine) == first
+
+
+def test_a_request_is_told_the_same_whatever_came_before(tmp_path: Path) -> None:
+    """Of two pairs that have the same networks, each has something else to say."""
+    named, packed = {"checkpoint": "tiny"}, {"storage_dtype": "nf4"}
+    asked = [{}, named, packed, {**named, **packed}]
+    alone = [engine_of_tiny(tmp_path).run(request(**fields)).warnings for fields in asked]
+    assert "no Flux checkpoint was found" in alone[0][0] and alone[1] == ()
+    engine = engine_of_tiny(tmp_path)
+    for first, second in itertools.permutations(range(len(asked)), 2):
+        engine.run(request(**asked[first]))
+        assert engine.run(request(**asked[second])).warnings == alone[second], (first, second)
+        assert engine.notes == alone[second]
 
 
 def test_plans_follow_the_model(folder: Path, engine: LightweightEngine) -> None:
