@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 import re
 import statistics
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.fullsize import SMALL, draw
-from benchmarks.report import publish
+from benchmarks.report import publish, write
 from lightweight_engine.backend import eight_bit
 from lightweight_engine.backend.ahead import Ahead
 from lightweight_engine.backend.eight_bit import multiply_as_stored
@@ -207,8 +208,9 @@ def milliseconds(work: Step, count: int) -> float:
     return statistics.median(times[1:])
 
 
-def in_turn(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each step, of rounds that go through all of them forwards and backwards by turns."""
+def in_turn(steps: dict[str, Step], rounds: int) -> Iterator[dict[str, list[float]]]:
+    """Milliseconds of each step so far, after each of the rounds that go through all of them forwards and backwards by
+    turns; the first round warms up."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(-1, rounds):
         names = list(steps) if number % 2 else list(reversed(steps))
@@ -221,7 +223,8 @@ def in_turn(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
             torch.cuda.synchronize()
             if number >= 0:
                 times[name].append(start.elapsed_time(end))
-    return times
+        if number >= 0:
+            yield times
 
 
 def ours(task: Task, model: Flux, lora: int) -> dict[str, Way]:
@@ -262,8 +265,10 @@ def random_changes(model: Flux, rank: int) -> dict[str, Changes]:
     return made
 
 
-def measure(task: Task, *, rounds: int, compile: bool, lora: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """The table, and the milliseconds that the floors consist of."""
+def measure(
+    task: Task, *, rounds: int, compile: bool, lora: int
+) -> Iterator[tuple[list[dict[str, Any]], dict[str, float]]]:
+    """The table after each round, and the milliseconds that the floors consist of."""
     exact = reference(task)
     torch.cuda.empty_cache()
     model = random_model(task.params, task.device)
@@ -277,25 +282,33 @@ def measure(task: Task, *, rounds: int, compile: bool, lora: int) -> tuple[list[
     except ImportError as error:
         print(f"without peers: {error}")
     parts = floor(task)
-    least = {False: parts["products"] + parts["attention"], True: parts["products in 8 bits"] + parts["attention"]}
-    errors = {name: error_of(way, exact) for name, way in ways.items()}
-    times = in_turn({name: way.step for name, way in ways.items()}, rounds)
-    eager = statistics.median(times.get("diffusers, eager", [float("nan")]))
-    rows = []
-    for name, way in ways.items():
-        taken = [each / way.pictures for each in times[name]]
-        rows.append(
-            {
-                "step": name,
-                "ms": statistics.median(taken),
-                "min": min(taken),
-                "max": max(taken),
-                "x floor": statistics.median(taken) / least[way.eight_bits],
-                "x faster than eager": eager / statistics.median(taken),
-                "error": errors[name],
-            }
-        )
-    return rows, {"floor": least[False], "floor in 8 bits": least[True], **parts}
+    least = {"floor": parts["products"] + parts["attention"]}
+    least["floor in 8 bits"] = parts["products in 8 bits"] + parts["attention"]
+    errors: dict[str, float] = {}
+    for name, way in ways.items():  # peers are compiled here
+        start = time.perf_counter()
+        errors[name] = error_of(way, exact)
+        print(f"{name}: error {errors[name]:.4f}, first call {time.perf_counter() - start:.1f} s", flush=True)
+    for times in in_turn({name: way.step for name, way in ways.items()}, rounds):
+        eager = statistics.median(times.get("diffusers, eager", [float("nan")]))
+        rows = [
+            row(name, way, times[name], least["floor in 8 bits" if way.eight_bits else "floor"], eager, errors[name])
+            for name, way in ways.items()
+        ]
+        yield rows, {**least, **parts}
+
+
+def row(name: str, way: Way, times: list[float], floor: float, eager: float, error: float) -> dict[str, Any]:
+    taken = [each / way.pictures for each in times]
+    return {
+        "step": name,
+        "ms": statistics.median(taken),
+        "min": min(taken),
+        "max": max(taken),
+        "x floor": statistics.median(taken) / floor,
+        "x faster than eager": eager / statistics.median(taken),
+        "error": error,
+    }
 
 
 def reference(task: Task) -> Tensor:
@@ -327,9 +340,12 @@ def main() -> None:
         raise SystemExit("a GPU is needed")
     device = torch.device("cuda")
     task = Task(SMALL.transformer if args.small else FluxParams(), 84, 48, args.text, device)
-    rows, least = measure(task, rounds=args.rounds, compile=args.compile, lora=args.lora)
-    name = "gpu_small" if args.small else "gpu"
-    publish(name, rows, device=device_name(device), image="768x1344", text_tokens=args.text, floor_ms=least)
+    name, facts = "gpu_small" if args.small else "gpu", {"image": "768x1344", "text_tokens": args.text}
+    facts["device"] = device_name(device)
+    rows, least = [], {}
+    for rows, least in measure(task, rounds=args.rounds, compile=args.compile, lora=args.lora):
+        write(name, rows, floor_ms=least, **facts)  # a run may be cut off
+    publish(name, rows, floor_ms=least, **facts)
 
 
 if __name__ == "__main__":
