@@ -406,6 +406,14 @@ def test_faces_of_enlarged_pictures_are_left(running: Running) -> None:
     assert answer.status == 200 and "gfpgan_visibility had no effect" in answer.json["html_info"]
 
 
+def test_parameters_of_a_query_are_told(running: Running) -> None:
+    told = "parameters of the query had no effect: steps, x"
+    enlarged = running.post(f"{V1}/extra-single-image?steps=2&x=1", {"image": PNG, "upscaler_1": "Nearest"})
+    assert enlarged.status == 200 and told in enlarged.json["html_info"]
+    assert told in running.post(f"{V1}/txt2img?steps=2&x=1", SMALL).json["warnings"]
+    assert running.get(f"{V1}/progress?skip_current_image=true&x=1").status == 200
+
+
 HERE = Path("models").absolute()
 
 

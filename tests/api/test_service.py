@@ -90,11 +90,15 @@ def test_previews(server: Running) -> None:
     assert any(row.get("eta_seconds") for _, row in told)
 
 
-def test_a_job_that_fails(server: Running) -> None:
+def half_a_picture() -> str:
+    """Whose head is whole, so that only the worker finds out."""
     buffer = io.BytesIO()
     Image.effect_noise((64, 64), 90).save(buffer, "JPEG")
-    half = base64.b64encode(buffer.getvalue()[:900]).decode()  # whose head is whole
-    told = server.until(server.job({**SMALL, "image": half}), "failed")
+    return base64.b64encode(buffer.getvalue()[:900]).decode()
+
+
+def test_a_job_that_fails(server: Running) -> None:
+    told = server.until(server.job({**SMALL, "image": half_a_picture()}), "failed")
     job = told["id"]
     assert (told["error"]["type"], told["error"]["param"]) == ("RequestError", "image") and told["result"] is None
     assert events(server.get(f"/jobs/{job}/events").body)[-1][0] == "error"
@@ -242,10 +246,28 @@ def test_facts(server: Running) -> None:
     assert server.get("/").json["name"] == "lightweight-engine"
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "name", "hint"),
+    [
+        ("POST", "/jobs?preview_evry=1", "preview_evry", "did you mean 'preview_every'?"),
+        ("POST", "/jobs?preview_every=1&seed=2", "seed", "it takes preview_every"),
+        ("POST", "/generate?steps=5", "steps", "it takes none; fields of a request go into its body"),
+        ("POST", "/upscale?by=2", "by", "it takes none"),
+        ("GET", "/jobs/x?wait=1", "wait", "it takes none"),
+        ("GET", "/models?kind=loras", "kind", "it takes none"),
+    ],
+)
+def test_parameters_that_there_are_not(server: Running, method: str, path: str, name: str, hint: str) -> None:
+    answer = server.ask(method, path, SMALL if method == "POST" else None)
+    assert (answer.status, answer.error["param"]) == (422, name)
+    assert answer.error["message"].startswith(f"{name}: ") and hint in answer.error["message"]
+    assert server.get("/livez?probe=1").status == 200, "probes send what they like"
+
+
 def test_metrics(server: Running) -> None:
     server.generate()
     server.generate(width=5)
-    assert server.generate(loras=["nowhere"]).status == 404
+    assert server.generate(image=half_a_picture()).status == 422
     text = server.get("/metrics").body.decode()
     lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert float(lines['lwe_jobs_total{state="succeeded"}']) >= 1

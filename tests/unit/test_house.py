@@ -180,10 +180,10 @@ ARROWS = {
     "apps.server.protocol": "server.faults server.guards server.metrics",
     "apps.server.asking": "server.faults server.jobs server.messages server.service",
     "apps.server.events": "server.jobs server.schemas server.service",
-    "apps.server.native": "server.asking server.bodies server.events server.faults server.jobs server.schemas "
-    "server.service",
-    "apps.server.status": "server.asking server.messages server.metrics server.names server.native server.schemas "
-    "server.service server.supervisor",
+    "apps.server.native": "server.asking server.bodies server.events server.faults server.jobs server.queries "
+    "server.schemas server.service",
+    "apps.server.status": "server.asking server.messages server.metrics server.names server.native server.queries "
+    "server.schemas server.service server.supervisor",
     # Forge's API, from its words outwards
     "apps.server.sdapi.options": "server.sdapi.models",
     "apps.server.sdapi.catalogue": "server.faults server.sdapi.options server.service",
@@ -191,15 +191,16 @@ ARROWS = {
     "server.sdapi.options server.sdapi.scripts",
     "apps.server.sdapi.answers": "server.jobs server.schemas server.sdapi.models server.sdapi.translate",
     "apps.server.sdapi.session": "server.jobs server.sdapi.options server.service",
-    "apps.server.sdapi.generation": "server.asking server.bodies server.faults server.native server.sdapi.answers "
-    "server.sdapi.catalogue server.sdapi.fields server.sdapi.models server.sdapi.session server.sdapi.translate",
+    "apps.server.sdapi.generation": "server.asking server.bodies server.faults server.native server.queries "
+    "server.sdapi.answers server.sdapi.catalogue server.sdapi.fields server.sdapi.models server.sdapi.session "
+    "server.sdapi.translate",
     "apps.server.sdapi.lists": "server.native server.sdapi.scripts server.sdapi.session",
     "apps.server.sdapi.progress": "server.bodies server.native server.schemas server.sdapi.answers "
     "server.sdapi.models server.sdapi.session",
     "apps.server.sdapi.pictures": "server.bodies server.faults server.native server.sdapi.models server.sdapi.session",
     "apps.server.sdapi.adetailer": "server.native server.sdapi.session",
-    "apps.server.sdapi.extras": "server.asking server.bodies server.jobs server.schemas server.sdapi.generation "
-    "server.sdapi.models server.sdapi.options server.sdapi.session",
+    "apps.server.sdapi.extras": "server.asking server.bodies server.jobs server.queries server.schemas "
+    "server.sdapi.generation server.sdapi.models server.sdapi.options server.sdapi.session",
     "apps.server.sdapi.files": "server.asking server.messages server.native server.sdapi.catalogue "
     "server.sdapi.models server.sdapi.session",
     "apps.server.sdapi.settings": "server.bodies server.native server.sdapi.catalogue server.sdapi.generation "

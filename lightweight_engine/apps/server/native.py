@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from starlette.responses import StreamingResponse
 
 from ...errors import RequestError
@@ -15,6 +15,7 @@ from .bodies import read_json
 from .events import Events
 from .faults import ConflictError, NotAcceptableError, UnknownJobError
 from .jobs import Job
+from .queries import refuse_unknown
 from .schemas import EXAMPLE, MEDIA_TYPES, UPSCALE_EXAMPLE, ErrorAnswer, Generated, JobAnswer, Upscaled
 from .service import Service
 
@@ -36,7 +37,7 @@ _JSON = ("application/json", "application/*", "*/*")
 
 def native_routes(service: Service) -> APIRouter:
     """``/generate``, ``/upscale`` and ``/jobs``."""
-    router = APIRouter(tags=["pictures"])
+    router = APIRouter(tags=["pictures"], dependencies=[Depends(refuse_unknown)], responses=errors(422))
     _add_generate(router, service)
     _add_upscale(router, service)
     _add_jobs(router, service)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 from pydantic import SecretStr
 from starlette.responses import PlainTextResponse
 
@@ -19,6 +19,7 @@ from .messages import Tend
 from .metrics import CONTENT_TYPE
 from .names import MODEL_FILES
 from .native import errors
+from .queries import refuse_unknown
 from .schemas import MEDIA_TYPES, Health, request_schemas
 from .service import Service
 from .supervisor import Supervisor
@@ -27,8 +28,10 @@ from .supervisor import Supervisor
 def status_routes(service: Service) -> APIRouter:
     """Health, settings, models, capabilities, metrics."""
     router = APIRouter(tags=["service"])
-    _add_health(router, service)
-    _add_facts(router, service)
+    _add_health(router, service)  # probes may send whatever they like
+    facts = APIRouter(dependencies=[Depends(refuse_unknown)], responses=errors(422))
+    _add_facts(facts, service)
+    router.include_router(facts)
     return router
 
 

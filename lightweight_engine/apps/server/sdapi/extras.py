@@ -13,6 +13,7 @@ from ....request import UpscaleRequest
 from ..asking import CLIENT_GONE, finished, submit
 from ..bodies import read_json
 from ..jobs import Job
+from ..queries import without_effect
 from ..schemas import as_base64
 from .generation import FAILURES, in_their_words, json_answer
 from .models import ExtraBatchRequest, ExtraBatchResponse, ExtraRequest, ExtraSingleRequest, ExtraSingleResponse
@@ -70,7 +71,8 @@ async def _enlarged(
         session.follow(job)
         if not await finished(service, request, job):
             return Response(status_code=CLIENT_GONE)
-    return await asyncio.to_thread(lambda: json_answer(_answer(body, raw, job)))
+    idle = [*_idle(body, raw), *without_effect(request)]
+    return await asyncio.to_thread(lambda: json_answer(_answer(body, idle, job)))
 
 
 def upscale_request(body: ExtraSingleRequest | ExtraBatchRequest, output_format: str) -> UpscaleRequest:
@@ -93,10 +95,10 @@ def _second(body: ExtraRequest) -> bool:
     return body.upscaler_2.lower() not in NO_CHOICE and body.extras_upscaler_2_visibility != 0
 
 
-def _answer(body: ExtraRequest, raw: Mapping[str, Any], job: Job) -> dict[str, Any]:
+def _answer(body: ExtraRequest, idle: Sequence[str], job: Job) -> dict[str, Any]:
     outcome = job.result()
     images = [as_base64(image) for image in outcome.images]
-    warnings = [*_idle(body, raw), *outcome.told.get("warnings", ())]
+    warnings = [*idle, *outcome.told.get("warnings", ())]
     told = {"html_info": html.escape(" ".join(warnings)), "warnings": warnings}
     if isinstance(body, ExtraSingleRequest):
         return {**told, "image": images[0] if images else None}

@@ -15,6 +15,7 @@ from ..asking import CLIENT_GONE, JobFailed, finished, submit
 from ..bodies import read_json
 from ..faults import Fault
 from ..native import errors
+from ..queries import without_effect
 from .answers import generation_answer
 from .catalogue import Catalogue
 from .fields import NAMES
@@ -68,6 +69,7 @@ async def _drawn(session: Session, request: Request, model: type[TextToImageRequ
         raw = await read_json(request, service.max_body)
         body: Body = model.read(raw)
         asked = translate(body, raw, session.options, Catalogue.of(service), service.config)
+        asked.warnings.extend(without_effect(request))
         job = await submit(service, request, asked.request, asked.options.preview_every, save=body.save_images)
         session.follow(job, body.force_task_id, body.n_iter or 1)
         if not await finished(service, request, job):
