@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backend.attention import attention
-from ..backend.feature_maps import group_norm
+from ..backend.feature_maps import add, group_norm, have_programs
 from .params import AutoencoderParams
 
 
@@ -23,8 +23,9 @@ class Norm(nn.GroupNorm):
     def __init__(self, channels: int) -> None:
         super().__init__(32, channels, eps=1e-6)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return group_norm(input, self.num_groups, self.weight, self.bias, self.eps, silu=self.silu)
+    def forward(self, input: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Of ``[B, C, H, W]``, to which ``shift`` ``[C]`` is added before."""
+        return group_norm(input, self.num_groups, self.weight, self.bias, self.eps, silu=self.silu, shift=shift)
 
 
 class NormSiLU(Norm):
@@ -43,8 +44,24 @@ class ResnetBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
+        if have_programs(x):
+            return self._in_few_passes(x)
         hidden = self.conv2(self.norm2(self.conv1(self.norm1(x))))
-        return hidden + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+        return hidden + self._shortcut(x)
+
+    def _in_few_passes(self, x: Tensor) -> Tensor:
+        """Biases are added by what goes through the maps anyway."""
+        assert self.conv2.bias is not None
+        hidden = self.norm2(_without_bias(self.conv1, self.norm1(x)), self.conv1.bias)
+        hidden = _without_bias(self.conv2, hidden)
+        return add(self._shortcut(x), hidden, self.conv2.bias)
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        return x if self.nin_shortcut is None else self.nin_shortcut(x)
+
+
+def _without_bias(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    return F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
 
 
 class AttentionBlock(nn.Module):

@@ -1,14 +1,14 @@
-"""The group norm of feature maps on a GPU: programs against the textbook, and what the autoencoder makes of them."""
+"""Norms and sums of feature maps on a GPU: programs against the textbook, and what the autoencoder makes of them."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from factories import AE, network
-from group_norm_cases import CASES, EPS, arguments, expected, tolerance
+from group_norm_cases import CASES, EPS, SUMS, arguments, expected, summands, tolerance
 
 from lightweight_engine.backend import feature_maps
-from lightweight_engine.backend.feature_maps import group_norm
+from lightweight_engine.backend.feature_maps import add, group_norm
 from lightweight_engine.backend.kernels import group_norm as programs
 from lightweight_engine.flux.autoencoder import Autoencoder
 
@@ -20,13 +20,24 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("label", CASES)
 def test_programs_say_what_the_textbook_says(label: str, dtype: torch.dtype) -> None:
-    x, weight, bias, groups, silu = arguments(label)
-    x, weight, bias = x.to("cuda", dtype), weight.to("cuda", dtype), bias.to("cuda", dtype)
+    given = arguments(label, dtype, "cuda")
+    x, weight, bias, groups, silu, shift = given
     with torch.inference_mode():
-        made = group_norm(x, groups, weight, bias, EPS, silu=silu)
+        made = group_norm(x, groups, weight, bias, EPS, silu=silu, shift=shift)
     assert made.is_contiguous(memory_format=torch.channels_last) and made.dtype == dtype
     near = tolerance(label, dtype)
-    torch.testing.assert_close(made.double(), expected(x, weight, bias, groups, silu), rtol=near, atol=near)
+    torch.testing.assert_close(made.double(), expected(*given), rtol=near, atol=near)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("label", SUMS)
+@torch.inference_mode()
+def test_sums_are_rounded_once(label: str, dtype: torch.dtype) -> None:
+    x, update, shift = summands(label, dtype, "cuda")
+    expected = (x.float() + update.float() + shift.float()[:, None, None]).to(dtype)
+    made = add(x, update, shift)
+    assert made.data_ptr() == update.data_ptr()
+    torch.testing.assert_close(made, expected)
 
 
 @torch.inference_mode()
@@ -37,7 +48,7 @@ def test_the_finest_level_of_a_picture_is_right_and_repeatable() -> None:
     x = x.contiguous(memory_format=torch.channels_last)
     weight, bias = torch.ones(128, device="cuda"), torch.zeros(128, device="cuda")
     made = programs.group_norm(x, 32, weight, bias, EPS)
-    torch.testing.assert_close(made.double(), expected(x, weight, bias, 32, False), rtol=3e-5, atol=3e-5)
+    torch.testing.assert_close(made.double(), expected(x, weight, bias, 32, False, None), rtol=3e-5, atol=3e-5)
     assert torch.equal(made, programs.group_norm(x, 32, weight, bias, EPS))
 
 

@@ -18,23 +18,32 @@ CASES: dict[str, tuple[tuple[int, int, int, int, int], tuple[float, float], bool
     "one group": ((1, 24, 9, 10, 1), (0.0, 1.0), False),
     "parts of several tiles": ((1, 512, 67, 93, 32), (0.0, 1.0), True),
     "far from zero": ((2, 64, 31, 40, 32), (300.0, 0.5), False),
+    "shifted": ((2, 96, 13, 7, 32), (0.5, 2.0), True),
+    "shifted far from zero": ((1, 64, 9, 40, 32), (-40.0, 0.5), False),
     "nearly constant": ((1, 32, 8, 8, 32), (0.0, 1e-4), False),
 }
 
 
-def arguments(label: str) -> tuple[Tensor, Tensor, Tensor, int, bool]:
-    """Map with its channels last, weight, bias, groups, SiLU. In one pixel, a channel in four is an outlier."""
+SUMS = {"one pixel": (1, 64, 1, 1), "odd sides": (2, 128, 7, 13), "no powers of two": (3, 96, 31, 5)}
+
+Arguments = tuple[Tensor, Tensor, Tensor, int, bool, Tensor | None]
+
+
+def arguments(label: str, dtype: torch.dtype, device: str = "cpu") -> Arguments:
+    """Map with its channels last, weight, bias, groups, SiLU, shift. In one pixel, a channel in four is an outlier."""
     (batch, channels, height, width, groups), (mean, deviation), silu = CASES[label]
     random = torch.Generator().manual_seed(0)
     x = mean + deviation * torch.randn(batch, channels, height, width, generator=random)
     x[:, ::4, 0, 0] += 20 * deviation
-    weight, bias = torch.randn(2, channels, generator=random)
-    return x.contiguous(memory_format=torch.channels_last), weight, bias, groups, silu
+    weight, bias, shift = (each.to(device, dtype) for each in torch.randn(3, channels, generator=random))
+    x = x.to(device, dtype, memory_format=torch.channels_last)
+    return x, weight, bias, groups, silu, 10 * shift if label.startswith("shifted") else None
 
 
-def expected(x: Tensor, weight: Tensor, bias: Tensor, groups: int, silu: bool) -> Tensor:
+def expected(x: Tensor, weight: Tensor, bias: Tensor, groups: int, silu: bool, shift: Tensor | None) -> Tensor:
     """The textbook in float64."""
-    normed = F.group_norm(x.double(), groups, weight.double(), bias.double(), EPS)
+    shifted = x.double() if shift is None else x.double() + shift.double()[:, None, None]
+    normed = F.group_norm(shifted, groups, weight.double(), bias.double(), EPS)
     return F.silu(normed) if silu else normed
 
 
@@ -43,3 +52,13 @@ def tolerance(label: str, dtype: torch.dtype) -> float:
     mean, deviation = CASES[label][1]
     own = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}[dtype]
     return own + 4 * torch.finfo(torch.float32).eps * abs(mean) / deviation
+
+
+def summands(label: str, dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+    """Two maps with their channels last, and what is added to each channel."""
+    random = torch.Generator().manual_seed(1)
+    shape = SUMS[label]
+    x, update = torch.randn(2, *shape, generator=random)
+    shift = torch.randn(shape[1], generator=random).to(device, dtype)
+    x, update = (each.to(device, dtype, memory_format=torch.channels_last) for each in (x, update))
+    return x, update, shift

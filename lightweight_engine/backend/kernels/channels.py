@@ -55,6 +55,7 @@ def moments(
 def merge(
     means,
     squares,
+    shift,
     mean,
     unit,
     pixels,
@@ -65,10 +66,12 @@ def merge(
     EACH_BLOCK: tl.constexpr,
     PARTS_BLOCK: tl.constexpr,
     EPS: tl.constexpr,
+    SHIFTED: tl.constexpr,
 ):
     """What ``moments`` wrote, to the mean of a group of ``EACH`` channels and the inverse of its deviation.
 
-    ``mean`` and ``unit`` are float32 ``[B, groups]``; a program does one group. The last part may be short.
+    ``mean`` and ``unit`` are float32 ``[B, groups]``; a program does one group. The last part may be short. Where
+    SHIFTED, they are of numbers to which ``shift`` ``[C]`` is added.
     """
     group = tl.program_id(0)
     batch = tl.program_id(1).to(tl.int64)
@@ -81,6 +84,8 @@ def merge(
     number = pixels * (EACH * 1.0)
     origin = tl.load(means + start)
     off = tl.load(means + place, mask=there, other=0.0) - origin
+    if SHIFTED:
+        off += tl.load(shift + group * EACH + channel, mask=channel < EACH, other=0.0).to(tl.float32)
     middle = tl.sum(tl.sum(off * count, 1), 0) / number
     off = off - middle
     square = tl.load(squares + place, mask=there, other=0.0) + off * off * count
@@ -94,6 +99,7 @@ def merge(
 def normalise(
     x,
     out,
+    shift,
     mean,
     unit,
     weight,
@@ -105,25 +111,58 @@ def normalise(
     ROWS: tl.constexpr,
     STEPS: tl.constexpr,
     SILU: tl.constexpr,
+    SHIFTED: tl.constexpr,
 ):
-    """``(x - mean) * unit * weight + bias``, and SiLU of it where asked; a program does ``STEPS * ROWS`` pixels."""
+    """``(x + shift - mean) * unit * weight + bias``, and SiLU of it where asked; ``shift`` where SHIFTED.
+
+    A program does ``STEPS * ROWS`` pixels.
+    """
     batch = tl.program_id(1).to(tl.int64)
     row = tl.arange(0, ROWS)[:, None]
     channel = tl.arange(0, BLOCK)
     inside = channel < CHANNELS
     group = batch * (CHANNELS // EACH) + channel // EACH
-    middle = tl.load(mean + group, mask=inside, other=0.0)[None, :]
+    middle = tl.load(mean + group, mask=inside, other=0.0)
+    if SHIFTED:
+        middle -= tl.load(shift + channel, mask=inside, other=0.0).to(tl.float32)
     factor = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32)
     factor = (factor * tl.load(unit + group, mask=inside, other=0.0))[None, :]
-    shift = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)[None, :]
+    offset = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)[None, :]
     first = tl.program_id(0).to(tl.int64) * (ROWS * STEPS)
     place = (batch * pixels + first) * CHANNELS + row * CHANNELS + channel[None, :]
     left = pixels - first
     for step in range(STEPS):
         there = (row + step * ROWS < left) & inside[None, :]
         value = tl.load(x + place, mask=there, other=0.0).to(tl.float32)
-        value = (value - middle) * factor + shift
+        value = (value - middle[None, :]) * factor + offset
         if SILU:
             value = value * tl.sigmoid(value)
         tl.store(out + place, value.to(out.dtype.element_ty), mask=there)
+        place += ROWS * CHANNELS
+
+
+@triton.jit
+def add(
+    x,
+    update,
+    shift,
+    pixels,
+    CHANNELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    """``update = x + update + shift``, for the ``pixels`` of all pictures; a program does ``STEPS * ROWS`` of them."""
+    row = tl.arange(0, ROWS)[:, None]
+    channel = tl.arange(0, BLOCK)
+    inside = channel < CHANNELS
+    each = tl.load(shift + channel, mask=inside, other=0.0).to(tl.float32)[None, :]
+    first = tl.program_id(0).to(tl.int64) * (ROWS * STEPS)
+    place = first * CHANNELS + row * CHANNELS + channel[None, :]
+    left = pixels - first
+    for step in range(STEPS):
+        there = (row + step * ROWS < left) & inside[None, :]
+        value = tl.load(x + place, mask=there, other=0.0).to(tl.float32)
+        value += tl.load(update + place, mask=there, other=0.0).to(tl.float32)
+        tl.store(update + place, (value + each).to(update.dtype.element_ty), mask=there)
         place += ROWS * CHANNELS

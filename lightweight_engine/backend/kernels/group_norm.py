@@ -1,4 +1,7 @@
-"""Group norm of feature maps with their channels last, on the GPU: one pass for the statistics, one that applies them.
+"""Norms and sums of feature maps with their channels last, on the GPU.
+
+A group norm is one pass for the statistics and one that applies them. What a convolution would have added comes in as a
+``shift``, so that no pass is made for it.
 
 The twin in plain torch is in ``..feature_maps``. Sums are made in the same order at every run, on every card.
 """
@@ -16,13 +19,23 @@ _PARTS = 512  # of a picture, whose statistics are merged: about four programs f
 _STEPS = 4  # tiles of a program that applies them, for one reading of the vectors
 
 
-def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, *, silu: bool = False) -> Tensor:
+def group_norm(
+    x: Tensor,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    silu: bool = False,
+    shift: Tensor | None = None,
+) -> Tensor:
     """The norm of each group of channels of a picture, and SiLU of it where asked.
 
     Args:
         x: ``[B, C, H, W]`` of 16 or 32 bits, contiguous with channels last.
         groups: a divisor of C.
         weight, bias: ``[C]``, contiguous.
+        shift: ``[C]``, contiguous, added to ``x`` before; None for none.
     """
     from .channels import merge, moments, normalise
 
@@ -35,29 +48,57 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float,
     means, squares = torch.empty((2, batch, parts, channels), dtype=torch.float32, device=x.device)
     mean, unit = torch.empty((2, batch, groups), dtype=torch.float32, device=x.device)
     out = torch.empty_like(x, memory_format=torch.channels_last)
+    added, is_shifted = (weight if shift is None else shift), shift is not None
     shape = {"CHANNELS": channels, "BLOCK": block, "ROWS": rows, "num_warps": _WARPS}
     launch(moments, (parts, batch), x, means, squares, pixels, steps, **shape)
     launch(
         merge,
         (groups, batch),
-        *(means, squares, mean, unit, pixels, parts, rows * steps),
+        *(means, squares, added, mean, unit, pixels, parts, rows * steps),
         CHANNELS=channels,
         EACH=each,
         EACH_BLOCK=_power_of_two(each),
         PARTS_BLOCK=_power_of_two(parts),
         EPS=eps,
+        SHIFTED=is_shifted,
         num_warps=_WARPS,
     )
     launch(
         normalise,
         (-(-pixels // (rows * _STEPS)), batch),
-        *(x, out, mean, unit, weight, bias, pixels),
+        *(x, out, added, mean, unit, weight, bias, pixels),
         EACH=each,
         STEPS=_STEPS,
         SILU=silu,
+        SHIFTED=is_shifted,
         **shape,
     )
     return out
+
+
+def add(x: Tensor, update: Tensor, shift: Tensor) -> Tensor:
+    """``x + update + shift`` in the place of ``update``.
+
+    Args:
+        x, update: ``[B, C, H, W]``, contiguous with channels last.
+        shift: ``[C]``, contiguous.
+    """
+    from .channels import add as program
+
+    batch, channels, height, width = x.shape
+    pixels, block = batch * height * width, _power_of_two(channels)
+    rows = max(_TILE // block, 1)
+    launch(
+        program,
+        (-(-pixels // (rows * _STEPS)),),
+        *(x, update, shift, pixels),
+        CHANNELS=channels,
+        BLOCK=block,
+        ROWS=rows,
+        STEPS=_STEPS,
+        num_warps=_WARPS,
+    )
+    return update
 
 
 def _power_of_two(number: int) -> int:
