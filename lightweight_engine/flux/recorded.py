@@ -78,12 +78,11 @@ class _Graph:
         self._ahead = {each for module in model.modules() if (each := _ahead_of(module)) is not None}
         self._graph = torch.cuda.CUDAGraph()
         self._settle()
-        try:
-            with torch.cuda.device(img.device), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        with torch.cuda.device(img.device), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            try:
                 self._made = model(self._img, self._txt, self._modulations, rotary)
+            finally:  # also where that fails: a recording that leaves streams apart cannot be ended
                 self._settle()
-        finally:
-            self._settle()
 
     def __call__(self, img: Tensor, txt: Tensor, modulations: Modulations) -> Tensor:
         self._img.copy_(img)

@@ -110,3 +110,5 @@ def test_a_step_that_cannot_be_recorded_is_computed_all_the_same() -> None:
         for _ in range(3):
             assert torch.equal(steps(*given, rotary), expected)
     assert not steps._graphs and steps._refused
+    assert torch.equal(model(*given, rotary), expected)
+    torch.randn(1, device=GPU)  # the GPU's own generator is no part of a recording any more
