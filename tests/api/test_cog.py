@@ -268,9 +268,10 @@ BAD = [
     (66, {"lora_urls": ["https://a.example/a.safetensors"], "lora_scales": [1e6]}, "lora_scales"),
     (69, {"prompt": "a" * 1_000_000}, "prompt.*limit"),
     (0, {"prompt": None}, "prompt|null|string"),
-    (0, {"postback_url": "http://127.0.0.1:1/"}, "URL"),
+    (0, {"postback_url": "http://127.0.0.1:1/"}, "BlockedURLError: postback_url: .*https"),
+    (0, {"postback_url": "nowhere"}, "InvalidURLError: postback_url: not a URL"),
     (0, {"hr_upscaler": "LDSR", "enable_hr": True}, "LDSR"),
-    (0, {"debug_flux_checkpoint_url": "file:///etc/passwd"}, "URL"),
+    (0, {"debug_flux_checkpoint_url": "file:///etc/passwd"}, "InvalidURLError: debug_flux_checkpoint_url: not a URL"),
 ]
 
 

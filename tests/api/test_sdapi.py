@@ -202,6 +202,11 @@ def test_the_policy_is_told(running: Running) -> None:
         ({"firstpass_image": "abc"}, 422, "firstpass_image"),
         ({"prompt": "<lora:there-is-none:1>"}, 404, None),
         ({"alwayson_scripts": []}, 422, "alwayson_scripts"),
+        ({"sampler_index": "Foo"}, 400, "sampler_index"),
+        ({"batch_size": 65}, 422, "batch_size"),
+        ({"override_settings": {"s_churn": -1}}, 422, "override_settings.s_churn"),
+        ({"override_settings": {"s_churn": 1}, "s_churn": -1}, 422, "s_churn"),
+        ({"enable_hr": True, "firstphase_width": 9000, "width": 64}, 422, "firstphase_width"),
     ],
     ids=lambda value: json.dumps(value)[:60] if isinstance(value, dict) else "",
 )
@@ -239,6 +244,27 @@ def test_bad_pictures(running: Running, fields: dict[str, Any], status: int) -> 
 def test_addresses_are_not_repeated(running: Running, fields: dict[str, Any]) -> None:
     answer = running.post(f"{V1}/img2img", {**SMALL, "init_images": [PNG], **fields})
     assert answer.status == 422 and b"sparrow" not in answer.body
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("img2img", {"init_images": [PNG], "mask": PNG, "mask_blur": -1}, "mask_blur"),
+        ("img2img", {"init_images": [PNG], "mask": PNG, "mask_blur_y": -1}, "mask_blur_y"),
+        ("img2img", {"init_images": ["!!!"]}, "init_images"),
+        ("img2img", {"init_images": [PNG, "!!!"], "n_iter": 2}, "init_images[1]"),
+        ("extra-single-image", {"image": "!!!"}, "image"),
+        ("extra-batch-images", {"imageList": [{"data": "!!!", "name": ""}]}, "imageList[0].data"),
+        ("extra-batch-images", {"imageList": [{"data": PNG, "name": ""}, {"name": ""}]}, "imageList[1].data"),
+        ("extra-batch-images", {"imageList": []}, "imageList"),
+    ],
+)
+def test_the_field_at_fault_has_the_name_that_was_sent(
+    running: Running, path: str, fields: dict[str, Any], param: str
+) -> None:
+    answer = running.post(f"{V1}/{path}", {**(SMALL if path == "img2img" else {}), **fields})
+    assert (answer.status, answer.error["param"]) == (422, param), answer.body
+    assert answer.error["message"].startswith(f"{param}: ")
 
 
 def test_what_has_no_effect_is_told(running: Running) -> None:

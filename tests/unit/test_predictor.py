@@ -19,7 +19,7 @@ from lightweight_engine.apps.predictor.inputs import ASPECT_RATIOS, INPUTS, read
 from lightweight_engine.apps.predictor.outputs import OutputFolder
 from lightweight_engine.apps.predictor.postback import Postback
 from lightweight_engine.apps.predictor.predictor import PredictionError, Predictor
-from lightweight_engine.apps.predictor.requests import model_of, request_of, size_of
+from lightweight_engine.apps.predictor.requests import model_of, names_of, request_of, size_of
 from lightweight_engine.backend.net import Limits, post
 from lightweight_engine.config import EngineConfig
 from lightweight_engine.core.pictures import PictureReader
@@ -321,6 +321,20 @@ def test_what_is_raised_meanwhile_stops_the_job(tmp_path: Path, monkeypatch: pyt
     assert len(predictor.predict({**values, "num_inference_steps": 1})) == 1
     with pytest.raises(PredictionError, match="RequestError: width"):
         predictor.predict({**values, "width": 8})
+
+
+def test_errors_name_the_input_and_not_the_field_that_it_became(tmp_path: Path) -> None:
+    config = EngineConfig(cache_dir=tmp_path, models_dir=tmp_path, device="cpu", offline=True, max_megapixel_steps=0.01)
+    values = {"prompt": "", "width": 64, "height": 64, "enable_hr": False}
+    with pytest.raises(PredictionError, match=r"^TooCostlyError: num_inference_steps: 64x64 x 8 evaluations"):
+        Predictor(config).predict(values)
+    names = names_of(read_inputs({**values, "debug_flux_checkpoint_url": "https://a.example/b", "enable_ae": True}))
+    assert (names["checkpoint"], names["vae"], names["cfg_scale"]) == (
+        "debug_flux_checkpoint_url",
+        "enable_ae",
+        "guidance_scale",
+    )
+    assert "t5" not in names and "checkpoint" not in names_of(read_inputs(values)), "that is of the configuration"
 
 
 def test_a_model_is_kept_until_another_is_asked_for(tmp_path: Path) -> None:

@@ -18,14 +18,14 @@ from ...core.engine import LightweightEngine
 from ...core.file_cache import FileCache, Held
 from ...core.pictures import PictureReader
 from ...core.progress import Watch, fetching
-from ...errors import EngineError
+from ...errors import EngineError, about
 from ...request import GenerationRequest, GenerationResult, Progress
-from ..server.faults import without_paths
+from ..server.faults import in_their_words, their_name, without_paths
 from ..server.logs import Redactor, set_up_logs
 from .inputs import read_inputs
 from .outputs import OutputFolder
 from .postback import Postback
-from .requests import model_of, request_of
+from .requests import model_of, names_of, request_of
 
 log = logging.getLogger(__name__)
 
@@ -79,13 +79,15 @@ class Predictor:
             PredictionError: says what is wrong, and what to do about it.
         """
         self._outputs.clear()
+        names: Mapping[str, str] = {}
         try:
             inputs = read_inputs(values)
+            names = names_of(inputs)
             request = request_of(inputs, PictureReader.of(self._config, paths=False))
             result = self._drawn(inputs, request)
             paths, warnings = self._outputs.write(result)
         except EngineError as error:
-            raise PredictionError(self._shown(_told(error))) from None
+            raise PredictionError(self._shown(_told(error, names))) from None
         except Exception:
             log.exception("a prediction failed unexpectedly")
             raise PredictionError("an error that should not have happened; the log has it") from None
@@ -99,7 +101,8 @@ class Predictor:
 
     def _drawn(self, inputs: Mapping[str, Any], request: GenerationRequest) -> GenerationResult:
         url = inputs["postback_url"]
-        postback = Postback(url, self._config.allow_hosts) if url else None
+        with about("postback_url"):
+            postback = Postback(url, self._config.allow_hosts) if url else None
         status = "failed"
         try:
             run = _Run(lambda run: self._work(inputs, request, run, 1 if postback else 0))
@@ -120,7 +123,8 @@ class Predictor:
     ) -> GenerationResult:
         """In the thread of the job."""
         url = inputs["debug_flux_checkpoint_url"]
-        held = fetch_checkpoint(url, self._config, run) if url else None
+        with about("checkpoint"):
+            held = fetch_checkpoint(url, self._config, run) if url else None
         request = request.model_copy(update=model_of(inputs, self._config, held.path if held else None))
         if inputs["force_model_reload"]:
             # What cannot be used is told while the model in use is still loaded.
@@ -136,10 +140,11 @@ class Predictor:
                 old.close()
 
 
-def _told(error: EngineError) -> str:
-    """Kind, input and text of an error."""
-    field, text = getattr(error, "field", None), str(error)
-    where = f"{field}: " if field and not text.startswith(str(field)) else ""
+def _told(error: EngineError, names: Mapping[str, str]) -> str:
+    """Kind, input and text of an error; ``names`` are those of inputs by the fields that they became."""
+    field, text = error.field, in_their_words(str(error), names)
+    field = field and their_name(field, names)
+    where = f"{field}: " if field and not text.startswith(field) else ""
     return f"{type(error).__name__}: {where}{text}"
 
 

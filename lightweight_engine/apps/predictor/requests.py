@@ -32,6 +32,17 @@ MODULES = {
 }
 
 
+def names_of(inputs: Mapping[str, Any]) -> dict[str, str]:
+    """What the caller of these inputs knows the fields of a request as, by the fields, where that is another name."""
+    names = {row.field: name for name, row in INPUTS.items() if row.field}
+    names |= {setting: name for name, (setting, _, _) in MODULES.items() if inputs[name]}
+    if inputs["debug_flux_checkpoint_url"]:
+        names["checkpoint"] = "debug_flux_checkpoint_url"
+    if inputs["image"].strip() not in NO_IMAGE:
+        names["denoising_strength"] = "prompt_strength"
+    return {**names, "storage_dtype": "forge_unet_storage_dtype"}
+
+
 def request_of(inputs: Mapping[str, Any], reader: PictureReader) -> GenerationRequest:
     """The request of inputs that were checked.
 

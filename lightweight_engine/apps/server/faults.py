@@ -18,6 +18,11 @@ from ...errors import EngineError
 _PATH = re.compile(r"(?<![\w.:/…-])/(?:[^\s/'\",;:()]+/)+([^\s/'\",;:()]*)")
 
 
+# The field that a message begins with, and its place where the field is a list.
+_FIELD = re.compile(r"(?P<name>\w+)(?P<place>\[\d+\])?")
+_FIRST_FIELD = re.compile(rf"^{_FIELD.pattern}(?=[:.])")
+
+
 class Refusal(EngineError):
     """Base of what the service itself refuses; the status of each is in ``http_status``."""
 
@@ -163,3 +168,21 @@ class Fault:
 def without_paths(text: str) -> str:
     """A message with the folders of absolute paths left out."""
     return _PATH.sub(r"…/\1", text)
+
+
+def their_name(field: str, names: Mapping[str, str]) -> str:
+    """What a caller knows a field as.
+
+    Args:
+        names: theirs by ours, with ``[]`` where the place in a list belongs; without a place, all of the list is meant.
+    """
+    found = _FIELD.fullmatch(field)
+    if found is None or found["name"] not in names:
+        return field
+    name, _, within = names[found["name"]].partition("[]")
+    return f"{name}{found['place']}{within}" if found["place"] and "[]" in names[found["name"]] else name
+
+
+def in_their_words(message: str, names: Mapping[str, str]) -> str:
+    """A message that begins with a field, with the name that its reader knows it by."""
+    return _FIRST_FIELD.sub(lambda found: their_name(found[0], names), message)

@@ -21,14 +21,14 @@ from .options import NO_CHOICE
 from .session import Session
 
 NAMES = {
-    "images": "image",
     "by": "upscaling_resize",
     "width": "upscaling_resize_w",
     "height": "upscaling_resize_h",
     "upscaler": "upscaler_1",
     "upscaler_2_visibility": "extras_upscaler_2_visibility",
 }
-"""What a caller of this API knows the fields of ``UpscaleRequest`` as."""
+"""What a caller of this API knows the fields of ``UpscaleRequest`` as, but for the pictures."""
+_PICTURES = {ExtraSingleRequest: "image", ExtraBatchRequest: "imageList[].data"}
 
 _FACES = ("gfpgan_visibility", "codeformer_visibility")
 
@@ -64,7 +64,7 @@ async def _enlarged(
     session: Session, request: Request, model: type[ExtraSingleRequest | ExtraBatchRequest]
 ) -> Response:
     service = session.service
-    with in_their_words(NAMES):
+    with in_their_words({**NAMES, "images": _PICTURES[model]}):
         raw = await read_json(request, service.max_body)
         body = model.read(raw)
         job = await submit(service, request, upscale_request(body, session.options.output_format))

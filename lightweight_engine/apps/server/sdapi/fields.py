@@ -70,7 +70,7 @@ NAMES = {
     "sampler": "sampler_name",
     "hr_sampler": "hr_sampler_name",
     "hr_steps": "hr_second_pass_steps",
-    "image": "init_images",
+    "image": "init_images[]",
     "checkpoint": "override_settings.sd_model_checkpoint",
     "vae": "override_settings.sd_vae",
     "t5": "override_settings.forge_additional_modules",
@@ -81,4 +81,4 @@ NAMES = {
     "noise_source": "override_settings.randn_source",
     "background_color": "override_settings.img2img_background_color",
 }
-"""What a caller of this API knows our fields as, where that is another name."""
+"""What a caller of this API knows our fields as, where that is another name; see ``faults.their_name``."""

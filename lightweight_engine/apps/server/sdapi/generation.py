@@ -18,10 +18,9 @@ from ..native import errors
 from ..queries import without_effect
 from .answers import generation_answer
 from .catalogue import Catalogue
-from .fields import NAMES
 from .models import GenerationResponse, ImageToImageRequest, TextToImageRequest
 from .session import Session
-from .translate import Body, renamed, translate
+from .translate import Body, names_of, renamed, translate
 
 FAILURES = errors(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503, 504, 507)
 
@@ -65,9 +64,11 @@ def generation_routes(session: Session) -> APIRouter:
 
 async def _drawn(session: Session, request: Request, model: type[TextToImageRequest | ImageToImageRequest]) -> Response:
     service = session.service
-    with in_their_words(NAMES):
+    names: dict[str, str] = {}
+    with in_their_words(names):
         raw = await read_json(request, service.max_body)
         body: Body = model.read(raw)
+        names |= names_of(body)
         asked = translate(body, raw, session.options, Catalogue.of(service), service.config)
         asked.warnings.extend(without_effect(request))
         job = await submit(service, request, asked.request, asked.options.preview_every, save=body.save_images)

@@ -51,7 +51,8 @@ def first_fault(error: ValidationError, where: str = "") -> RequestError:
         where: the field lies, for the message.
     """
     first = error.errors(include_url=False)[0]
-    name = ".".join(map(str, (*filter(None, [where]), *first["loc"])))
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+    name = f"{where}{place}".removeprefix(".")
     told = first["type"] != "missing" and "://" not in str(first["input"])  # an address may hold a secret
     given = f" (got {first['input']!r:.80})" if told else ""
     return RequestError(f"{name}: {first['msg'].removeprefix('Value error, ')}{given}", field=name)

@@ -5,7 +5,6 @@ What a body leaves out is Forge's default; for null see ``fields.CONFIGURED``.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,17 +15,16 @@ from ....errors import RequestError
 from ....flux.prompt import parse_networks
 from ....labels import resolve_sampler
 from ....request import GenerationRequest, profile_defaults
-from ..faults import Fault, Refusal
+from ..faults import Fault, Refusal, in_their_words, their_name
 from .catalogue import Catalogue
-from .fields import CONFIGURED, DEFAULTED, HIRES, IDLE, IMAGE, OF_PICTURES, REFUSED, SAME, SHARED
+from .fields import CONFIGURED, DEFAULTED, HIRES, IDLE, IMAGE, NAMES, OF_PICTURES, REFUSED, SAME, SHARED
 from .models import ImageToImageRequest, TextToImageRequest
-from .options import Options, without_effect
+from .options import Options, options_by_field, without_effect
 from .scripts import detailer_fields
 
 Body = TextToImageRequest | ImageToImageRequest
 
 DISTILLED_KEY = "Guidance policy"
-_FIRST_NAME = re.compile(r"^(\w+)(?=[:.])")
 
 
 class UnknownSamplerError(Refusal):
@@ -75,8 +73,26 @@ def translate(
 
 def renamed(fault: Fault, names: Mapping[str, str]) -> Fault:
     """A fault that names a field, with the name that the field has in this API."""
-    message = _FIRST_NAME.sub(lambda found: names.get(found[1], found[1]), fault.message)
-    return replace(fault, message=message, param=names.get(fault.param or "", fault.param))
+    param = fault.param and their_name(fault.param, names)
+    return replace(fault, message=in_their_words(fault.message, names), param=param)
+
+
+def names_of(body: Body) -> dict[str, str]:
+    """What the caller who sent a body knows our fields as, by ours: those that several of theirs may be among them."""
+    names, sent = dict(NAMES), body.model_fields_set
+    for ours, option in options_by_field().items():
+        if option in (body.override_settings or {}) and getattr(body, ours, None) is None:
+            names[ours] = f"override_settings.{option}"
+    if body.sampler_name is None and "sampler_index" in sent:
+        names["sampler"] = "sampler_index"
+    if (body.n_iter or 1) == 1:
+        names["num_outputs"] = "batch_size"
+    if isinstance(body, ImageToImageRequest) and body.mask_blur is not None:
+        names |= dict.fromkeys(("mask_blur_x", "mask_blur_y"), "mask_blur")
+    if isinstance(body, TextToImageRequest) and body.enable_hr and (body.firstphase_width or body.firstphase_height):
+        names |= {"hr_resize_x": "width", "hr_resize_y": "height"}
+        names |= {side: f"firstphase_{side}" for side in ("width", "height") if getattr(body, f"firstphase_{side}")}
+    return names
 
 
 def _idle(body: Body, raw: Mapping[str, Any]) -> list[str]:
@@ -212,10 +228,10 @@ def _check_samplers(values: Mapping[str, Any]) -> None:
         UnknownSamplerError: a sampler does not exist, or not for Flux; lists those that do.
         RequestError: a scheduler likewise.
     """
-    passes = {("sampler_name", "scheduler"): (values["sampler"], values["scheduler"])}
+    passes = {("sampler", "scheduler"): (values["sampler"], values["scheduler"])}
     if values.get("hr_sampler") or values.get("hr_scheduler"):
         second = values.get("hr_sampler") or values["sampler"], values.get("hr_scheduler") or values["scheduler"]
-        passes["hr_sampler_name", "hr_scheduler"] = second
+        passes["hr_sampler", "hr_scheduler"] = second
     for fields, pair in passes.items():
         try:
             resolve_sampler(*pair, fields=fields)
