@@ -235,11 +235,13 @@ class ModelLibrary:
             return matches[0]
         if not listed and os.path.exists(name):
             return read_entry(Path(name), Path(name).name)
-        where = f"{field}: " if field else ""
-        raise ModelNotFoundError(f"{where}no model file is called {name!r:.120}; {self._hint(wanted)}", field=field)
+        where, hint = f"{field}: " if field else "", self._hint(wanted, field)
+        raise ModelNotFoundError(f"{where}no model file is called {name!r:.120}; {hint}", field=field)
 
-    def _hint(self, name: str) -> str:
-        entries = self.ls()
+    def _hint(self, name: str, field: str | None) -> str:
+        """Names for a message: of all files, or for a setting of those alone that it takes."""
+        roles = [role for role, slot in SLOTS.items() if slot.setting == field] or ROLES
+        entries = [entry for entry in self.ls() if field is None or any(map(entry.can_be, roles))]
         meant = closest(name, [called for entry in entries for called in (title_of(entry.path), entry.path.name)])
         names = ", ".join(entry.name for entry in entries[:NAMES_SHOWN]) or "none"
         more = f" and {len(entries) - NAMES_SHOWN} more" if len(entries) > NAMES_SHOWN else ""

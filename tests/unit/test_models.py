@@ -80,6 +80,16 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         ModelLibrary([tmp_path]).choose("y")
 
 
+def test_a_setting_is_told_the_names_that_it_takes(tmp_path: Path) -> None:
+    save_family(tmp_path)
+    library = ModelLibrary([tmp_path])
+    for setting, there in (("checkpoint", "Stable-diffusion/small"), ("vae", "VAE/ae"), ("t5", "text_encoder/t5")):
+        with pytest.raises(ModelNotFoundError, match=rf"'nope'; there are: {there}\.safetensors$"):
+            library.find("nope", field=setting)
+    with pytest.raises(ModelNotFoundError, match=r"'nope'; there are: .*small.*, VAE/ae.*, text_encoder/clip"):
+        library.find("nope")
+
+
 def test_the_wrong_slot_is_told(tmp_path: Path) -> None:
     save_family(tmp_path)
     library = ModelLibrary([tmp_path])
