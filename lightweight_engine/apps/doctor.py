@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata, util
 from pathlib import Path
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 LEAST_TORCH = (2, 10)
 LITTLE_DISK = 1_000_000_000
+
+# Extra -> its packages, and what they are for; see docs/dependencies.md.
+EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
+    "upscale": (("spandrel",), "upscalers that are files"),
+    "serve": (("fastapi", "uvicorn"), "the HTTP service"),
+    "cog": (("cog",), "predict.py, under Cog"),
+    "adetailer": (("ultralytics",), "detectors other than YOLOv8; its licence is AGPL-3.0"),
+}
 
 
 @dataclass(frozen=True)
@@ -208,19 +216,35 @@ def _nearest(folder: Path) -> Path:
 
 
 def _packages(config: EngineConfig) -> Iterator[Check]:
-    wanted = ("numpy", "tokenizers", "ftfy", "regex", "pydantic", "pillow", "scipy")
-    versions, missing = [], []
-    for name in wanted:
-        try:
-            versions.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            missing.append(name)
-    yield Check("packages", "ok", ", ".join(versions))
+    there, missing = _installed(("numpy", "tokenizers", "ftfy", "regex", "pydantic", "pillow", "scipy"))
+    yield Check("packages", "ok", ", ".join(there))
     if missing:
         yield Check("packages", "bad", f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}")
 
 
-LOOKS = (_python, _torch, _device, _host, _settings, _models, _memory, _tokenizers, _folders, _packages)
+def _extras(config: EngineConfig) -> Iterator[Check]:
+    """Packages that only one feature needs; no fault where they are missing."""
+    for extra, (packages, purpose) in EXTRAS.items():
+        there, missing = _installed(packages)
+        if missing:
+            found = f"missing: {', '.join(missing)}, for {purpose}"
+            yield Check(f"extra {extra}", "note", found, f"pip install 'lightweight-engine[{extra}]'")
+        else:
+            yield Check(f"extra {extra}", "ok", f"installed: {', '.join(there)}, for {purpose}")
+
+
+def _installed(packages: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Those that are there with their versions, and those that are not."""
+    there, missing = [], []
+    for name in packages:
+        try:
+            there.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    return there, missing
+
+
+LOOKS = (_python, _torch, _device, _host, _settings, _models, _memory, _tokenizers, _folders, _packages, _extras)
 
 
 def register(app: typer.Typer) -> None:

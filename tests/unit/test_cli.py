@@ -6,11 +6,13 @@ import base64
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from command_line import Cli, Done, command_line
 from factories import AE, CLIP, T5, network, save, save_flux
 
 from lightweight_engine import __version__
-from lightweight_engine.apps import demo
+from lightweight_engine.apps import demo, doctor
 from lightweight_engine.apps.cli import COMMANDS
 from lightweight_engine.apps.console import EXIT_CODES, Console, option
 from lightweight_engine.apps.progress import Bar, Silent, clock, describe, reporter, speed
@@ -503,6 +505,21 @@ def test_doctor_is_content_with_a_whole_folder(cli: Cli, models: Path) -> None:
     assert done.code == 0, done.out
     assert "small.safetensors" in checks["models"]["found"]
     assert str(models) in checks["clip tokenizer"]["found"]
+
+
+def test_doctor_tells_what_each_extra_is_for_and_how_to_get_it(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    features = {extra: rows for extra, rows in listed.items() if extra not in ("test", "bench", "dev")}
+    assert {extra: [re.split("[>=<]", row)[0] for row in rows] for extra, rows in features.items()} == {
+        extra: list(packages) for extra, (packages, _) in doctor.EXTRAS.items()
+    }
+    monkeypatch.setitem(doctor.EXTRAS, "upscale", (("spandrel", "no-such-package"), "upscalers"))
+    monkeypatch.setitem(doctor.EXTRAS, "serve", (("pydantic",), "the service"))
+    rows = {row["name"]: row for row in json.loads(cli("doctor", "--json").out)["checks"]}
+    missing = rows["extra upscale"]
+    assert (missing["state"], missing["fix"]) == ("note", "pip install 'lightweight-engine[upscale]'")
+    assert missing["found"] == "missing: no-such-package, for upscalers"
+    assert rows["extra serve"]["state"] == "ok" and rows["extra serve"]["found"].startswith("installed: pydantic 2.")
 
 
 def test_doctor_says_what_to_repair(cli: Cli, models: Path, tmp_path: Path) -> None:
