@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -397,6 +398,20 @@ def test_tasks_by_name(running: Running) -> None:
         connection.close()  # which cancels
     running.idle()
     assert task(running, "task(first)")["completed"]
+
+
+def test_native_jobs_are_no_tasks(running: Running) -> None:
+    """They take their turn in the same queue, and are neither shown nor ended."""
+    job = running.job({**SMALL, "width": 256, "height": 256, "steps": 1000})
+    running.until(job, "running")
+    told = running.get(f"{V1}/progress").json
+    assert told["progress"] == 0 and told["state"]["job_count"] == 0
+    for path in ("interrupt", "skip"):
+        assert running.post(f"{V1}/{path}", None).status == 200
+    time.sleep(0.3)
+    assert running.get(f"/jobs/{job}").json["state"] == "running"
+    running.ask("DELETE", f"/jobs/{job}")
+    running.idle()
 
 
 def task(running: Running, name: str) -> dict[str, Any]:

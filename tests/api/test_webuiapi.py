@@ -214,7 +214,9 @@ def test_c26_interrogate_is_refused_in_json(api: Any, running: Running) -> None:
         api.interrogate(picture())
     assert refused.value.args[0] == 501
     for path in ("/controlnet/version", "/controlnet/model_list"):
-        assert running.get(path).status == 404 and "ControlNet" in running.get(path).error["message"]
+        error = running.get(path).error
+        assert running.get(path).status == 404 and error["type"] == "NotSupportedError"
+        assert "ControlNet is not supported" in error["message"]
 
 
 def background(call: Any, **asked: Any) -> tuple[threading.Thread, list[Any]]:

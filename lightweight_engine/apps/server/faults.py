@@ -56,6 +56,12 @@ class UnknownJobError(Refusal):
     http_status = 404
 
 
+class NotSupportedError(Refusal):
+    """An address of an extension that does not exist here. 404, which is how its clients learn that."""
+
+    http_status = 404
+
+
 class NotAcceptableError(Refusal):
     """The answer cannot be given in the form that was asked for."""
 

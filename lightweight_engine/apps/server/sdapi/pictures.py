@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 
 from ....core.infotext_parse import parse_infotext
 from ..bodies import read_json
-from ..faults import NotOfferedError, UnknownJobError
+from ..faults import NotOfferedError, NotSupportedError
 from ..native import errors
 from .models import PngInfoRequest, PngInfoResponse
 from .session import Session
@@ -50,7 +50,7 @@ def controlnet_routes(session: Session) -> APIRouter:
 
     async def controlnet(path: str) -> NoReturn:
         """Not there."""
-        raise UnknownJobError("there is no ControlNet here; leave it out of requests")
+        raise NotSupportedError("ControlNet is not supported: nothing here draws by control pictures; leave it out")
 
     for method in ("GET", "POST"):
         router.add_api_route(
