@@ -240,11 +240,13 @@ class ModelLibrary:
 
     def _hint(self, name: str, field: str | None) -> str:
         """Names for a message: of all files, or for a setting of those alone that it takes."""
-        roles = [role for role, slot in SLOTS.items() if slot.setting == field] or ROLES
-        entries = [entry for entry in self.ls() if field is None or any(map(entry.can_be, roles))]
-        meant = closest(name, [called for entry in entries for called in (title_of(entry.path), entry.path.name)])
-        names = ", ".join(entry.name for entry in entries[:NAMES_SHOWN]) or "none"
-        more = f" and {len(entries) - NAMES_SHOWN} more" if len(entries) > NAMES_SHOWN else ""
+        fitting = self.ls()
+        for role in ROLES:
+            if SLOTS[role].setting == field:
+                fitting = [entry for entry in fitting if entry.can_be(role)]
+        meant = closest(name, [called for entry in fitting for called in (title_of(entry.path), entry.path.name)])
+        names = ", ".join(entry.name for entry in fitting[:NAMES_SHOWN]) or "none"
+        more = f" and {len(fitting) - NAMES_SHOWN} more" if len(fitting) > NAMES_SHOWN else ""
         return f"{f'did you mean {meant!r}? ' if meant else ''}there are: {names}{more}"
 
     def choose(self, checkpoint: str | None = None, **named: str | None) -> ModelSet:
