@@ -1,6 +1,7 @@
 """Triton programs for feature maps with their channels last; import inside functions only, as it imports triton.
 
-A map is ``[B, P, C]`` in memory, P its pixels. All compute in float32 and round where they write.
+A map is ``[B, P, C]`` in memory, P its pixels. All compute in float32 and round where they write. One build serves all
+sizes of pictures.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "steps"])
 def moments(
     x,
     means,
@@ -51,7 +52,7 @@ def moments(
     tl.store(squares + out, square, mask=channel < CHANNELS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "parts", "part_pixels"])
 def merge(
     means,
     squares,
@@ -95,7 +96,7 @@ def merge(
     tl.store(unit + out, tl.rsqrt(variance + EPS))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels"])
 def normalise(
     x,
     out,
@@ -141,7 +142,7 @@ def normalise(
         place += ROWS * CHANNELS
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels"])
 def add(
     x,
     update,

@@ -58,7 +58,7 @@ def group_norm(
         CHANNELS=channels,
         EACH=each,
         EACH_BLOCK=_power_of_two(each),
-        PARTS_BLOCK=_power_of_two(parts),
+        PARTS_BLOCK=_PARTS,
         EPS=eps,
         SHIFTED=is_shifted,
         num_warps=_WARPS,
