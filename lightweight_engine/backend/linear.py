@@ -18,9 +18,6 @@ from .packed import Packed, Spec
 if TYPE_CHECKING:
     from .ahead import Ahead
 
-MOST_ROWS = 4608
-"""Of a product that adds to another: with 18,176 rows cuBLAS 13 fails (CUBLAS_STATUS_EXECUTION_FAILED, H200)."""
-
 SHORT = (torch.bfloat16, torch.float16)
 """What products of a GPU can activate as they write it."""
 
@@ -116,11 +113,7 @@ class AsNumbers:
         """Of two inputs side by side, without putting them there: one product adds to the other as it is written."""
         width = first.shape[-1]
         y = F.linear(first.flatten(0, -2), self.weight[:, :width], self.bias)
-        rows = second.flatten(0, -2)
-        piece = -(-len(rows) // -(-len(rows) // MOST_ROWS))
-        for made, given in zip(y.split(piece), rows.split(piece), strict=True):
-            made.addmm_(given, self.weight[:, width:].t())
-        return y.view(*first.shape[:-1], -1)
+        return y.addmm_(second.flatten(0, -2), self.weight[:, width:].t()).view(*first.shape[:-1], -1)
 
 
 def is_product(linear: nn.Module) -> bool:

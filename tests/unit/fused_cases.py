@@ -22,6 +22,12 @@ def residual_norm(batch: int, tokens: int, width: int) -> tuple[Any, ...]:
     return x, (gate, randn(batch, tokens, width, seed=2)), (shift, scale)
 
 
+def one_modulation(batch: int, tokens: int, width: int) -> tuple[Any, ...]:
+    """A batch that shares one row of a table, as pictures of one prompt do."""
+    gate, shift, scale = randn(5, 1, 3 * width, seed=1)[2:3].chunk(3, dim=-1)
+    return randn(batch, tokens, width), (gate, randn(batch, tokens, width, seed=2)), (shift, scale)
+
+
 def streams(batch: int, lengths: tuple[int, ...], count: int, dim: int) -> tuple[Any, Tensor]:
     """Projections that are parts of wider rows, as ``linear1`` makes them, and their rotations."""
     made = [
@@ -50,6 +56,8 @@ def rows_of(x: Tensor) -> Tensor:
 CASES: dict[str, tuple[str, tuple[Any, ...]]] = {
     "one token": ("residual_norm", residual_norm(1, 1, 8)),
     "odd width": ("residual_norm", residual_norm(2, 5, 100)),
+    "one modulation for all": ("residual_norm", one_modulation(3, 2, 40)),
+    "one modulation for all, in 8 bits": ("residual_norm_rows", one_modulation(3, 2, 48)),
     "wide": ("residual_norm", residual_norm(2, 3, 3072)),
     "one stream": ("heads", streams(2, (5,), 3, 8)),
     "two streams": ("heads", streams(2, (3, 5), 9, 16)),

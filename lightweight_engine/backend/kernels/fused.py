@@ -29,7 +29,8 @@ def residual_norm(
     Args:
         x: ``[B, S, D]``; its rows are contiguous.
         residual: (gate ``[B, 1, D]``, update ``[B, S, D]``); None for none.
-        modulation: (shift, scale), each ``[B, 1, D]``; None for no norm.
+        modulation: (shift, scale), each ``[B, 1, D]`` or, as the gate may be, one for all ``[1, 1, D]``; None for no
+            norm.
         rows: what the norm is wanted in instead, with a scale for each row that makes its largest number 448.
 
     Returns:
@@ -45,7 +46,7 @@ def residual_norm(
     gate, update = residual or (x, x)
     shift, scale = modulation or (x, x)
     vectors = [*(residual or ())[:1], *(modulation or ())]
-    steps = {vector.stride(0) if batch > 1 else 0 for vector in vectors}
+    steps = {vector.stride(0) if len(vector) > 1 else 0 for vector in vectors}
     if len(steps) > 1:
         raise ValueError("gate, shift and scale must be parts of one modulation")
     block = 1 << (width - 1).bit_length()
