@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 
 from ..backend.net import Access, Limits, get
 from ..errors import BlockedURLError, DownloadError, RequestError, about
+from .image_text import PNG_KEY, find_text
 from .images import check_pixels, open_image
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class PictureReader:
         return cls(fetch, paths, int(config.max_picture_megapixels * 1e6))
 
     def read(self, given: Any, field: str = "image") -> Image.Image:
-        """A picture as L, RGB or RGBA.
+        """A picture as L, RGB or RGBA, with the text that it carried under ``PNG_KEY`` of its ``info``.
 
         Raises:
             RequestError: it is none, it is damaged, animated or too large; names ``field``.
@@ -82,7 +83,10 @@ class PictureReader:
         else:
             picture = self.open(given, field)
         _check_still(picture, field)
-        return plain(upright(picture), field)
+        made, text = plain(upright(picture), field), find_text(picture)
+        if text is not None:
+            made.info[PNG_KEY] = text
+        return made
 
     def check(self, given: Any, field: str = "image") -> None:
         """Refuse what ``read`` would of a picture that is not on the web, as far as the head of its file tells."""

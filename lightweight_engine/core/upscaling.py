@@ -15,6 +15,7 @@ from ..errors import RequestError
 from ..request import LARGEST_SCALE, Progress, UpscaleRequest
 from ..upscalers.library import UpscalerLibrary
 from ..upscalers.resampling import Size, resample, resample_levels, scaled, to_image, to_levels
+from .image_text import PNG_KEY
 from .named import TINY_UPSCALER
 from .progress import Interrupt, Interrupted, Watch
 
@@ -77,7 +78,7 @@ def upscale_pictures(
     config: EngineConfig,
     watch: Watch,
 ) -> tuple[list[Image.Image], tuple[str, ...], bool]:
-    """The pictures, as RGB or RGBA; at a scale of 1 a network runs all the same.
+    """The pictures, as RGB or RGBA; at a scale of 1 a network runs all the same. The text of one stays in its ``info``.
 
     Returns:
         The pictures, the upscalers that made them, and whether an interrupt left some out.
@@ -149,8 +150,12 @@ def _enlarged(
 
 
 def _finished(picture: Image.Image, target: Target, versions: Sequence[Image.Image], visibility: float) -> Image.Image:
-    """The versions blended, with the transparency of the picture, which no network has seen, and cut."""
+    """The versions blended, with the transparency of the picture, which no network has seen, cut, and with its text."""
     made = versions[0] if len(versions) == 1 else Image.blend(versions[0], versions[1], visibility)
     if picture.mode == "RGBA":
         made.putalpha(resample(picture.getchannel("A"), target.size))
-    return made if target.cut is None else made.crop(target.box)
+    if target.cut is not None:
+        made = made.crop(target.box)
+    if PNG_KEY in picture.info:
+        made.info[PNG_KEY] = picture.info[PNG_KEY]
+    return made

@@ -447,6 +447,24 @@ def test_faces_of_enlarged_pictures_are_left(running: Running) -> None:
     assert answer.status == 200 and "gfpgan_visibility had no effect" in answer.json["html_info"]
 
 
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
+def test_an_enlarged_picture_keeps_its_text(running: Running, kind: str) -> None:
+    text = f"a smiling woman\nSteps: 1, Seed: 7, Size: 32x32, Note: {'…' * (40_000 if kind == 'jpg' else 1)}"
+    drawn = base64.b64encode(encode(Image.new("RGB", (32, 32), "teal"), kind, text).data).decode()
+    asked = {"upscaler_1": "Nearest", "upscaler_2": "Lanczos", "extras_upscaler_2_visibility": 0.5}
+    single = running.post(f"{V1}/extra-single-image", {**asked, "image": drawn}).json
+    told = running.post(f"{V1}/png-info", {"image": single["image"]}).json
+    assert told["info"] == text and told["parameters"]["Seed"] == "7"
+    line = "Postprocess upscale by: 2, Postprocess upscaler: Nearest, Postprocess upscaler 2: Lanczos"
+    assert single["html_info"] == f"<p>{line}</p>" and single["warnings"] == []
+    pictures = [{"data": each, "name": ""} for each in (PNG, drawn)]
+    sized = {"resize_mode": 1, "upscaling_resize_w": 40, "upscaling_resize_h": 24, "upscaler_1": "Nearest"}
+    batch = running.post(f"{V1}/extra-batch-images", {**sized, "imageList": pictures}).json
+    assert batch["html_info"] == "<p>Postprocess upscale to: 40x24, Postprocess upscaler: Nearest</p>"
+    texts = [running.post(f"{V1}/png-info", {"image": each}).json["info"] for each in batch["images"]]
+    assert texts == ["", text]
+
+
 def test_parameters_of_a_query_are_told(running: Running) -> None:
     told = "parameters of the query had no effect: steps, x"
     enlarged = running.post(f"{V1}/extra-single-image?steps=2&x=1", {"image": PNG, "upscaler_1": "Nearest"})

@@ -114,7 +114,7 @@ ARROWS = {
     # core
     "core.adapters": "",
     "core.images": "image_text png",
-    "core.pictures": "images",
+    "core.pictures": "image_text images",
     "core.infotext_parse": "infotext",
     "core.file_cache": "locked_files",
     "core.lora_sources": "file_cache",
@@ -139,7 +139,7 @@ ARROWS = {
     "core.replay": "describe filenames images infotext_parse",
     "core.detailing": "limits named passes plan processing",
     "core.jobs": "detailing images limits named networks passes plan processing progress recovery start_pictures",
-    "core.upscaling": "named progress",
+    "core.upscaling": "image_text named progress",
     "core.engine": "assembly current_model describe detailing hashes jobs limits models networks passes pictures plan "
     "precision processing progress recovery upscaling",
     # apps

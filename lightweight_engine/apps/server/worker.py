@@ -18,6 +18,7 @@ from typing import Any
 
 from ...config import EngineConfig
 from ...core.engine import LightweightEngine
+from ...core.image_text import PNG_KEY
 from ...core.images import encode, preview_jpeg
 from ...core.models import ModelLibrary
 from ...core.progress import Interrupt as Interrupter
@@ -190,9 +191,9 @@ def outcome_of(result: GenerationResult, saved: Sequence[str] = (), warned: Sequ
 
 
 def upscaled_outcome(result: UpscaleResult) -> Outcome:
-    """Likewise of enlarged pictures."""
+    """Likewise of enlarged pictures, each with the text that it brought."""
     kind = result.request.output_format
-    files = [encode(image, kind) for image in result.images]
+    files = [encode(image, kind, image.info.get(PNG_KEY)) for image in result.images]
     warnings = dict.fromkeys(text for file in files for text in file.warnings)
     told = {"upscalers": list(result.upscalers), "warnings": list(warnings)}
     return Outcome(kind, [file.data for file in files], [], {**_told_of(result), **told})

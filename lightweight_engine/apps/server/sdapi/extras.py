@@ -99,10 +99,19 @@ def _answer(body: ExtraRequest, idle: Sequence[str], job: Job) -> dict[str, Any]
     outcome = job.result()
     images = [as_base64(image) for image in outcome.images]
     warnings = [*idle, *outcome.told.get("warnings", ())]
-    told = {"html_info": html.escape(" ".join(warnings)), "warnings": warnings}
+    lines = [_what_was_done(body, outcome.told["upscalers"]), *warnings]
+    told = {"html_info": "".join(f"<p>{html.escape(line)}</p>" for line in lines), "warnings": warnings}
     if isinstance(body, ExtraSingleRequest):
         return {**told, "image": images[0] if images else None}
     return {**told, "images": images}
+
+
+def _what_was_done(body: ExtraRequest, upscalers: Sequence[str]) -> str:
+    """A line as WebUI's pages have it below an enlarged picture."""
+    size = f"to: {body.upscaling_resize_w}x{body.upscaling_resize_h}"
+    how = size if body.resize_mode == 1 else f"by: {body.upscaling_resize:g}"
+    names = (f"Postprocess upscaler{label}: {name}" for label, name in zip(("", " 2"), upscalers, strict=False))
+    return ", ".join([f"Postprocess upscale {how}", *names])
 
 
 def _idle(body: ExtraRequest, raw: Mapping[str, Any]) -> Sequence[str]:
