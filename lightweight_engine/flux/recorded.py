@@ -40,7 +40,7 @@ class Recorded:
         self._refused = False
 
     def __call__(self, img: Tensor, txt: Tensor, modulations: Modulations, rotary: Tensor) -> Tensor:
-        """The velocity ``[B, L, C]``, valid until the next call."""
+        """The velocity ``[B, L, C]``."""
         standing = self._standing()
         if standing is None or self._refused or torch.is_grad_enabled():
             return self._model(img, txt, modulations, rotary)
@@ -90,7 +90,7 @@ class _Graph:
         for ours, given in zip(self._modulations.tensors, modulations.tensors, strict=True):
             ours.copy_(given)
         self._graph.replay()
-        return self._made
+        return self._made.clone()  # the next replay writes to the same place
 
     def _settle(self) -> None:
         """Weights that are unpacked ahead are waited for: what a graph begins it ends."""
