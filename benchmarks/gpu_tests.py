@@ -18,7 +18,6 @@ import torch
 
 from benchmarks.report import RESULTS, write
 
-
 NAME = "gpu_tests"
 FOLDER = Path("tests/gpu")
 
