@@ -2,7 +2,7 @@
 
 from cog import BasePredictor, Input, Path
 
-from lightweight_engine.apps.predictor.predictor import start
+from lightweight_engine.apps.predictor.start import start
 
 
 class Predictor(BasePredictor):

@@ -59,6 +59,9 @@ def start_engine(console: Console, config: EngineConfig) -> LightweightEngine:
     console.say("loading ...")
     begin = time.perf_counter()
     with _on_interrupt(_leave):
+        from ..core import head_start
+
+        head_start.begin(config)
         from ..core.engine import LightweightEngine
 
         engine = LightweightEngine(config)

@@ -6,7 +6,6 @@ several processes may share the folder: who loses a race has only done work twic
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
@@ -24,14 +23,12 @@ from ..errors import EngineError, OutputError
 from ..flux.convert import convert_part, converted_size, rounded_already
 from ..flux.keymaps import Part, Role, find_parts
 from ..flux.load import PLAIN, Storage
-from .folders import quantized_folder, title_of
-from .models import ModelSet, files_of
+from .folders import quantized_folder
+from .models import ModelSet
 from .precision import Precision
+from .quantized_names import file_name
 
 log = logging.getLogger(__name__)
-
-VERSION = 1
-"""Raised whenever the same numbers would be written otherwise."""
 
 ABANDONED = 24 * 3600
 """Seconds after which an unfinished file belongs to no process any more."""
@@ -115,14 +112,6 @@ class QuantizedCache:
             _remove(path)
             return None
         return replace(found, given=part.given)
-
-
-def file_name(part: Part, format: str) -> str:
-    """Tells the source files by path, size and time of change."""
-    stats = [(str(path.absolute()), path.stat()) for path in files_of(part)]
-    made_from = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-    digest = hashlib.sha256(repr((VERSION, part.role, part.prefix, format, made_from)).encode()).hexdigest()
-    return f"{title_of(part.checkpoint.path)}-{part.role}-{format}-{digest[:16]}.safetensors"
 
 
 def _states(folder: Path, pattern: str) -> Iterator[tuple[Path, os.stat_result]]:

@@ -127,8 +127,10 @@ ARROWS = {
     "core.precision": "models",
     "core.loras": "download lora_sources models",
     "core.networks": "adapters models plan precision",
-    "core.quantized_cache": "folders models precision",
+    "core.quantized_names": "folders models",
+    "core.quantized_cache": "folders models precision quantized_names",
     "core.choice": "folders models",
+    "core.head_start": "choice folders quantized_names",
     "core.named": "models",
     "core.assembly": "download models networks plan precision quantized_cache",
     "core.recovery": "networks plan",
@@ -218,6 +220,7 @@ ARROWS = {
     "apps.predictor.requests": "predictor.inputs",
     "apps.predictor.predictor": "predictor.inputs predictor.outputs predictor.postback predictor.requests "
     "server.faults server.logs",
+    "apps.predictor.start": "predictor.predictor server.logs",
 }
 
 # Package -> the only modules that may import it ("" is nobody). A name ending in "." stands for a whole folder.
@@ -263,6 +266,7 @@ LIGHT = (
     "labels",
     "config",
     "core.models",
+    "core.head_start",
     "core.images",
     "core.infotext_parse",
     "extensions.detailer_args",
@@ -272,6 +276,7 @@ LIGHT = (
     "apps.server.run",
     "apps.server.sdapi.models",
     "apps.predictor.inputs",
+    "apps.predictor.start",
 )
 
 

@@ -21,7 +21,7 @@ from ...core.progress import Watch, fetching
 from ...errors import EngineError, about
 from ...request import GenerationRequest, GenerationResult, Progress
 from ..server.faults import in_their_words, their_name, without_paths
-from ..server.logs import Redactor, set_up_logs
+from ..server.logs import Redactor
 from .inputs import read_inputs
 from .outputs import OutputFolder
 from .postback import Postback
@@ -146,19 +146,6 @@ def _told(error: EngineError, names: Mapping[str, str]) -> str:
     field = field and their_name(field, names)
     where = f"{field}: " if field and not text.startswith(field) else ""
     return f"{type(error).__name__}: {where}{text}"
-
-
-def start() -> Predictor:
-    """A predictor as this machine is configured, ready, with its log on stderr as lines of JSON without secrets.
-
-    Raises:
-        EngineError: a setting is wrong, or a model file is missing.
-    """
-    config = EngineConfig.load()
-    set_up_logs(secrets_of(config), logging.WARNING)
-    predictor = Predictor(config)
-    predictor.setup()
-    return predictor
 
 
 def secrets_of(config: EngineConfig) -> list[str]:

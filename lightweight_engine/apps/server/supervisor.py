@@ -55,6 +55,9 @@ def launch(config: EngineConfig, secrets: tuple[str, ...] = ()) -> Child:
 
 def _run_worker(connection: Connection, config: EngineConfig, secrets: tuple[str, ...]) -> None:
     """The first thing that runs in the child; what it imports is for that process alone."""
+    from ...core import head_start
+
+    head_start.begin(config)
     from .worker import serve_jobs
 
     serve_jobs(connection, config, secrets)

@@ -1,0 +1,135 @@
+"""Time from the start of a process to a model that is ready, beside that of torch alone. ``python -m benchmarks.ready``
+
+A random model at full size lies in memory-backed storage, its transformer in nf4, as a warm page cache has it. Each
+program runs in a fresh process, in turn with the others: ``import torch``; the same with the GPU's context and one
+kernel; ours as the command line starts it, up to an engine whose weights are on the device. ``--quick`` tries it out on
+a small model, on a CPU too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import publish, spread
+
+TORCH = "import torch"
+CONTEXT = TORCH + "\nif torch.cuda.is_available(): torch.ones(1, device='cuda'); torch.cuda.synchronize()"
+HOST = "torch with its context"
+# Small ones: random encoders know no words.
+TOKENIZERS = Path(__file__).resolve().parents[1] / "lightweight_engine" / "tiny"
+
+# Says when what follows is done, in seconds since the process was told to start.
+STAMPS = """
+import json, sys, time
+marks, begin = {}, float(sys.argv[1])
+def mark(name): marks[name] = time.time() - begin
+mark("python")
+"""
+
+READY = (
+    STAMPS
+    + """
+from lightweight_engine.config import EngineConfig
+config = EngineConfig(**json.loads(sys.argv[2]))
+mark("settings")
+%s
+import torch
+mark("torch")
+from lightweight_engine.core.engine import LightweightEngine
+mark("engine")
+engine = LightweightEngine(config)
+engine.setup()
+if torch.cuda.is_available(): torch.cuda.synchronize()
+mark("ready")
+held = {role: loaded.placed.nbytes for role, loaded in engine.networks._loaded.items()}
+print(json.dumps({"marks": marks, "device": str(engine.networks.device), "held": held,
+                  "stored": engine.models.parts["transformer"].storage}))
+"""
+)
+HEAD_START = "from lightweight_engine.core import head_start\nhead_start.begin(config)"
+
+
+def seconds(code: str, settings: dict[str, Any]) -> tuple[float, dict[str, Any]]:
+    """How long a program takes, its exit left out where it says when it is ready, and what it prints."""
+    begin, wall = time.time(), time.perf_counter()
+    command = [sys.executable, "-c", code, str(begin), json.dumps(settings)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    took = time.perf_counter() - wall
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    told = json.loads(done.stdout.splitlines()[-1]) if done.stdout else {}
+    return told["marks"]["ready"] if told else took, told
+
+
+def timed(code: str) -> str:
+    """A program that only tells when its last line is done."""
+    return STAMPS + code + "\nmark('ready')\nprint(json.dumps({'marks': marks}))"
+
+
+def write_files(folder: Path, small: bool) -> int:
+    """A models folder with the transformer in nf4; returns its bytes. In a process that gives the GPU back."""
+    code = (
+        "import sys, torch\nfrom pathlib import Path\n"
+        "from benchmarks.fullsize import SMALL, Sizes, write_model, write_packed\n"
+        "device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')\n"
+        f"paths = write_model(Path({str(folder)!r}), {'SMALL' if small else 'Sizes()'}, device)\n"
+        "write_packed(paths['transformer'], ['nf4'], device)\npaths['transformer'].unlink()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+
+
+def measure(folder: Path, runs: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """(program -> seconds of each run, what ours told of each of its runs); a first run of each does not count."""
+    settings = {
+        "models_dir": str(folder), "cache_dir": str(folder / "cache"), "offline": True, "device": "auto",
+        "tokenizer_dirs": [str(TOKENIZERS)],
+    }  # fmt: skip
+    programs = {
+        "import torch": timed(TORCH),
+        HOST: timed(CONTEXT),
+        "ready": READY % HEAD_START,
+        "ready, no head start": READY % "",
+    }
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    told: dict[str, list[dict[str, Any]]] = {name: [] for name in programs}
+    for run in range(-1, runs):
+        for name, code in programs.items():
+            took, said = seconds(code, settings)
+            if run >= 0:
+                times[name].append(took)
+                told[name].append(said)
+    return times, told
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="small networks, two runs")
+    args = parser.parse_args()
+    runs = 2 if args.quick else args.runs
+    from benchmarks.fullsize import scratch_folder
+
+    with scratch_folder() as folder:
+        nbytes = write_files(Path(folder), args.quick)
+        times, told = measure(Path(folder), runs)
+    torch = spread(times[HOST])["median"]
+    rows = []
+    for name, values in times.items():
+        marks = [said["marks"] for said in told[name]]
+        steps = {step: spread([each[step] for each in marks])["median"] for step in marks[0]}
+        found = spread(values)
+        rows.append({"program": name, **found, "over_torch_with_context": found["median"] / torch, "at_seconds": steps})
+    ours = told["ready"][-1]
+    facts = {key: ours[key] for key in ("device", "stored", "held")}
+    publish("ready-quick" if args.quick else "ready", rows, runs=runs, file_gb=nbytes / 1e9, **facts)
+
+
+if __name__ == "__main__":
+    main()

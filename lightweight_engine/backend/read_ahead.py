@@ -1,0 +1,98 @@
+"""Bytes of files into the page cache, in threads, before anybody asks for them. Loads no torch.
+
+Nothing is kept of them here, and the system may drop them again: this can cost time and no memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+READERS = 4
+PIECE = 4 << 20
+
+
+@dataclass(frozen=True)
+class Span:
+    """Bytes of a file from ``start`` to ``end``."""
+
+    path: Path
+    start: int
+    end: int
+
+
+def joined(spans: Iterable[Span]) -> list[Span]:
+    """The same bytes in few spans, each file where it came first and its bytes in order."""
+    by_file: dict[Path, list[Span]] = {}
+    for span in spans:
+        by_file.setdefault(span.path, []).append(span)
+    made: list[Span] = []
+    for found in by_file.values():
+        for span in sorted(found, key=lambda each: each.start):
+            last = made[-1] if made else None
+            if last is not None and last.path == span.path and span.start <= last.end + PIECE:
+                made[-1] = Span(span.path, last.start, max(last.end, span.end))
+            else:
+                made.append(span)
+    return made
+
+
+def read_ahead(spans: Iterable[Span], limit: int) -> list[threading.Thread]:
+    """Start to read ``limit`` bytes of files at most; what cannot be read is left to whoever needs it.
+
+    Returns:
+        The threads, which nobody has to wait for.
+    """
+    pieces, lock = _pieces(spans, limit), threading.Lock()
+
+    def read() -> None:
+        buffer = bytearray(PIECE)
+        while True:
+            with lock:
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            _read(piece, memoryview(buffer))
+
+    threads = [threading.Thread(target=read, name="read ahead", daemon=True) for _ in range(READERS)]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def _pieces(spans: Iterable[Span], limit: int) -> Iterator[Span]:
+    for span in spans:
+        for start in range(span.start, span.end, PIECE):
+            end = min(start + PIECE, span.end, start + limit)
+            if end <= start:
+                return
+            limit -= end - start
+            yield Span(span.path, start, end)
+
+
+def _read(piece: Span, buffer: memoryview) -> None:
+    try:
+        file = os.open(piece.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    except OSError:
+        return
+    try:
+        if not _is_there(file, piece.start):
+            os.preadv(file, [buffer[: piece.end - piece.start]], piece.start)
+    except OSError:
+        return
+    finally:
+        os.close(file)
+
+
+def _is_there(file: int, start: int) -> bool:
+    """Whether the page cache has the first byte: then the rest is taken to be there, and not copied for nothing."""
+    try:
+        return os.preadv(file, [bytearray(1)], start, os.RWF_NOWAIT) > 0
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL):
+            return False
+        raise

@@ -1,0 +1,106 @@
+"""What a start does while torch is imported: the right bytes, no more of them, and no harm where there are none."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from factories import save_family
+from fresh import called_fresh
+from head_starts import started
+
+from lightweight_engine import Config
+from lightweight_engine.backend import read_ahead
+from lightweight_engine.backend.model_files import open_model
+from lightweight_engine.backend.read_ahead import PIECE, Span, joined
+from lightweight_engine.core.head_start import _index, begin, spans
+from lightweight_engine.core.models import TINY
+from lightweight_engine.core.quantized_names import file_name
+from lightweight_engine.flux.keymaps import find_parts
+
+
+def read_of(found: list[Span], limit: int, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """What is asked of the system, as (start, length), with nothing in the page cache."""
+    asked, lock, real = [], threading.Lock(), os.preadv
+
+    def preadv(file: int, buffers: list[memoryview], start: int, flags: int = 0) -> int:
+        if flags:
+            raise OSError(11, "not there")
+        with lock:
+            asked.append((start, len(buffers[0])))
+        return real(file, buffers, start)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", preadv)
+        for thread in read_ahead.read_ahead(found, limit):
+            thread.join(10)
+    return sorted(asked)
+
+
+def test_every_byte_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(2 * PIECE + 5))
+    assert read_of([Span(path, 3, 2 * PIECE + 5)], 1 << 40, monkeypatch) == [
+        (3, PIECE),
+        (PIECE + 3, PIECE),
+        (2 * PIECE + 3, 2),
+    ]
+
+
+def test_no_more_is_read_than_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(2 * PIECE))
+    assert read_of([Span(path, 0, 2 * PIECE)], PIECE + 7, monkeypatch) == [(0, PIECE), (PIECE, 7)]
+    assert read_of([Span(path, 0, PIECE)], 0, monkeypatch) == []
+
+
+def test_what_is_not_there_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_of([Span(tmp_path / "gone", 0, 9)], 99, monkeypatch) == []
+
+
+def test_neighbours_are_one_span(tmp_path: Path) -> None:
+    a, b, far = tmp_path / "a", tmp_path / "b", 10 * PIECE
+    given = [Span(b, 8, 9), Span(a, 4, 6), Span(a, 0, 4), Span(b, far, far + 1)]
+    assert joined(given) == [Span(b, 8, 9), Span(b, far, far + 1), Span(a, 0, 6)]
+
+
+def test_the_bytes_are_those_of_the_parts() -> None:
+    found = spans(Config(models_dir=TINY, offline=True))
+    files = {span.path for span in found}
+    assert files and all(span.end <= span.path.stat().st_size for span in found)
+    assert {path.suffix for path in files} == {".safetensors"}
+
+
+def test_what_is_quantised_already_is_read_in_its_place(tmp_path: Path) -> None:
+    path = save_family(tmp_path) / "Stable-diffusion" / "small.safetensors"
+    config = Config(models_dir=tmp_path, cache_dir=tmp_path / "cache", quantized_cache=True, storage_dtype="nf4")
+    stand_in = tmp_path / "cache" / "quantized" / file_name(find_parts(open_model(path))["transformer"], "nf4")
+    stand_in.parent.mkdir(parents=True)
+    stand_in.write_bytes(bytes(100))
+    assert _span_of(config, path) is None and _span_of(config, stand_in) == Span(stand_in, 0, 100)
+    off = config.model_copy(update={"quantized_cache": False})
+    assert _span_of(off, path) is not None and _span_of(off, stand_in) is None
+
+
+def _span_of(config: Config, path: Path) -> Span | None:
+    return next((span for span in spans(config) if span.path == path), None)
+
+
+@pytest.mark.parametrize(("device", "index"), [("auto", 0), ("cuda", 0), ("cuda:3", 3), ("cpu", None), ("mps", None)])
+def test_the_gpu_is_that_of_the_settings(device: str, index: int | None) -> None:
+    assert _index(device) == index
+
+
+def test_nothing_is_begun_where_torch_is_here() -> None:
+    assert torch.__version__ and begin(Config(models_dir=TINY)) == []
+
+
+@pytest.mark.parametrize("folder", [TINY, Path("no such folder")], ids=["tiny", "missing"])
+def test_it_loads_no_torch_and_fails_in_silence(folder: Path) -> None:
+    names, torch_is_here, errors = called_fresh(started, str(folder))
+    assert names == ["head start: GPU", "head start: files"]
+    assert not torch_is_here
+    assert errors == []
