@@ -91,8 +91,8 @@ def with_pictures(recipe: Recipe, given: Mapping[str, Sequence[Path]], warnings:
         hashes = [each for each in every if _is_hash(each)]
         if len(files) != len(hashes):
             raise RequestError(
-                f"{field}: {len(hashes)} pictures of it were not kept, only their hashes, and {len(files)} files were "
-                f"given; give as many, by --{field} FILE",
+                f"{field}: {_kept(recipe, field, hashes)}, and {len(files)} files were given; give as many, by "
+                f"--{field} FILE",
                 field=field,
             )
         known = dict(zip(hashes, files, strict=True))
@@ -105,6 +105,15 @@ def with_pictures(recipe: Recipe, given: Mapping[str, Sequence[Path]], warnings:
         if hashes:
             found[field] = tuple(every) if isinstance(held, (list, tuple)) else every[0]
     return replace(recipe, request=recipe.request.model_copy(update=found))
+
+
+def _kept(recipe: Recipe, field: str, hashes: Sequence[str]) -> str:
+    """How many pictures of a field were not kept; of a list, which of those that were sent this one began with."""
+    told = f"{len(hashes)} pictures of it were not kept, only their hashes"
+    sent = recipe.sidecar["request"].get(field) if recipe.sidecar else None
+    if not (hashes and recipe.sidecar and isinstance(sent, list) and len(sent) > 1):
+        return told
+    return f"{told}: this one began with number {recipe.sidecar['index'] + 1} of {len(sent)} that were sent"
 
 
 def _is_hash(given: Any) -> bool:
@@ -143,8 +152,11 @@ def read_recipe(path: Path) -> Recipe:
     if data is not None:
         try:
             fields = {**data["request"], "seed": data["seed"], "subseed": data["subseed"], "num_outputs": 1}
+            starts = fields.get("image")
+            if isinstance(starts, list) and len(starts) > 1:  # one for each picture that was asked for
+                fields["image"] = starts[data["index"]]
             return Recipe(GenerationRequest(**fields), data)
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, IndexError):
             raise RequestError(
                 f"the sidecar of {path.name} is not one of this engine; delete it to go by the picture's own text",
                 field="image",

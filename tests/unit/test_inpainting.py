@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from lightweight_engine import GenerationRequest, LightweightEngine
-from lightweight_engine.core.replay import replay, save_result
+from lightweight_engine.core.replay import read_recipe, replay, save_result, with_pictures
 from lightweight_engine.errors import RequestError
 from lightweight_engine.extensions.inpainting import (
     NOISE,
@@ -167,6 +168,31 @@ def test_a_sidecar_makes_the_picture_again(engine: LightweightEngine, tmp_path: 
     )
     saved = save_result(engine.run(asked), tmp_path / "out")
     assert replay(engine, saved[0].path).identical
+
+
+@pytest.mark.parametrize("kept", ["paths", "hashes"])
+def test_each_picture_of_a_list_is_made_again_from_its_own_start(
+    engine: LightweightEngine, tmp_path: Path, kept: str
+) -> None:
+    starts = [picture(seed=number) for number in (1, 2)]
+    files = [tmp_path / f"start-{number}.png" for number in (1, 2)]
+    for start, file in zip(starts, files, strict=True):
+        start.save(file)
+    given = list(map(str, files)) if kept == "paths" else starts
+    result = engine.run(request(image=given, num_outputs=2, steps=2, denoising_strength=0.5))
+    for number, (saved, file) in enumerate(zip(save_result(result, tmp_path / "made"), files, strict=True), 1):
+        recipe = read_recipe(saved.path)
+        if kept == "hashes":
+            with pytest.raises(RequestError, match=f"began with number {number} of 2 that were sent, and 2 files"):
+                with_pictures(recipe, {"image": files}, [])
+            recipe = with_pictures(recipe, {"image": [file]}, doubts := [])
+            assert not doubts
+        again = replay(engine, saved.path, recipe)
+        assert again.identical and not again.differences, number
+        data = json.loads(saved.sidecar.read_text())  # type: ignore[union-attr]
+        saved.sidecar.write_text(json.dumps({**data, "index": 2}))  # type: ignore[union-attr]
+        with pytest.raises(RequestError, match="not one of this engine"):
+            read_recipe(saved.path)
 
 
 # --- inpainting through the engine --------------------------------------------------------------------------------
