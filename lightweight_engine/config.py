@@ -49,6 +49,10 @@ _ALIASES = {"tokenizer_dir": "tokenizer_dirs"}
 # Variables with our prefix that are no settings: the file of settings, and where tests look for goldens.
 _NO_SETTINGS = {FILE_VARIABLE, f"{PREFIX}GOLDEN_DIR"}
 
+# What Docker and Kubernetes put into the environment for a service of our name, as its address.
+_LINK = re.compile(rf"{PREFIX}(?:SERVICE_(?:HOST|PORT(?:_\w+)?)|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:ADDR|PORT|PROTO))?)")
+_LINK_PORT, _LINK_URL = f"{PREFIX}PORT", re.compile(r"(?:tcp|udp|sctp)://")
+
 _HOST_PORT = re.compile(r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\]):(?P<port>[0-9]{1,5})")
 _HOST = re.compile(r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 _TOKEN = re.compile(r"[!-~]{1,4096}")  # what fits into a header
@@ -98,6 +102,9 @@ class EngineConfig(BaseModel):
     threads: int = _setting(0, "device", "Threads on the CPU; 0 leaves it to torch.", ge=0, le=1024)
     compute_dtype: DType = _setting("auto", "device", "What the transformer computes in.")
     vae_dtype: DType = _setting("bf16", "device", "What the autoencoder computes in; on a CPU float32, unless set.")
+    text_compute_dtype: Literal["fp32", "bf16"] = _setting(
+        "fp32", "device", "What the text encoders compute in; bf16 is five times as fast, and moves pictures a little."
+    )
     speed: Literal["exact", "fp8"] = _setting(
         "exact",
         "device",
@@ -537,12 +544,22 @@ def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, st
     for variable, value in environ.items():
         if not variable.startswith(PREFIX) or variable in _NO_SETTINGS or not value:
             continue
+        _refuse_link(variable, value)
         name = variable.removeprefix(PREFIX).lower()
         name = _ALIASES.get(name, name)
         if name not in EngineConfig.model_fields:
             meant = _closest(name, 0.5)
             raise _unknown(variable, "the environment variable ", meant and PREFIX + meant.upper())
         yield name, value, variable
+
+
+def _refuse_link(variable: str, value: str) -> None:
+    """Say of an address that was never meant for us what it is, and not that it is a slip in the name of a setting."""
+    if _LINK.fullmatch(variable) or (variable == _LINK_PORT and _LINK_URL.match(value)):
+        raise ConfigError(
+            f"the environment variable {variable!r} is no setting, but an address that Kubernetes or Docker sets for a "
+            "service called 'lwe'; set enableServiceLinks: false in the pod's spec, or call the service otherwise"
+        )
 
 
 def _from_flags(given: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:

@@ -131,6 +131,30 @@ def test_a_variable_that_is_no_setting_is_refused(tmp_path: Path, variable: str,
     assert load(tmp_path, environ={variable: ""}) == load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("LWE_PORT", "tcp://10.0.0.7:7860"),
+        ("LWE_PORT", "udp://10.0.0.7:7860"),
+        ("LWE_SERVICE_HOST", "10.0.0.7"),
+        ("LWE_SERVICE_PORT", "7860"),
+        ("LWE_SERVICE_PORT_HTTP", "7860"),
+        ("LWE_PORT_7860_TCP", "tcp://10.0.0.7:7860"),
+        ("LWE_PORT_7860_TCP_ADDR", "10.0.0.7"),
+        ("LWE_PORT_7860_TCP_PROTO", "tcp"),
+    ],
+)
+def test_addresses_of_a_service_called_lwe_are_told_as_such(tmp_path: Path, variable: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{variable}' is no setting, but an address .*enableServiceLinks: false"):
+        load(tmp_path, environ={variable: value})
+
+
+def test_a_port_is_a_port(tmp_path: Path) -> None:
+    assert load(tmp_path, environ={"LWE_PORT": "8080"}).port == 8080
+    with pytest.raises(ConfigError, match=r"^port \(from LWE_PORT\)"):
+        load(tmp_path, environ={"LWE_PORT": "http://10.0.0.7"})
+
+
 def test_variables_that_are_no_settings_are_left_alone(tmp_path: Path) -> None:
     assert load(tmp_path, environ={"LWE_GOLDEN_DIR": "x", "LWENGINE": "7"}) == load(tmp_path)
 
