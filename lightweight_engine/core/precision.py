@@ -24,7 +24,7 @@ LARGE = 1 * GIB
 class Precision:
     """How each part is kept and what it computes in.
 
-    The text encoders compute in float32 whatever their file holds, as the reference does.
+    Unless set, the text encoders compute in float32 whatever their file holds, as the reference does.
     """
 
     transformer: Storage
@@ -53,9 +53,10 @@ def choose_precision(config: EngineConfig, models: ModelSet, card: Card, notes: 
         )
 
     def text(role: str) -> Storage:
+        compute = PLAIN[config.text_compute_dtype]
         large = models.parts[role].nbytes > LARGE  # type: ignore[index]
-        automatic = "file" if large or not cpu else "auto"
-        return Storage(automatic if config.text_storage_dtype == "auto" else config.text_storage_dtype, torch.float32)
+        automatic = "file" if compute == torch.float32 and (large or not cpu) else "auto"
+        return Storage(automatic if config.text_storage_dtype == "auto" else config.text_storage_dtype, compute)
 
     return Precision(
         transformer=_transformer(config, models, card, notes),
@@ -70,6 +71,7 @@ def settings_in_effect(config: EngineConfig, models: ModelSet, card: Card) -> di
     return {
         "storage_dtype": _storage_dtype(config, models, card),
         "text_storage_dtype": config.text_storage_dtype,
+        "text_compute_dtype": config.text_compute_dtype,
         "variant": config.variant,
         "compute_dtype": config.compute_dtype,
         "speed": config.speed,

@@ -41,6 +41,12 @@ def test_the_same_request_makes_the_same_picture(engine: LightweightEngine) -> N
     assert hashes(engine.run(request()).images) == hashes(engine.run(request()).images)
 
 
+def test_text_in_sixteen_bits_moves_a_picture_a_little(engine: LightweightEngine, tmp_path: Path) -> None:
+    config = Config(models_dir=tmp_path, device="cpu", offline=True, text_compute_dtype="bf16")
+    exact, short = (each.draw(request()).pixels for each in (engine, LightweightEngine(config)))
+    assert 0 < (short - exact).abs().mean() < 0.03
+
+
 def test_no_global_random_state_is_read_or_written(engine: LightweightEngine) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()

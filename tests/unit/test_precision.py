@@ -130,3 +130,9 @@ def test_streaming_of_converted_weights_on_a_cpu_is_said_to_be_none(plain: Model
         notes.clear()
         chosen(plain, card, notes, vram_state="NO_VRAM", compute_dtype=dtype)
         assert notes == []
+
+
+def test_text_encoders_compute_in_what_is_asked_for(plain: ModelSet) -> None:
+    asked = chosen(plain, GPU, text_compute_dtype="bf16")
+    assert asked.t5 == asked.clip == Storage("auto", BF16), "a file in float16 is converted once"
+    assert asked.transformer == chosen(plain, GPU).transformer
