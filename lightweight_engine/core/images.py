@@ -84,22 +84,36 @@ def encode(
 ) -> Encoded:
     """``image`` (a PIL image or a uint8 array [H, W, 3]) as a png, jpg or webp file with its text.
 
-    ``quality``, 1 to 100, is for jpg and webp. Raises RequestError for an unknown format or quality, OutputError for a
-    picture that the format cannot hold.
+    ``quality``, 1 to 100, is for jpg and webp. Raises RequestError for an unknown format or quality, and for a picture
+    that the format cannot hold.
     """
-    kind = FORMATS.get(format.lower())
-    if kind is None:
-        raise RequestError(f"unknown output format {format!r:.40}; choose one of png, jpg, webp", field="output_format")
+    kind = _kind_of(format)
     if not 1 <= quality <= 100:
         raise RequestError(f"quality must be 1 to 100, not {quality}", field="quality")
     picture = _as_picture(image)
-    if max(picture.size) > _MAX_SIDE[kind]:
-        size, limit = "x".join(map(str, picture.size)), _MAX_SIDE[kind]
-        raise OutputError(f"a {format} file holds at most {limit} pixels a side, the picture has {size}; choose png")
+    check_size(picture.size, format)
     text = None if infotext is None else infotext.encode("utf-8", "replace").decode()
     if kind == "PNG":
         return _encode_png(picture, text, stealth)
     return _encode_jpeg(picture, text, quality) if kind == "JPEG" else _encode_webp(picture, text, quality)
+
+
+def check_size(size: tuple[int, int], format: str) -> None:
+    """Refuse a (width, height) that files of a format cannot hold. Raises RequestError, naming ``output_format``."""
+    limit = _MAX_SIDE[_kind_of(format)]
+    if max(size) > limit:
+        raise RequestError(
+            f"output_format: a {format} file holds at most {limit} pixels a side, the picture has {size[0]}x{size[1]}; "
+            "choose png",
+            field="output_format",
+        )
+
+
+def _kind_of(format: str) -> str:
+    kind = FORMATS.get(format.lower())
+    if kind is None:
+        raise RequestError(f"unknown output format {format!r:.40}; choose one of png, jpg, webp", field="output_format")
+    return kind
 
 
 def _as_picture(image: Any) -> Image:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ..errors import RequestError, TooCostlyError
 from ..labels import resolve_sampler
 from ..request import GenerationRequest, UpscaleRequest
+from .images import check_size
 
 if TYPE_CHECKING:
     from ..config import EngineConfig
@@ -26,6 +27,7 @@ def check_fields(request: GenerationRequest, config: EngineConfig) -> None:
     if request.mask is not None and request.image is None:
         raise RequestError("mask: there is no picture that it belongs to; give image too", field="mask")
     _check_sides(request.height, request.width, config)
+    check_size((request.width or 0, request.height or 0), request.output_format)
     for field in PROMPTS:
         length = len(getattr(request, field))
         if length > config.max_prompt_chars:
@@ -42,6 +44,7 @@ def check_fields(request: GenerationRequest, config: EngineConfig) -> None:
 def check_upscale(request: UpscaleRequest, config: EngineConfig) -> None:
     """Likewise of pictures that are to be enlarged, as far as they need not be read to tell. Raises RequestError."""
     _check_sides(request.height, request.width, config)
+    check_size((request.width or 0, request.height or 0), request.output_format)
     _check_count("images", len(request.images), config)
 
 
@@ -65,14 +68,19 @@ def check_texts(count: int, config: EngineConfig) -> None:
         )
 
 
-def check_target(height: int, width: int, config: EngineConfig) -> None:
-    """Refuse a hires pass whose picture would be larger than the configuration allows. Raises RequestError."""
+def check_target(height: int, width: int, request: GenerationRequest, config: EngineConfig) -> None:
+    """Refuse a hires pass whose picture would be larger than the configuration or the file's format allows.
+
+    Raises:
+        RequestError: names the field.
+    """
     if max(height, width) > config.max_side:
         raise RequestError(
             f"hr_scale: the hires pass would draw {width}x{height}, over {config.max_side} pixels (setting max_side); "
             "ask for less",
             field="hr_scale",
         )
+    check_size((width, height), request.output_format)
 
 
 def check_cost(request: GenerationRequest, size: tuple[int, int], calls: int, config: EngineConfig) -> None:

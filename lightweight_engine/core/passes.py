@@ -128,7 +128,7 @@ def hires_pass(first: Pass, tools: Tools, warnings: list[str], progress: Progres
     target = target_size(
         width, height, request.hr_scale, request.hr_resize_x, request.hr_resize_y, networks.autoencoder_factor
     )
-    check_target(target.height, target.width, tools.config)
+    check_target(target.height, target.width, request, tools.config)
     cells = target.cells(networks.autoencoder_factor)
     size = (cells[0] * networks.autoencoder_factor, cells[1] * networks.autoencoder_factor)
     again = second_pass(request)

@@ -16,6 +16,7 @@ from ..request import LARGEST_SCALE, Progress, UpscaleRequest
 from ..upscalers.library import UpscalerLibrary
 from ..upscalers.resampling import Size, resample, resample_levels, scaled, to_image, to_levels
 from .image_text import PNG_KEY
+from .images import check_size
 from .named import TINY_UPSCALER
 from .progress import Interrupt, Interrupted, Watch
 
@@ -50,7 +51,7 @@ def target_of(request: UpscaleRequest, size: Size, config: EngineConfig) -> Targ
     """What a picture of a size becomes.
 
     Raises:
-        RequestError: it would be larger than the configuration allows, or nothing would be left of it.
+        RequestError: it would be larger than the configuration or the file's format allows, or nothing would be left.
     """
     width, height = request.width, request.height
     asked = [side / old for side, old in zip((width, height), size, strict=True) if side]
@@ -68,7 +69,9 @@ def target_of(request: UpscaleRequest, size: Size, config: EngineConfig) -> Targ
             "allowed (setting max_side); choose another",
             field=field,
         )
-    return Target(by, whole, (width, height) if request.crop and width and height else None)
+    target = Target(by, whole, (width, height) if request.crop and width and height else None)
+    check_size(target.cut or target.size, request.output_format)
+    return target
 
 
 def upscale_pictures(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from running_service import LONG, Running
+from running_service import LONG, SMALL, Running, service
 
 from lightweight_engine.request import UpscaleRequest
 
@@ -64,6 +66,34 @@ def test_one_as_it_is_to_a_size(server: Running) -> None:
 def test_what_cannot_be(server: Running, changed: dict[str, Any], status: int, said: str) -> None:
     answer = server.post("/upscale", {"images": [encoded()], "upscaler": "Lanczos", **changed})
     assert (answer.status, said in answer.error["message"]) == (status, True), answer.error["message"]
+
+
+def test_a_format_that_cannot_hold_the_picture(tmp_path: Path) -> None:
+    """A fault of the request: 507 is for a disk."""
+    with service(tmp_path, "--set", "max_side=16384") as running:
+        running.ready()
+        buffer = io.BytesIO()
+        Image.new("L", (1024, 1)).save(buffer, "PNG")
+        wide = {"images": base64.b64encode(buffer.getvalue()).decode(), "upscaler": "Nearest"}
+        asked: list[tuple[str, dict[str, Any]]] = [
+            ("/upscale", {**wide, "by": 16}),
+            ("/upscale", {**wide, "width": 16384}),
+            ("/generate", {**SMALL, "width": 16384}),
+            ("/generate", {**SMALL, "enable_hr": True, "hr_resize_x": 16384, "hr_resize_y": 64, "hr_upscaler": "None"}),
+        ]
+        for path, fields in asked:
+            answer = running.post(path, {**fields, "output_format": "webp"})
+            assert (answer.status, answer.error["type"], answer.error["param"]) == (
+                422,
+                "RequestError",
+                "output_format",
+            )
+            told = (
+                r"output_format: a webp file holds at most 16383 pixels a side, the picture has 16384x\d+; choose png"
+            )
+            assert re.fullmatch(told, answer.error["message"])
+        larger = running.post("/upscale", {**wide, "by": 16, "output_format": "png"}, Accept="image/png")
+        assert larger.status == 200 and opened(larger.body).size == (16384, 16)
 
 
 def test_a_key_stands_for_one_kind_of_task(server: Running) -> None:

@@ -132,6 +132,7 @@ ARROWS = {
     "core.choice": "folders models",
     "core.head_start": "choice folders quantized_names",
     "core.named": "models",
+    "core.limits": "images",
     "core.assembly": "download models networks plan precision quantized_cache",
     "core.recovery": "networks plan",
     "core.current_model": "assembly choice loras models networks plan precision recovery",
@@ -143,7 +144,7 @@ ARROWS = {
     "core.replay": "describe filenames images infotext_parse",
     "core.detailing": "limits named passes plan processing",
     "core.jobs": "detailing images limits named networks passes plan processing progress recovery start_pictures",
-    "core.upscaling": "image_text named progress",
+    "core.upscaling": "image_text images named progress",
     "core.engine": "assembly current_model describe detailing hashes jobs limits models networks passes pictures plan "
     "precision processing progress recovery upscaling",
     # apps
