@@ -113,6 +113,34 @@ def test_bfloat16_draws_nearly_the_same(engine: LightweightEngine, tmp_path: Pat
     assert (engine.draw(request()).pixels - exact).abs().mean() < 0.03
 
 
+@pytest.mark.parametrize("settings", [{}, {"speed": "fp8"}, {"storage_dtype": "nf4"}], ids=["16", "fp8", "nf4"])
+def test_recorded_steps_draw_the_picture_of_those_that_are_not(tmp_path: Path, settings: dict[str, str]) -> None:
+    drawn = [
+        configured(tmp_path, device="cuda", cuda_graphs=graphs, **settings).draw(request(sampler=sampler)).latent
+        for sampler in ("Euler", "DPM++ 2M")
+        for graphs in (True, False)
+    ]
+    assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[2], drawn[3])
+
+
+def test_products_in_eight_bits_draw_nearly_the_same_wherever_weights_are(tmp_path: Path) -> None:
+    exact = configured(tmp_path, device="cuda").draw(request()).pixels
+    here, passing = (
+        configured(tmp_path, device="cuda", speed="fp8", vram_state=state).draw(request())
+        for state in ("HIGH_VRAM", "NO_VRAM")
+    )
+    assert 0 < (here.pixels - exact).abs().mean() < 0.05
+    assert torch.equal(here.latent, passing.latent)
+
+
+def test_several_outputs_are_those_made_alone(engine: LightweightEngine) -> None:
+    """Nearly: products of more rows may be summed in another order."""
+    several = engine.draw(request(num_outputs=3)).pixels
+    for number, pixels in enumerate(several):
+        alone = engine.draw(request(seed=SMALL["seed"] + number)).pixels[0]
+        assert (pixels - alone).abs().mean() < 0.03
+
+
 def test_cancelled_within_one_step(engine: LightweightEngine) -> None:
     cancel, steps = threading.Event(), []
 
