@@ -39,12 +39,6 @@ from lightweight_engine.config import EngineConfig
 config = EngineConfig(**json.loads(sys.argv[2]))
 mark("settings")
 %s
-import torch
-mark("torch")
-from lightweight_engine.core.engine import LightweightEngine
-mark("engine")
-engine = LightweightEngine(config)
-engine.setup()
 if torch.cuda.is_available(): torch.cuda.synchronize()
 mark("ready")
 held = {role: loaded.placed.nbytes for role, loaded in engine.networks._loaded.items()}
@@ -52,7 +46,20 @@ print(json.dumps({"marks": marks, "device": str(engine.networks.device), "held":
                   "stored": engine.models.parts["transformer"].storage}))
 """
 )
-HEAD_START = "from lightweight_engine.core import head_start\nhead_start.begin(config)"
+COMMAND = """
+from lightweight_engine.apps.console import Console
+from lightweight_engine.apps.session import start_engine
+engine = start_engine(Console(quiet=True), config)
+import torch
+"""
+PLAINLY = """
+import torch
+mark("torch")
+from lightweight_engine.core.engine import LightweightEngine
+mark("engine")
+engine = LightweightEngine(config)
+engine.setup()
+"""
 
 
 def seconds(code: str, settings: dict[str, Any]) -> tuple[float, dict[str, Any]]:
@@ -94,8 +101,8 @@ def measure(folder: Path, runs: int) -> tuple[dict[str, list[float]], dict[str, 
     programs = {
         "import torch": timed(TORCH),
         HOST: timed(CONTEXT),
-        "ready": READY % HEAD_START,
-        "ready, no head start": READY % "",
+        "ready": READY % COMMAND,
+        "ready, without a head start": READY % PLAINLY,
     }
     times: dict[str, list[float]] = {name: [] for name in programs}
     told: dict[str, list[dict[str, Any]]] = {name: [] for name in programs}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ..backend.processes import collector_paused
 from ..errors import GenerationCancelled
 from .console import INTERRUPTED, Console
 from .options import check_models_dir
@@ -59,10 +60,11 @@ def start_engine(console: Console, config: EngineConfig) -> LightweightEngine:
     console.say("loading ...")
     begin = time.perf_counter()
     with _on_interrupt(_leave):
-        from ..core import head_start
+        with collector_paused():
+            from ..core import head_start
 
-        head_start.begin(config)
-        from ..core.engine import LightweightEngine
+            head_start.begin(config)
+            from ..core.engine import LightweightEngine
 
         engine = LightweightEngine(config)
         engine.setup()

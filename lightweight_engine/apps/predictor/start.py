@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from ...backend.processes import collector_paused
 from ...config import EngineConfig
 from ...core import head_start
 
@@ -20,8 +21,9 @@ def start() -> Predictor:
     """
     config = EngineConfig.load()
     head_start.begin(config)
-    from ..server.logs import set_up_logs
-    from .predictor import Predictor, secrets_of
+    with collector_paused():
+        from ..server.logs import set_up_logs
+        from .predictor import Predictor, secrets_of
 
     set_up_logs(secrets_of(config), logging.WARNING)
     predictor = Predictor(config)

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
-from ...backend.processes import resident_bytes
+from ...backend.processes import collector_paused, resident_bytes
 from ...config import EngineConfig
 from .faults import Fault, UnavailableError
 from .messages import Broken, Cancel, Ended, FromWorker, Interrupt, Moved, Quit, Ready, Tend, Tended, ToWorker, Work
@@ -58,7 +58,8 @@ def _run_worker(connection: Connection, config: EngineConfig, secrets: tuple[str
     from ...core import head_start
 
     head_start.begin(config)
-    from .worker import serve_jobs
+    with collector_paused():
+        from .worker import serve_jobs
 
     serve_jobs(connection, config, secrets)
 
