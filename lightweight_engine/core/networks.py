@@ -23,6 +23,7 @@ from ..backend.lora_layers import Cost
 from ..backend.memory_manager import PRESETS, MemoryManager, Residency
 from ..backend.packed import Packed
 from ..backend.pages import PageStream, release_pages
+from ..backend.staging import Staging
 from ..backend.streaming import Place, Ring, Unit, to_device
 from ..flux.footprint import inventory
 from ..flux.keymaps import Part, Role
@@ -254,9 +255,14 @@ class Networks:
     def _read(self, role: Role, wanted: Residency) -> _Loaded:
         part = self.models.parts[role]
         on_host = self._streamed(role, wanted)
+        staging = Staging(self.device, pinned=self.manager.pinned)
 
         def home(name: str, value: Tensor | Packed) -> Tensor | Packed:
-            return value.to(HOST if unit_of(role, name) in on_host else self.device)
+            if unit_of(role, name) in on_host:
+                return value.to(HOST)
+            if isinstance(value, Packed):
+                return Packed(value.spec, {leaf: staging.bring(tensor) for leaf, tensor in value.parts.items()})
+            return staging.bring(value)
 
         with torch.inference_mode(False):
             module = load_part(part, self.storage(role), device=self.device, home=home)
