@@ -232,6 +232,9 @@ class EngineConfig(BaseModel):
         "half of it. 0 draws none, and readiness is that of the process.",
         ge=0,
     )
+    warm_up: bool = _setting(
+        False, "service", "Draw a tiny job before the service is ready, so that the first caller need not wait for it."
+    )
     drain_seconds: float = _setting(
         30.0, "service", "Seconds that a running job is given when it is told to end.", ge=0
     )

@@ -18,6 +18,7 @@ COMMANDS = {
     "generate": ("generate", "Draw pictures from a prompt."),
     "demo": ("demo", "Draw several prompts with the model that ships with the engine."),
     "serve": ("serve", "Answer requests over HTTP, with a queue, until stopped."),
+    "warmup": ("warmup", "Compile what this GPU and model need, so that later starts need not."),
     "upscale": ("upscale", "Make a picture larger; no Flux model is needed."),
     "detail": ("detail", "Paint faces and hands of a picture anew, or show where they are found."),
     "models": ("models", "List, check, describe and convert model files: ls, verify, inspect, convert."),

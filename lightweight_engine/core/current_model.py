@@ -9,11 +9,13 @@ from pathlib import Path
 
 import torch
 
+from ..backend import kernels
 from ..backend.devices import Card, card_of, pick_device
 from ..config import EngineConfig
 from ..extensions.lora import LoRAManager
 from .assembly import assemble
 from .choice import choose_models
+from .folders import kernels_folder
 from .loras import lora_manager
 from .models import ModelLibrary, ModelSet
 from .networks import Networks
@@ -156,7 +158,7 @@ class CurrentModel:
 
 
 def ready_device(config: EngineConfig) -> torch.device:
-    """The device of the settings, with the threads and the share of its memory that they allow.
+    """The device of the settings, with the threads, the share of its memory and the folder of programs that they name.
 
     Raises:
         ConfigError: it cannot be used.
@@ -165,5 +167,6 @@ def ready_device(config: EngineConfig) -> torch.device:
     if config.threads:
         torch.set_num_threads(config.threads)
     if device.type == "cuda":
+        kernels.keep_in(kernels_folder(config.cache_dir))
         torch.cuda.set_per_process_memory_fraction(config.allocator_fraction, device)
     return device

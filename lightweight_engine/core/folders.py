@@ -92,6 +92,11 @@ def _raise_unreadable(error: OSError) -> None:
         raise ModelNotFoundError(f"{error.filename} may not be read by this user; change its permissions") from None
 
 
+def kernels_folder(cache_dir: Path) -> Path:
+    """Where programs that were compiled for a GPU are kept."""
+    return cache_dir / "kernels"
+
+
 def quantized_folder(cache_dir: Path) -> Path:
     """Where parts that were quantised on load are kept."""
     return cache_dir / "quantized"

@@ -18,6 +18,7 @@ from ...core.engine import LightweightEngine
 from ...core.file_cache import FileCache, Held
 from ...core.pictures import PictureReader
 from ...core.progress import Watch, fetching
+from ...core.warm_up import WARM_UP
 from ...errors import EngineError, about
 from ...request import GenerationRequest, GenerationResult, Progress
 from ..server.faults import in_their_words, their_name, without_paths
@@ -31,7 +32,6 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
 LINE_SECONDS = 1.0  # between two lines of progress in one stage
-WARM_UP = {"prompt": "", "width": 256, "height": 256, "steps": 1, "enable_hr": False, "seed": 0}
 
 
 class PredictionError(Exception):

@@ -23,6 +23,7 @@ from ...core.images import encode, preview_jpeg
 from ...core.models import ModelLibrary
 from ...core.progress import Interrupt as Interrupter
 from ...core.replay import save_result
+from ...core.warm_up import warm_up
 from ...errors import EngineError, OutputError
 from ...request import GenerationResult, Progress, UpscaleRequest, UpscaleResult
 from .facts import Facts
@@ -69,6 +70,8 @@ class Worker:
         try:
             engine = LightweightEngine(self._config)
             engine.setup()
+            if self._config.warm_up:
+                warm_up(engine)
             facts = Facts(engine)
             self._tell(Ready(facts()))
         except EngineError as error:

@@ -6,6 +6,6 @@ hold the programs import Triton, and are imported when they are first needed.
 
 from __future__ import annotations
 
-from .launch import available
+from .launch import available, keep_in, kept_in
 
-__all__ = ["available"]
+__all__ = ["available", "keep_in", "kept_in"]

@@ -7,12 +7,15 @@ import logging
 import os
 import subprocess
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
+
+FOLDER = "TRITON_CACHE_DIR"
 
 # A product and a sum that Triton joins are rounded once, where the twins round twice.
 ROUNDED_EACH = {"enable_fp_fusion": False}
@@ -30,6 +33,19 @@ def available() -> bool:
     if os.environ.get("TRITON_INTERPRET") == "1":
         return True
     return torch.cuda.is_available() and _driver_works()
+
+
+def keep_in(folder: Path) -> None:
+    """Keep compiled programs in a folder, unless the environment names another; says so before the first is used.
+
+    Triton tells them apart by its version, the program and the GPU, so that many may share the folder.
+    """
+    os.environ.setdefault(FOLDER, str(folder))
+
+
+def kept_in() -> Path:
+    """The folder that compiled programs are kept in."""
+    return Path(os.environ.get(FOLDER) or Path.home() / ".triton" / "cache")
 
 
 def _driver_works() -> bool:

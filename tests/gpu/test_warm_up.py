@@ -1,0 +1,44 @@
+"""A process after the first compiles nothing: no file of the folder is new or changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightweight_engine.backend import kernels
+from lightweight_engine.core.models import TINY
+
+pytestmark = pytest.mark.gpu
+
+
+def warmed_up(folder: Path) -> dict[str, Any]:
+    command = [
+        *(sys.executable, "-m", "lightweight_engine", "warmup", "--json", "--models-dir", str(TINY)),
+        *("--device", "cuda", "--offline", "--set", f"cache_dir={folder}", "--set", "storage_dtype=nf4"),
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_CACHE_DIR"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def programs(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*.cubin")}
+
+
+def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
+    if not kernels.available():
+        pytest.skip("Triton's programs cannot be run here")
+    first = warmed_up(tmp_path)
+    kept = programs(tmp_path / "kernels")
+    assert Path(first["folder"]) == tmp_path / "kernels"
+    assert 0 < first["compiled"] <= first["kept"] == len(kept)  # some may be compiled as the model is quantised
+    second = warmed_up(tmp_path)
+    assert second["compiled"] == 0
+    assert programs(tmp_path / "kernels") == kept
