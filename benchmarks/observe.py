@@ -6,14 +6,13 @@ Stands beside the engine, not inside it: ``Observed`` is a ``Networks`` that loo
 from __future__ import annotations
 
 import time
-import weakref
 import zlib
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from lightweight_engine import LightweightEngine
 from lightweight_engine.backend.devices import card_of, pick_device
@@ -123,7 +122,6 @@ class Observed(Networks):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._stage: str | None = None
-        self._watched: weakref.ref[nn.Module] | None = None
         self.seen = Observations(Clock(self.device))
 
     def observe(self) -> Observations:
@@ -155,13 +153,12 @@ class Observed(Networks):
         if fresh:
             self._note("load")
             self.seen.load_seconds[role] = time.perf_counter() - start
-        if role == "transformer" and module is not (self._watched and self._watched()):
-            self._watched = weakref.ref(module)  # whoever watches must not keep it loaded
-            module.register_forward_pre_hook(self._before_step)
         return module
 
-    def _before_step(self, *_: Any) -> None:
+    def standing(self, role: Role) -> Hashable | None:
+        """Asked before each evaluation of the transformer, replayed or not."""
         self.seen.clock.mark()
+        return super().standing(role)
 
     def _note(self, what: str) -> None:
         if self.device.type == "cuda" and self._stage is not None:

@@ -71,6 +71,7 @@ class Budget:
         weights: of weights that stay; the rest of ``total`` is for work.
         bound: what keeps ``total`` from being more: a key of ``BOUNDS``.
         overlap: what can be done while the device computes is.
+        record: steps may be recorded and replayed.
     """
 
     total: int
@@ -78,6 +79,7 @@ class Budget:
     preset: Preset
     bound: str = "card"
     overlap: bool = True
+    record: bool = True
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class MemoryManager:
         pinned: weights that wait on the host are page-locked.
         overlap: they are copied while the device computes.
         fast: the transformer's weights are kept at hand as numbers, where all of them fit beside what stays anyway.
+        record: steps may be recorded and replayed.
     """
 
     card: Card
@@ -103,6 +106,7 @@ class MemoryManager:
     pinned: bool = True
     overlap: bool = True
     fast: bool = False
+    record: bool = True
 
     def budget(self, held: int = 0) -> Budget:
         """What may be allocated now; ``held`` bytes of it are the engine's own already."""
@@ -115,7 +119,7 @@ class MemoryManager:
         if self.limit is not None and self.limit < usable:  # others have the rest: it needs no margin of its own
             usable, bound = self.limit, "vram_limit"
         weights = int(min(usable, card.total * (1 - self.reserve)) * preset.weights)
-        return Budget(usable, weights, preset, bound, self.overlap)
+        return Budget(usable, weights, preset, bound, self.overlap, self.record)
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,7 @@ class Residency:
         dropped: whether units that run once a job pass through too, instead of staying.
         at_hand: bytes of weights that are kept as numbers beside what is stored, LoRAs in them.
         ahead: bytes for the numbers of one weight more than is used, so that it is unpacked in time.
+        recorded: bytes that a recorded step takes beside what a step works in; without them none is recorded.
     """
 
     fixed: int
@@ -141,11 +146,12 @@ class Residency:
     dropped: bool = False
     at_hand: int = 0
     ahead: int = 0
+    recorded: int = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes on the device."""
-        return self.fixed + self.resident + self.slots + self.at_hand + self.ahead
+        return self.fixed + self.resident + self.slots + self.at_hand + self.ahead + self.recorded
 
 
 def place(units: Sequence[int], fixed: int, room: int, *, stream_all: bool = False, slots: int = SLOTS) -> Residency:

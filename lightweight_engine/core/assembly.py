@@ -45,7 +45,6 @@ def assemble(
         rules,
         tokenizers=lambda: read_tokenizers(config, models),
         merge_loras=config.lora_merge,
-        record=config.cuda_graphs,
     )
     networks.params = networks.params.scheduled_as(config.variant)
     return networks

@@ -61,7 +61,6 @@ class Networks:
     Args:
         tokenizers: reads the CLIP and the T5 tokenizer; called once.
         merge_loras: LoRAs change plain weights themselves, instead of acting beside them.
-        record: evaluations on a GPU may be recorded and replayed.
     """
 
     def __init__(
@@ -73,7 +72,6 @@ class Networks:
         *,
         tokenizers: Callable[[], tuple[CLIPTokens, T5Tokens]],
         merge_loras: bool = False,
-        record: bool = True,
     ) -> None:
         self.models = models
         self.device = device
@@ -84,7 +82,6 @@ class Networks:
         self.autoencoder_factor = autoencoder.factor
         self._read_tokenizers = tokenizers
         self._merge_loras = merge_loras
-        self._record = record and device.type == "cuda"
         self._loras = NO_LORAS
         self._loaded: OrderedDict[Role, _Loaded] = OrderedDict()
         self._placements: dict[Role, Residency] = {}
@@ -227,10 +224,9 @@ class Networks:
                 self._place(role, loaded, self._wanted(role))
 
     def standing(self, role: Role) -> Hashable | None:
-        """What evaluations of a loaded network depend on beside their inputs; None where they cannot be recorded, as
-        its blocks pass through."""
+        """What evaluations of a network depend on beside their inputs; None where the plan has none recorded."""
         loaded = self._loaded.get(role)
-        if not self._record or loaded is None or loaded.placed.streamed:
+        if loaded is None or not loaded.placed.recorded:
             return None
         return id(loaded), loaded.placed, loaded.adapter.key
 

@@ -37,6 +37,7 @@ StageName = Literal["encode", "sample", "decode", "upscale"]
 
 TILE = 512  # pixels a side of the tiles that a large picture is decoded in
 T5_LENGTH = 256
+RECORDED = 40 * MIB  # a workspace of cuBLAS (32 on Hopper) for the stream that records, and a step's inputs
 MOST_TILES = 8  # that an upscaler does at once; a GPU is busy with fewer
 # Stage -> the setting that says what its weights are kept as.
 STORED_BY: dict[StageName, str] = {"encode": "text_storage_dtype", "sample": "storage_dtype"}
@@ -371,7 +372,9 @@ def _sample_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budget
     if not placed.streamed:
         spare = budget.total - room - base - sum(adapters.values()) - placed.nbytes
         one = network.inventory.unpacked if kind == "cuda" and budget.overlap and not at_hand else 0
-        placed = replace(placed, at_hand=at_hand, ahead=one if one <= spare else 0)
+        ahead = one if one <= spare else 0
+        recorded = RECORDED if kind == "cuda" and budget.record and ahead + RECORDED <= spare else 0
+        placed = replace(placed, at_hand=at_hand, ahead=ahead, recorded=recorded)
     flops = step_flops(params, batch, tokens, shape.text)
     return Stage("sample", {"transformer": placed}, room, base, flops, shape.calls, adapters=adapters)
 

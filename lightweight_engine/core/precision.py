@@ -141,4 +141,5 @@ def memory_manager(config: EngineConfig, card: Card) -> MemoryManager:
         pinned=config.pinned_memory,
         overlap=config.async_swap,
         fast=config.residency == "fast",
+        record=config.cuda_graphs,
     )

@@ -101,6 +101,18 @@ def test_numbers_of_one_weight_more_where_weights_are_unpacked(
     assert plan.placed("transformer").ahead == (networks["transformer"].inventory.unpacked if ahead else 0)
 
 
+@pytest.mark.parametrize(
+    ("state", "gib", "record", "recorded"),
+    [("HIGH_VRAM", 80, True, True), ("HIGH_VRAM", 80, False, False), ("NO_VRAM", 80, True, False)],
+)
+def test_steps_are_recorded_where_every_block_stays(
+    published: Path, state: str, gib: int, record: bool, recorded: bool
+) -> None:
+    plan = make_plan(known(published, "nf4"), MEGAPIXEL, MemoryManager(card(gib), state, record=record))  # type: ignore[arg-type]
+    assert bool(plan.placed("transformer").recorded) is recorded
+    assert not lowered(plan, known(published, "nf4"), "sample").placed("transformer").recorded
+
+
 # --- the published sizes on real cards -------------------------------------------------------------------------------
 
 # Bytes of all modulation linears and of the embedders before them are 27 % of the weights, and are not needed while
@@ -163,7 +175,9 @@ def test_high_vram_keeps_modulation_where_there_is_room(published: Path, storage
     placed = plan.placed("transformer")
     assert plan.fits and placed.dropped is not whole
     if whole:
-        assert placed.nbytes - placed.ahead == known(published, storage)["transformer"].inventory.nbytes
+        assert (
+            placed.nbytes - placed.ahead - placed.recorded == known(published, storage)["transformer"].inventory.nbytes
+        )
         assert (placed.moved, placed.slots, placed.streamed) == (0, 0, ())
 
 
