@@ -59,8 +59,15 @@ def in_parts(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Ten
     keys, values = k.flatten(0, 1).transpose(1, 2), v.flatten(0, 1)
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     parts = q.flatten(0, 1).split(_QUERIES, 1)
-    made = [_in_float32(part, keys).mul_(factor).softmax(-1).to(v.dtype) @ values for part in parts]
-    return torch.cat(made, 1).unflatten(0, q.shape[:2])
+    return torch.cat([_part(part, keys, values, factor) for part in parts], 1).unflatten(0, q.shape[:2])
+
+
+def _part(q: Tensor, keys: Tensor, values: Tensor, factor: float) -> Tensor:
+    """Weights are rounded before they are divided by their sum: the largest of a row is 1 then, and exact."""
+    scores = _in_float32(q, keys).mul_(factor)
+    weights = scores.sub_(scores.amax(-1, keepdim=True)).exp_()
+    total = weights.sum(-1, keepdim=True)
+    return _in_float32(weights.to(values.dtype), values).div_(total).to(values.dtype)
 
 
 def _in_float32(a: Tensor, b: Tensor) -> Tensor:
