@@ -19,6 +19,7 @@ from ..backend.memory_manager import BOUNDS, GIB, MIB, SLOTS, Budget, MemoryMana
 from ..errors import MemoryBudgetError
 from ..flux.footprint import (
     LIBRARIES,
+    PLAIN_CONVOLUTION,
     Inventory,
     Library,
     clip_room,
@@ -382,7 +383,7 @@ def _sample_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budget
 def _library(kind: str) -> Library:
     """What libraries take on a card; a GPU at hand that runs no programs works as plain torch does."""
     plain = kind == "cuda" and torch.cuda.is_available() and not kernels.available()
-    return replace(LIBRARIES[kind], in_place=False) if plain else LIBRARIES[kind]
+    return replace(LIBRARIES[kind], in_place=False, convolution=PLAIN_CONVOLUTION) if plain else LIBRARIES[kind]
 
 
 def _picture_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budget, kind: str) -> Stage:
@@ -390,7 +391,7 @@ def _picture_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budge
     network = networks["autoencoder"]
     params: AutoencoderParams = network.params
     placed = _place(network, budget.total, kind)
-    library, dtype = LIBRARIES[kind], network.storage.compute
+    library, dtype = _library(kind), network.storage.compute
     base = library.base
 
     def room(height: int, width: int) -> int:

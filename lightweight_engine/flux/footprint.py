@@ -78,7 +78,8 @@ class Library:
 
     Attributes:
         base: bytes once, whatever is computed (workspaces of matrix products, memory that the allocator keeps).
-        convolution: full-size feature maps that the autoencoder's convolutions take beside their input and output.
+        convolution: full-size feature maps that the autoencoder's convolutions take beside their input and output, in
+            16 bits and in float32.
         unfolding: how often a convolution in 16 bits writes out its input, where nothing computes it directly.
         scratch: times the largest matrix that is made anew at each use.
         kept: times the room of a pass that is taken beside it (matrix products pack their weights).
@@ -86,16 +87,19 @@ class Library:
     """
 
     base: int
-    convolution: float
+    convolution: tuple[float, float]
     unfolding: int
     scratch: float
     kept: float
     in_place: bool = False
 
 
+PLAIN_CONVOLUTION = (4.4, 4.4)
+"""Of a GPU whose maps lie as pictures do, as it runs no programs."""
+
 LIBRARIES = {
-    "cuda": Library(base=64 << 20, convolution=4.4, unfolding=0, scratch=1.0, kept=0.0, in_place=True),
-    "cpu": Library(base=58 << 20, convolution=0.0, unfolding=9, scratch=2.0, kept=0.55),
+    "cuda": Library(base=64 << 20, convolution=(0.5, 4.4), unfolding=0, scratch=1.0, kept=0.0, in_place=True),
+    "cpu": Library(base=58 << 20, convolution=(0.0, 0.0), unfolding=9, scratch=2.0, kept=0.55),
 }
 
 
@@ -176,8 +180,9 @@ def _picture_room(channels: float, fine: int, convolved: int, pixels: int, dtype
 
     The picture itself, three channels of it, is there only when these are gone.
     """
-    unfolded = library.unfolding * convolved if dtype.itemsize == 2 else 0
-    return int((channels + library.convolution * fine + unfolded) * pixels * dtype.itemsize)
+    short = dtype.itemsize == 2
+    unfolded = library.unfolding * convolved if short else 0
+    return int((channels + library.convolution[not short] * fine + unfolded) * pixels * dtype.itemsize)
 
 
 def step_flops(params: FluxParams, batch: int, image: int, text: int) -> float:
