@@ -22,6 +22,8 @@ pytest.importorskip("cog")
 
 from running_cog import LONG, SMALL, Listener, cog
 
+from lightweight_engine.backend.processes import resident_bytes
+
 PAGE = (PROJECT / "docs" / "cog.md").read_text(encoding="utf-8")
 TINY = PROJECT / "lightweight_engine" / "tiny"
 SECRET = "s3cr3t-t0ken"
@@ -214,6 +216,37 @@ def test_a_postback_into_a_black_hole_holds_up_an_answer_by_less_than_a_second(s
         drawn(service, postback_url=url)
         took.append(time.monotonic() - begin)
     assert took[1] < took[0] + 1.2
+
+
+def test_callers_that_never_listen_leave_memory_as_it_was(service: Running, hole: str) -> None:
+    """Postbacks of two dozen predictions go into a black hole; afterwards all that was held for them is gone."""
+
+    def predict(times: int) -> int:
+        for _ in range(times):
+            free(service)
+            drawn(service, num_inference_steps=2, postback_url=f"http://{hole}/")
+        time.sleep(11)  # as long as a postback may take
+        return tree_bytes(service.process.pid)
+
+    before = predict(8)  # after so many, a process does not grow any more
+    assert abs(predict(24) - before) < 0.02 * before
+
+
+def tree_bytes(root: int) -> int:
+    """Memory of a process and all below it."""
+    parents = {int(path.name): int(stat_of(path).split()[1]) for path in Path("/proc").glob("[0-9]*") if stat_of(path)}
+    tree = {root}
+    while grown := {pid for pid, parent in parents.items() if parent in tree} - tree:
+        tree |= grown
+    return sum(map(resident_bytes, tree))
+
+
+def stat_of(path: Path) -> str:
+    """State and parent of a process; nothing of one that has just ended."""
+    try:
+        return (path / "stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2]
+    except OSError:
+        return ""
 
 
 def test_put_is_idempotent_and_cancel_ends_within_a_step(service: Running) -> None:
