@@ -263,8 +263,8 @@ def _source(checkpoint: Checkpoint, layout: Layout, name: str, pieces: Mapping[i
 
 
 def _matched(template: str, name: str) -> list[str] | None:
-    """What a name has where a name of ``layouts`` has ``{n}``, any number, and its leaf, weight or bias, where that ends
-    in a dot; None where they differ. No expressions: compiling 350 takes longer than reading a header."""
+    """What a name has where a name of ``layouts`` has ``{n}``, any number, and, where that ends in a dot, its leaf
+    (weight or bias); None where they differ. No expressions: compiling 350 takes longer than reading a header."""
     first, *others = template.split("{n}")
     if not name.startswith(first):
         return None
