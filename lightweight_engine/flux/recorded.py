@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from .transformer import Flux, Modulations
 log = logging.getLogger(__name__)
 
 MOST = 4
-"""Graphs kept at a time: each keeps what a step works in."""
+"""Graphs kept at a time."""
 
 
 class Recorded:
@@ -37,6 +38,7 @@ class Recorded:
         self._standing = standing
         self._seen: set[Hashable] = set()
         self._graphs: dict[Hashable, _Graph] = {}
+        self._pool: Any = None
         self._refused = False
 
     def __call__(self, img: Tensor, txt: Tensor, modulations: Modulations, rotary: Tensor) -> Tensor:
@@ -56,11 +58,13 @@ class Recorded:
         """Give back what the graphs keep."""
         if self._graphs:
             self._graphs.clear()
+            self._pool = None
             torch.cuda.empty_cache()  # what a graph worked in is no other's before
 
     def _record(self, key: Hashable, img: Tensor, txt: Tensor, modulations: Modulations, rotary: Tensor) -> None:
         try:
-            self._graphs[key] = _Graph(self._model, img, txt, modulations, rotary)
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            self._graphs[key] = _Graph(self._model, self._pool, img, txt, modulations, rotary)
             return
         except RuntimeError as error:  # out of memory too: a step that is not recorded may have enough
             reason = str(error).partition("\n")[0]
@@ -70,15 +74,22 @@ class Recorded:
 
 
 class _Graph:
-    """One evaluation."""
+    """One evaluation.
 
-    def __init__(self, model: Flux, img: Tensor, txt: Tensor, modulations: Modulations, rotary: Tensor) -> None:
+    Args:
+        pool: memory that all graphs of a pass work in, as they run one after another.
+    """
+
+    def __init__(
+        self, model: Flux, pool: Any, img: Tensor, txt: Tensor, modulations: Modulations, rotary: Tensor
+    ) -> None:
         self._img, self._txt, self._modulations = img.clone(), txt.clone(), modulations.map(torch.clone)
         self._rotary = rotary
         self._ahead = {each for module in model.modules() if (each := _ahead_of(module)) is not None}
         self._graph = torch.cuda.CUDAGraph()
         self._settle()
-        with torch.cuda.device(img.device), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        recording = torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local")
+        with torch.cuda.device(img.device), recording:
             try:
                 self._made = model(self._img, self._txt, self._modulations, rotary)
             finally:  # also where that fails: a recording that leaves streams apart cannot be ended
