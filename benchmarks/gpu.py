@@ -3,9 +3,9 @@
     python -m benchmarks.gpu
 
 Random weights of the published size, 768x1344 with 512 text tokens. Every way of computing a step runs in turn in one
-process, the order turned around each round, and the medians are compared. The floor is what the matrix products and
-attention of a step take by themselves, on the same card in the same run. Peers that are not installed are left out,
-and the table says so.
+process, the order turned around each round, and the medians are compared. The floor is the matrix products and the
+attention of a step with nothing between them, in turn with the others, as the card's clock falls under load. Peers that
+are not installed are left out, and the table says so.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks.fullsize import SMALL, draw
 from benchmarks.report import publish, write
 from lightweight_engine.backend import eight_bit
 from lightweight_engine.backend.ahead import Ahead
-from lightweight_engine.backend.eight_bit import multiply_as_stored
+from lightweight_engine.backend.eight_bit import EightBitLinear, multiply_as_stored
 from lightweight_engine.backend.linear import PackedLinear, store
 from lightweight_engine.backend.lora import Change
 from lightweight_engine.backend.lora_algorithms import LowRank
@@ -170,28 +170,38 @@ def block_linears(model: Flux) -> list[str]:
     return sorted(name for name in linear_weights(model) if unit_of("transformer", name).kind == "block")
 
 
-def floor(task: Task) -> dict[str, float]:
-    """Milliseconds of a step's matrix products, in 16 and in 8 bits, and of its attention, each by itself."""
-    params, device = task.params, task.device
-    d, m, image, text = params.hidden_size, params.mlp_hidden, task.tokens, task.text
-    double, single = params.depth, params.depth_single_blocks
-    products = [(tokens, n, k, double) for tokens in (image, text) for n, k in ((3 * d, d), (d, d), (m, d), (d, m))]
-    products += [(image + text, n, k, single) for n, k in ((3 * d + m, d), (d, d + m))]
-    total = {"products": 0.0, "products in 8 bits": 0.0}
-    for tokens, out, width, count in products:
-        x = torch.randn(tokens, width, device=device, dtype=BF16)
-        weight, bias = torch.randn(out, width, device=device, dtype=BF16), torch.randn(out, device=device, dtype=BF16)
-        total["products"] += count * milliseconds(
-            lambda x=x, weight=weight, bias=bias: F.linear(x, weight, bias), count
-        )
-        if eight_bit.available(device):
-            rows, packed = eight_bit.in_rows(x), quantize(weight, ROWS)
-            work = partial(rows.times, packed, bias)
-            total["products in 8 bits"] += count * milliseconds(work, count)
-    q, k, v = torch.randn(3, 1, params.num_heads, image + text, params.head_dim, device=device, dtype=BF16)
-    blocks = params.depth + params.depth_single_blocks
-    attention = blocks * milliseconds(lambda: F.scaled_dot_product_attention(q, k, v), blocks)
-    return {**total, "attention": attention}
+FLOORS = {False: "floor", True: "floor in 8 bits"}
+
+
+def floor(task: Task, model: Flux) -> Step:
+    """The matrix products of a step, with the model's own weights, and its attention, and nothing between them."""
+    params = task.params
+    joint = task.tokens + task.text
+    inputs = {
+        (tokens, width): torch.randn(1, tokens, width, device=task.device, dtype=BF16)
+        for tokens in (task.tokens, task.text, joint)
+        for width in (params.hidden_size, params.mlp_hidden, params.hidden_size + params.mlp_hidden)
+    }
+    q, k, v = torch.randn(3, 1, params.num_heads, joint, params.head_dim, device=task.device, dtype=BF16)
+    work: list[Step] = []
+    for blocks in (model.double_blocks, model.single_blocks):
+        for block in blocks:
+            for path, linear in block.named_modules():
+                if not hasattr(linear, "out_features") or "mod" in path:
+                    continue
+                tokens = joint if path.startswith("linear") else task.text if path.startswith("txt") else task.tokens
+                x = inputs[tokens, linear.in_features]
+                if isinstance(linear, EightBitLinear):
+                    work.append(partial(linear, eight_bit.in_rows(x)))
+                else:
+                    work.append(partial(F.linear, x, linear.weight, linear.bias))
+            work.append(lambda: F.scaled_dot_product_attention(q, k, v))
+
+    def step() -> None:
+        for each in work:
+            each()
+
+    return step
 
 
 def milliseconds(work: Step, count: int) -> float:
@@ -281,21 +291,22 @@ def measure(
         }
     except ImportError as error:
         print(f"without peers: {error}")
-    parts = floor(task)
-    least = {"floor": parts["products"] + parts["attention"]}
-    least["floor in 8 bits"] = parts["products in 8 bits"] + parts["attention"]
     errors: dict[str, float] = {}
     for name, way in ways.items():  # peers are compiled here
         start = time.perf_counter()
         errors[name] = error_of(way, exact)
         print(f"{name}: error {errors[name]:.4f}, first call {time.perf_counter() - start:.1f} s", flush=True)
-    for times in in_turn({name: way.step for name, way in ways.items()}, rounds):
+    floors = {FLOORS[False]: floor(task, model)}
+    if eight_bit.available(task.device):
+        floors[FLOORS[True]] = floor(task, packed(model, task.params, in_format(model, ROWS)))
+    for times in in_turn({name: way.step for name, way in ways.items()} | floors, rounds):
         eager = statistics.median(times.get("diffusers, eager", [float("nan")]))
+        least = {name: statistics.median(times[name]) for name in floors}
         rows = [
-            row(name, way, times[name], least["floor in 8 bits" if way.eight_bits else "floor"], eager, errors[name])
+            row(name, way, times[name], least[FLOORS[way.eight_bits]], eager, errors[name])
             for name, way in ways.items()
         ]
-        yield rows, {**least, **parts}
+        yield rows, least
 
 
 def row(name: str, way: Way, times: list[float], floor: float, eager: float, error: float) -> dict[str, Any]:
