@@ -1,4 +1,4 @@
-"""How the time of a step grows with the picture, with pictures at once and with LoRAs: ``python -m benchmarks.gpu_sweep``
+"""How a step grows with the picture, with pictures at once and with LoRAs: ``python -m benchmarks.gpu_sweep``
 
 Random weights of the published size on a GPU, 512 text tokens, in 16 and in 8 bits. Arithmetic is counted; a row says
 what a picture takes beside what its share of it would let expect, from the row of 768x1344.
