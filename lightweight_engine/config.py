@@ -84,6 +84,11 @@ class EngineConfig(BaseModel):
         Path("models"), "files", "Folder with model files: ours, or that of a WebUI, Forge or ComfyUI. Only read."
     )
     checkpoint: str | None = _setting(None, "files", "Checkpoint to use, by name or path; left out, the first found.")
+    require_model: bool = _setting(
+        False,
+        "files",
+        "Refuse to start where no checkpoint is found and none is named, instead of drawing with `tiny`.",
+    )
     t5: str | None = _setting(None, "files", "T5 text encoder to use in place of the one found.")
     clip: str | None = _setting(None, "files", "CLIP text encoder to use in place of the one found.")
     vae: str | None = _setting(None, "files", "Autoencoder to use in place of the one found.")

@@ -132,6 +132,7 @@ def _settings(config: EngineConfig) -> Iterator[Check]:
 
 
 def _models(config: EngineConfig) -> Iterator[Check]:
+    from ..core.choice import broken_checkpoints
     from ..core.folders import stray_models
     from ..core.models import TINY, ModelLibrary
 
@@ -141,16 +142,20 @@ def _models(config: EngineConfig) -> Iterator[Check]:
         yield Check("models", "bad", str(error))
         return
     library = ModelLibrary([config.models_dir])
-    entries = library.ls()
-    for entry in entries:
+    broken = broken_checkpoints(library)
+    for entry in library.ls():
         if entry.problem:
             fix = f"it is left out; move {entry.path} to where it belongs, replace or remove it"
-            yield Check("model file", "note", entry.problem, fix)
+            yield Check("model file", "bad" if entry in broken else "note", entry.problem, fix)
     if stray := stray_models(config.models_dir):
         yield Check("models", "note", *stray.split("; ", 1))
     if not library.has_checkpoint:
-        where = f"no Flux checkpoint in {config.models_dir}; the demonstration model `tiny` is used"
-        yield Check("models", "note", where, "put a checkpoint into Stable-diffusion/ there, or set --models-dir")
+        refused = config.require_model and not config.checkpoint
+        then = "require_model is on" if refused else "the demonstration model `tiny` is used"
+        fix = "put a checkpoint into Stable-diffusion/ there, or set --models-dir"
+        yield Check("models", "bad" if refused else "note", f"no Flux checkpoint in {config.models_dir}; {then}", fix)
+        if refused:
+            return
         library = ModelLibrary([TINY])
     try:
         chosen = library.choose(config.checkpoint, t5=config.t5, clip=config.clip, autoencoder=config.vae)

@@ -31,7 +31,8 @@ def warmup(json: Json = False, quiet: Quiet = False, debug: Debug = False, **set
         device = str(engine.networks.device)
         if json:
             folder = str(done.folder) if done.folder else None
-            told = {"device": device, "ready": ready, "first": dict(done.first), "again": dict(done.again)}
+            model = {"model": engine.models.name, "warnings": list(engine.notes)}
+            told = {**model, "device": device, "ready": ready, "first": dict(done.first), "again": dict(done.again)}
             console.result({**told, "folder": folder, "compiled": done.compiled, "kept": done.kept})
             return
         for line in table(_rows(ready, done)):

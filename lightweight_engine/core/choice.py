@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from ..errors import ModelNotFoundError
+from ..errors import CorruptCheckpointError, EngineError, ModelNotFoundError
 from .folders import stray_models
-from .models import TINY, ModelLibrary, ModelSet
+from .models import TINY, Entry, ModelLibrary, ModelSet, read_entry
 
 if TYPE_CHECKING:
     from ..config import EngineConfig
+
+CHECKPOINT_FOLDERS = frozenset({"Stable-diffusion", "checkpoints", "unet", "diffusion_models"})
+"""Where a file lies that somebody means to draw with."""
 
 
 def choose_models(config: EngineConfig, notes: list[str], library: ModelLibrary | None = None) -> ModelSet:
@@ -20,7 +24,7 @@ def choose_models(config: EngineConfig, notes: list[str], library: ModelLibrary 
         library: that of the settings' folder, with what it remembers of it.
 
     Raises:
-        ModelNotFoundError: a folder, a file or a part is missing.
+        ModelNotFoundError: a folder, a file or a part is missing; or there is no checkpoint, and one is required.
         ModelError: a named file cannot be used.
     """
     if config.is_set("models_dir") and not config.models_dir.is_dir():
@@ -30,10 +34,37 @@ def choose_models(config: EngineConfig, notes: list[str], library: ModelLibrary 
     models = library.choose(config.checkpoint, **named)
     if models.is_tiny and not config.checkpoint and config.models_dir != TINY:
         problems = [entry.problem for entry in library.ls() if entry.problem]
-        unusable = f" ({len(problems)} files there cannot be used: {problems[0]})" if problems else ""
-        notes += filter(None, [stray_models(config.models_dir)])
+        count = f"{len(problems)} file{'s' * (len(problems) != 1)} there cannot be used"
+        unusable = f" ({count}: {problems[0]})" if problems else ""
+        none = f"no Flux checkpoint was found in {config.models_dir}{unusable}"
+        stray = stray_models(config.models_dir)
+        if config.require_model:
+            told = "; ".join(filter(None, [none, stray]))
+            raise ModelNotFoundError(f"{told}; put one into Stable-diffusion/ there, or switch require_model off")
+        notes += filter(None, [stray])
         notes.append(
-            f"no Flux checkpoint was found in {config.models_dir}{unusable}: the demonstration model 'tiny' is used, "
-            "which draws small cartoon people and nothing else"
+            f"{none}: the demonstration model 'tiny' is used, which draws small cartoon people and nothing else"
         )
     return models
+
+
+def broken_checkpoints(library: ModelLibrary) -> list[Entry]:
+    """Files in the folders of checkpoints that somebody has to look at: damaged ones, and where no checkpoint can be
+    read, those of other kinds too. Beside a checkpoint, models of other engines are no fault."""
+    meant = [entry for entry in library.ls() if entry.problem and _is_meant_to_draw(entry)]
+    own = any("transformer" in entry.roles and TINY not in entry.path.parents for entry in library.ls())
+    return [entry for entry in meant if not own or _is_damaged(entry)]
+
+
+def _is_meant_to_draw(entry: Entry) -> bool:
+    return not CHECKPOINT_FOLDERS.isdisjoint(PurePosixPath(entry.name).parts[:-1])
+
+
+def _is_damaged(entry: Entry) -> bool:
+    try:
+        read_entry(entry.path, entry.name, strict=True)
+    except CorruptCheckpointError:
+        return True
+    except EngineError:
+        return False
+    return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running_service import LONG, PROJECT, SMALL, Running, service
+from running_service import LONG, PROJECT, SMALL, Running, service, wait
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -215,3 +216,41 @@ def test_a_key_finds_its_job_when_the_file_is_gone(two: Running, models: Path) -
         added.unlink()
     assert first.status == 200 and two.post("/generate", asked, Idempotency_Key="gone").json == first.json
     assert two.post("/generate", asked).status == 404
+
+
+def test_a_service_without_its_model_says_so(tmp_path: Path) -> None:
+    """At start in the log, in health and in a metric; a checkpoint that cannot be read is named, with the reason."""
+    folder = tmp_path / "models" / "Stable-diffusion"
+    folder.mkdir(parents=True)
+    (folder / "half.safetensors").write_bytes(b"<html>")
+    with service(
+        tmp_path, "--models-dir", str(tmp_path / "models"), "--set", "speed=fp8", "--device", "cpu"
+    ) as running:
+        running.ready()
+        told = running.get("/health").json
+        assert (told["model"], told["demonstration"]) == ("tiny", True)
+        assert any("(1 file there cannot be used: half.safetensors" in note for note in told["notes"])
+        assert str(tmp_path) not in str(told)
+        assert 'lwe_model_info{demonstration="true",name="tiny"} 1' in running.get("/metrics").body.decode()
+        rows = [json.loads(line) for line in running.lines]
+        errors = [row for row in rows if row["level"] == "error"]
+        assert [row["file"] for row in errors] == ["Stable-diffusion/half.safetensors"]
+        assert "half.safetensors" in errors[0]["message"]
+        warned = [row["message"] for row in rows if row["level"] == "warning"]
+        assert len([text for text in warned if "the demonstration model 'tiny' is used" in text]) == 1
+        assert len([text for text in warned if "speed = fp8" in text and "no effect" in text]) == 1
+        assert len(running.get("/models/status").json["notes"]) == len(warned)
+
+
+def test_names_of_files_are_not_told_without_a_key(tmp_path: Path) -> None:
+    with service(tmp_path, LWE_API_KEYS="a-key-of-mine") as running:
+        told = running.ready().get("/health").json
+        assert (told["demonstration"], told["model"], told["notes"]) == (True, None, [])
+        told = running.get("/models/status", **{"X-API-Key": "a-key-of-mine"}).json
+        assert told["model"] == "tiny" and told["notes"]
+
+
+def test_a_service_that_requires_a_model_does_not_start_without(tmp_path: Path) -> None:
+    with service(tmp_path, "--set", "require_model=true") as running:
+        assert running.process.wait(60) == 3
+        wait(lambda: any("no Flux checkpoint was found" in line and "require_model" in line for line in running.lines))

@@ -533,6 +533,24 @@ def test_doctor_says_what_to_repair(cli: Cli, models: Path, tmp_path: Path) -> N
     assert "-> set output_dir to a folder of yours" in done.out
 
 
+def test_doctor_fails_for_want_of_a_checkpoint(cli: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "none" / "Stable-diffusion"
+    folder.mkdir(parents=True)
+    for options, code, states in (
+        ((), 0, ["note", "ok"]),
+        (("--set", "require_model=true"), 9, ["bad"]),
+        (("--set", "require_model=true", "--checkpoint", "tiny"), 0, ["note", "ok"]),
+    ):
+        done = cli("doctor", "--models-dir", folder.parent, *options, "--json")
+        rows = [row["state"] for row in json.loads(done.out)["checks"] if row["name"] == "models"]
+        assert (done.code, rows) == (code, states), options
+    (folder / "half.safetensors").write_bytes(b"<html>")
+    done = cli("doctor", "--models-dir", folder.parent, "--json")
+    checks = {row["name"]: row for row in json.loads(done.out)["checks"]}
+    assert (done.code, checks["model file"]["state"]) == (9, "bad") and "half" in checks["model file"]["found"]
+    assert cli("generate", "x", "--models-dir", folder.parent, "--set", "require_model=true").code == 3
+
+
 def test_demo_shows_prompts_loras_and_a_production_job(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 

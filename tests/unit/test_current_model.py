@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import command_line
 from factories import AE, FLUX, network, save, save_drawable
+from safetensors.torch import save_file
 
 from lightweight_engine import Config, GenerationRequest, LightweightEngine
 from lightweight_engine.core import models
-from lightweight_engine.core.choice import choose_models
+from lightweight_engine.core.choice import broken_checkpoints, choose_models
 from lightweight_engine.core.describe import pixels_sha256
 from lightweight_engine.core.models import TINY, ModelLibrary
 from lightweight_engine.core.networks import Networks
@@ -284,6 +286,37 @@ def test_the_demonstration_model_has_names_where_it_is_used(tmp_path: Path) -> N
     notes: list[str] = []
     assert choose_models(Config(models_dir=tmp_path, checkpoint="tiny", vae="ae"), notes).is_tiny and not notes
     assert choose_models(Config(models_dir=tmp_path, vae="ae"), notes).is_tiny and len(notes) == 1
+
+
+def test_a_model_may_be_required(tmp_path: Path) -> None:
+    required = Config(models_dir=tmp_path, require_model=True)
+    with pytest.raises(ModelNotFoundError, match="no Flux checkpoint was found in .*; put one into"):
+        choose_models(required, [])
+    assert choose_models(required.model_copy(update={"checkpoint": "tiny"}), []).is_tiny, "it is named"
+    _made(tmp_path / "Stable-diffusion" / "half.safetensors").write_bytes(b"<html>")
+    with pytest.raises(ModelNotFoundError, match=r"\(1 file there cannot be used: half.safetensors"):
+        choose_models(required, [])
+    shutil.copy(TINY / "Stable-diffusion" / "tiny.safetensors", tmp_path)
+    with pytest.raises(ModelNotFoundError, match="nothing looks at the top of"):
+        choose_models(required, [])
+
+
+def test_checkpoints_that_somebody_has_to_look_at(tmp_path: Path) -> None:
+    """Damaged ones always; those of other engines only where there is none that can be read."""
+    folder = tmp_path / "Stable-diffusion"
+    save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(1)}, _made(folder / "sd15.safetensors"))
+    (folder / "half.safetensors").write_bytes(b"<html>")
+    _made(tmp_path / "VAE" / "half.safetensors").write_bytes(b"<html>")
+    library = ModelLibrary.of(Config(models_dir=tmp_path))
+    names = ["Stable-diffusion/half.safetensors", "Stable-diffusion/sd15.safetensors"]
+    assert [entry.name for entry in broken_checkpoints(library)] == names
+    shutil.copy(TINY / "Stable-diffusion" / "tiny.safetensors", folder / "own.safetensors")
+    assert [entry.name for entry in broken_checkpoints(library.refresh())] == names[:1]
+
+
+def _made(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def test_its_parts_are_its_own(tmp_path: Path) -> None:

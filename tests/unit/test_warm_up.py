@@ -34,6 +34,7 @@ def test_the_command_prints_a_table(
     assert "there is nothing to compile for cpu" in done.err
     told = json.loads(cli("warmup", "--models-dir", TINY, "--device", "cpu", "--offline", "--json").out)
     assert (told["device"], told["folder"], told["compiled"]) == ("cpu", None, 0)
+    assert (told["model"], told["warnings"]) == ("tiny", [])
     assert told["first"].keys() == told["again"].keys()
 
 

@@ -82,11 +82,16 @@ class Metrics:
         for stage, seconds in outcome.told["timings"].items():
             self.stages.observe(seconds, stage=stage)
 
-    def text(self, gauges: dict[str, tuple[str, Callable[[], float]]]) -> str:
-        """All of it; ``gauges`` are read now: name -> (help, value)."""
+    def text(
+        self, gauges: dict[str, tuple[str, Callable[[], float]]], facts: dict[str, tuple[str, dict[str, str]]]
+    ) -> str:
+        """All of it; ``gauges`` are read now: name -> (help, value). ``facts`` are labels of a 1: name -> (help,
+        labels); one without labels is not known yet."""
         lines = [line for each in vars(self).values() for line in each.lines()]
         for name, (help, value) in gauges.items():
             lines += [*_head(name, help, "gauge"), _line(name, (), value())]
+        for name, (help, labels) in facts.items():
+            lines += [*_head(name, help, "gauge"), *([_line(name, _sorted(labels), 1)] if labels else ())]
         return "\n".join(lines) + "\n"
 
 

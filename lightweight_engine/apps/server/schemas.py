@@ -166,6 +166,9 @@ class Health(_Answer):
     version: str
     waiting: int = Field(description="Jobs that wait.")
     running: bool = Field(description="Whether a job runs.")
+    demonstration: bool | None = Field(default=None, description="Whether it draws with tiny; null: not known yet.")
+    model: str | None = Field(default=None, description="In use, as of the last job; not told where keys are needed.")
+    notes: list[str] = Field(default_factory=list, description="On model and settings, for a person; likewise.")
 
 
 def as_base64(data: bytes) -> str:

@@ -103,6 +103,12 @@ class Service:
             ),
         }
 
+    def facts(self) -> dict[str, tuple[str, dict[str, str]]]:
+        """What is told by labels: name -> (help, labels), which are none until the worker is ready."""
+        told = self.supervisor.facts
+        labels = {"name": told["model"], "demonstration": str(told["demonstration"]).lower()} if told else {}
+        return {"lwe_model_info": ("The model in use, as of the last job.", labels)}
+
     async def submit(
         self,
         task: Task,

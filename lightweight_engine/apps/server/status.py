@@ -63,6 +63,7 @@ def _add_health(router: APIRouter, service: Service) -> None:
             version=__version__,
             waiting=len(service.waiting),
             running=service.running is not None,
+            **_model_of(service),
         )
 
 
@@ -120,7 +121,14 @@ def _add_facts(router: APIRouter, service: Service) -> None:
     @router.get("/metrics", response_class=PlainTextResponse, responses=errors(401))
     async def metrics() -> PlainTextResponse:
         """Counters and gauges in Prometheus' text format."""
-        return PlainTextResponse(service.metrics.text(service.gauges()), media_type=CONTENT_TYPE)
+        return PlainTextResponse(service.metrics.text(service.gauges(), service.facts()), media_type=CONTENT_TYPE)
+
+
+def _model_of(service: Service) -> dict[str, Any]:
+    """What health says of the model. It is asked without a key: where callers need one, names of files are not told."""
+    facts = service.supervisor.facts
+    told = {"demonstration": facts.get("demonstration")}
+    return told if service.config.api_keys else {**told, "model": facts.get("model"), "notes": facts.get("notes", [])}
 
 
 async def _tended(service: Service, tend: Tend) -> dict[str, Any]:

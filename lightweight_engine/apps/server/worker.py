@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from ...config import EngineConfig
+from ...core.choice import broken_checkpoints
 from ...core.engine import LightweightEngine
 from ...core.image_text import PNG_KEY
 from ...core.images import encode, preview_jpeg
@@ -33,6 +34,8 @@ from .messages import Broken, Cancel, Ended, FromWorker, Interrupt, Moved, Outco
 from .sources import check_models, reader_of, with_pictures
 
 log = logging.getLogger(__name__)
+
+MAX_TOLD = 20  # files that cannot be used, in the log of a start
 
 
 def serve_jobs(connection: Connection, config: EngineConfig, secrets: tuple[str, ...]) -> None:
@@ -73,6 +76,7 @@ class Worker:
             if self._config.warm_up:
                 warm_up(engine)
             facts = Facts(engine)
+            _log_notes(engine)
             self._tell(Ready(facts()))
         except EngineError as error:
             self._tell(Broken(Fault.of(error), error.exit_code))
@@ -151,6 +155,14 @@ class Worker:
         except OutputError as error:
             log.warning("pictures could not be kept: %s", error)
             return [], [f"the pictures are in this answer, and not all were saved: {error}"]
+
+
+def _log_notes(engine: LightweightEngine) -> None:
+    """Say once what is worth saying of model and settings: nobody may look at the answers that tell it each time."""
+    for entry in broken_checkpoints(engine.library)[:MAX_TOLD]:
+        log.error("a checkpoint cannot be used: %s", entry.problem, extra={"file": entry.name})
+    for note in engine.notes:
+        log.warning(note)
 
 
 def _tended(engine: LightweightEngine, facts: Facts, tend: Tend) -> Tended:
