@@ -268,8 +268,24 @@ class GenerationRequest(_Frozen):
 
     @classmethod
     def from_profile(cls, profile: Profile, values: Mapping[str, Any]) -> GenerationRequest:
-        """A request with the defaults of a profile under ``values``."""
-        return cls(**{**profile_defaults(profile), **values})
+        """A request with the defaults of a profile under ``values``; those that differ from them were asked for."""
+        usual = profile_defaults(profile)
+        return cls.over(usual, values, asked=[name for name in values if values[name] != usual[name]])
+
+    @classmethod
+    def over(
+        cls, defaults: Mapping[str, Any], values: Mapping[str, Any], *, asked: Iterable[str] | None = None
+    ) -> GenerationRequest:
+        """A request with ``defaults``, which nobody asked for, under ``values``.
+
+        Args:
+            asked: those of its fields that its caller asked for, its ``model_fields_set``; left out, all of ``values``.
+
+        Raises:
+            RequestError: a field is wrong; names it.
+        """
+        made = cls(**{**defaults, **values})
+        return cls.model_construct(_fields_set=set(values if asked is None else asked), **vars(made))
 
     @field_validator(
         "prompt", "negative_prompt", "hr_prompt", "hr_negative_prompt", "hr_sampler", "hr_scheduler", mode="before"

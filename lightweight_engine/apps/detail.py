@@ -49,8 +49,8 @@ def detail(
         console.typed = given.keys()
         image = PictureReader.of(config).read(source)
         size = {"width": image.width // CELL * CELL, "height": image.height // CELL * CELL}
-        fields = {**config.request_defaults(), **size, "adetailer": True, "skip_img2img": True, **given}
-        request = GenerationRequest(**{**fields, "prompt": prompt, "image": source})
+        usual = {**config.request_defaults(), **size, "adetailer": True, "skip_img2img": True}
+        request = GenerationRequest.over(usual, {**given, "prompt": prompt, "image": source})
         check_request(request, config)
         check_folder(config.output_dir)
         if preview:

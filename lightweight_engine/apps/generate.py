@@ -75,7 +75,7 @@ def generate(
         config = load_config(settings)
         text = sys.stdin.read().strip() if prompt == "-" else prompt
         console.typed = given.keys()
-        request = GenerationRequest(**{**config.request_defaults(), **given, "prompt": text})
+        request = GenerationRequest.over(config.request_defaults(), {**given, "prompt": text})
         check_request(request, config)
         check_folder(config.output_dir)
         engine = start_engine(console, config)

@@ -130,7 +130,7 @@ class LightweightEngine:
 
     def request(self, **fields: Any) -> GenerationRequest:
         """A request with the configured defaults under ``fields``."""
-        return GenerationRequest(**{**self.config.request_defaults(), **fields})
+        return GenerationRequest.over(self.config.request_defaults(), fields)
 
     def run(
         self,

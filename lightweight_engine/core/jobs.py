@@ -13,6 +13,7 @@ from ..flux.conditioner import Conditioner
 from ..request import GenerationRequest
 from ..upscalers.upscaler import NONE, Upscaler
 from .detailing import detailing_of, plan_detailing
+from .idle_fields import without_effect
 from .images import to_images
 from .limits import check_fields
 from .named import at_home
@@ -42,9 +43,8 @@ def plan_job(
     """
     config, networks = tools.config, tools.networks
     check_fields(request, config)
-    warnings: list[str] = []
+    warnings = without_effect(request)
     request = _at_home(request, tools, warnings)
-    warnings += without_effect(request)
     first = first_pass(request, tools, warnings, fetching(watch), prompts)
     second, target = hires_pass(first, tools, warnings, fetching(watch))
     for each in (first, second) if second else (first,):
@@ -149,31 +149,6 @@ def _method(request: GenerationRequest, tools: Tools, plan: Plan, tracker: Track
         return None
     room = max((stage.tiles for stage in plan.stages if stage.name == "upscale"), default=0)
     return tools.upscalers.find(name, field="hr_upscaler", room=room, after_tile=tracker.after_tile)
-
-
-def without_effect(request: GenerationRequest) -> list[str]:
-    """Fields that were set for a pass which the request does not ask for, a sentence for each pass."""
-    usual = type(request).model_fields
-    set_for = {
-        "adetailer": []
-        if request.adetailer
-        else ["adetailer_args", "adetailer_args_hands", "ad_prompt", "ad_hands_prompt"],
-        "lora_urls": [] if request.lora_urls else ["lora_scales"],
-        "image": [] if request.image is not None else ["img2img_upscaler", "color_correction", "resize_mode"],
-        "mask": [] if request.mask is not None else ["inpainting_mask_invert", "inpaint_full_res", "mask_blur"],
-        "a hires pass (hr_scale)": []
-        if request.hires
-        else ["hr_prompt", "hr_negative_prompt", "hr_sampler", "hr_scheduler"],
-    }
-    asked = {
-        what: [name for name in names if getattr(request, name) != usual[name].default]
-        for what, names in set_for.items()
-    }
-    sentences = [f"{', '.join(names)} had no effect without {what}" for what, names in asked.items() if names]
-    unguided = request.cfg_scale == 1 and not (request.hires and request.hr_cfg not in (None, 1))
-    if request.negative_prompt and unguided:
-        sentences.append("negative_prompt had no effect at cfg_scale 1; a higher one takes twice the time")
-    return sentences
 
 
 def _previewer(networks: Networks) -> Callable[[Tensor], Image.Image]:

@@ -155,7 +155,7 @@ def read_recipe(path: Path) -> Recipe:
             starts = fields.get("image")
             if isinstance(starts, list) and len(starts) > 1:  # one for each picture that was asked for
                 fields["image"] = starts[data["index"]]
-            return Recipe(GenerationRequest(**fields), data)
+            return Recipe(GenerationRequest.over(fields, {}), data)  # what had no effect was told to who asked
         except (KeyError, TypeError, IndexError):
             raise RequestError(
                 f"the sidecar of {path.name} is not one of this engine; delete it to go by the picture's own text",
@@ -166,7 +166,7 @@ def read_recipe(path: Path) -> Recipe:
         raise RequestError(
             f"{path.name} carries no parameters and has no sidecar; it cannot be made again", field="image"
         )
-    return Recipe(GenerationRequest(**request_fields(text)), None)
+    return Recipe(GenerationRequest.over(request_fields(text), {}), None)
 
 
 def replay(engine: LightweightEngine, path: Path, recipe: Recipe | None = None, **run_options: Any) -> Replay:

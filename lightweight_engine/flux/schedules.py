@@ -207,6 +207,20 @@ SCHEDULERS: dict[str, Scheduler] = {
 
 _RHO_DEFAULTS = {"Karras": 7.0, "Polyexponential": 1.0}
 
+# Schedules between two sigmas, whatever the table holds; and what else one goes by, of the fields of ScheduleOptions.
+_RANGED = ("Karras", "Exponential", "Polyexponential", "SGM Uniform", "KL Optimal", "Normal", "Beta")
+_OWN_OPTIONS = {
+    "Karras": ("rho", "use_old_karras"),
+    "Polyexponential": ("rho",),
+    "Beta": ("beta_alpha", "beta_beta"),
+}
+
+
+def options_of(scheduler: str) -> tuple[str, ...]:
+    """The fields of ``ScheduleOptions`` that act on one schedule and not on all; ``scheduler`` is not Automatic."""
+    ranged = ("sigma_min", "sigma_max") if scheduler in _RANGED else ()
+    return (*ranged, *_OWN_OPTIONS.get(scheduler, ()))
+
 
 def make_sigmas(
     scheduler: str, steps: int, mu: float, *, sampler: str = "Euler", options: ScheduleOptions | None = None

@@ -143,7 +143,8 @@ ARROWS = {
     "core.describe": "infotext infotext_parse lora_sources pictures",
     "core.replay": "describe filenames images infotext_parse",
     "core.detailing": "limits named passes plan processing",
-    "core.jobs": "detailing images limits named networks passes plan processing progress recovery start_pictures",
+    "core.jobs": "detailing idle_fields images limits named networks passes plan processing progress recovery "
+    "start_pictures",
     "core.upscaling": "image_text images named progress",
     "core.engine": "assembly current_model describe detailing hashes jobs limits models networks passes pictures plan "
     "precision processing progress recovery upscaling",

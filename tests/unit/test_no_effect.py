@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from lightweight_engine import GenerationRequest
-from lightweight_engine.core.jobs import without_effect
+from lightweight_engine.core.idle_fields import without_effect
+from lightweight_engine.flux.schedules import ScheduleOptions, make_sigmas, options_of
+from lightweight_engine.labels import scheduler_labels
 
 
 @pytest.mark.parametrize(
@@ -16,6 +20,22 @@ from lightweight_engine.core.jobs import without_effect
         ({"hr_prompt": "a cat"}, "hr_prompt had no effect without a hires pass"),
         ({"negative_prompt": "a dog"}, "negative_prompt had no effect at cfg_scale 1"),
         ({"negative_prompt": "a dog", "enable_hr": True, "hr_cfg": 1.0}, "negative_prompt had no effect"),
+        ({"hr_steps": 10, "hr_upscaler": "4x-UltraSharp"}, "hr_steps, hr_upscaler had no effect without a hires pass"),
+        ({"hr_cfg": 2.0, "enable_hr": False}, "hr_cfg had no effect without a hires pass"),
+        ({"hr_scale": 1.5, "enable_hr": False}, "hr_scale had no effect without a hires pass"),
+        ({"denoising_strength": 0.5}, "denoising_strength had no effect without image or a hires pass"),
+        ({"initial_noise_multiplier": 0.9}, "initial_noise_multiplier had no effect without image"),
+        ({"inpaint_full_res": True, "mask_blur_x": 3}, "inpaint_full_res, mask_blur_x had no effect without mask"),
+        ({"batch_size": 4}, "batch_size had no effect with one picture; num_outputs says how many are drawn"),
+        ({"subseed": 5}, "subseed had no effect without subseed_strength"),
+        ({"eta": 0.5}, "eta had no effect with the sampler Euler"),
+        ({"s_churn": 1.0, "sampler": "euler a"}, "s_churn had no effect with the sampler Euler a"),
+        ({"rho": 5.0, "sigma_min": 0.1}, "sigma_min, rho had no effect with the scheduler Simple"),
+        (
+            {"rho": 5.0, "enable_hr": True, "hr_scheduler": "Beta"},
+            "rho had no effect with the scheduler Simple and Beta",
+        ),
+        ({"beta_alpha": 0.5, "scheduler": "Karras"}, "beta_alpha had no effect with the scheduler Karras"),
     ],
 )
 def test_fields_without_effect(fields: dict[str, object], told: str) -> None:
@@ -24,8 +44,40 @@ def test_fields_without_effect(fields: dict[str, object], told: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"cfg_scale": 2.0}, {"enable_hr": True, "hr_cfg": 3.0}], ids=["nothing", "guided", "guided in hires"]
+    "fields",
+    [
+        {},
+        {"negative_prompt": "a dog", "cfg_scale": 2.0},
+        {"negative_prompt": "a dog", "enable_hr": True, "hr_cfg": 3.0},
+        {"enable_hr": True, "hr_steps": 3, "denoising_strength": 0.5, "eta": 1.0, "hr_sampler": "Euler a"},
+        {"batch_size": 4, "num_outputs": 2},
+        {"batch_size": 1, "subseed": -1, "eta": None},
+        {"subseed": 5, "subseed_strength": 0.1},
+        {"subseed_strength": 0.1},
+        {"sampler": "DPM adaptive", "sigma_min": 0.1, "eta": 0.5},
+        {"sampler": "DPM++ 2M", "scheduler": "Automatic", "rho": 5.0},
+        {"eta": 0.5, "adetailer": True},
+        {"hr_scale": 1.0, "hr_steps": 10, "hr_upscaler": "4x-UltraSharp"},
+        GenerationRequest().model_dump(),
+    ],
+    ids=str,
 )
 def test_what_acts_is_not_told(fields: dict[str, object]) -> None:
-    negative = {"negative_prompt": "a dog"} if fields else {}
-    assert without_effect(GenerationRequest(**{**negative, **fields})) == []
+    assert without_effect(GenerationRequest(**fields)) == []
+
+
+def test_what_nobody_sent_is_not_told() -> None:
+    """Settings, profiles and what a picture was made with are no slips."""
+    usual = {"hr_steps": 3, "eta": 0.5, "batch_size": 4}
+    assert without_effect(GenerationRequest.over(usual, {"prompt": "a cat"})) == []
+    assert without_effect(GenerationRequest.from_profile("cog", {"enable_hr": False, "hr_steps": 8})) == []
+    (sentence,) = without_effect(GenerationRequest.over(usual, {"hr_steps": 3}))
+    assert sentence.startswith("hr_steps had no effect")
+    assert pickle.loads(pickle.dumps(GenerationRequest.over(usual, {}))).model_fields_set == set()
+
+
+@pytest.mark.parametrize("scheduler", [label for label in scheduler_labels() if label != "Automatic"])
+@pytest.mark.parametrize("option", ["sigma_min", "sigma_max", "rho", "beta_alpha", "beta_beta", "use_old_karras"])
+def test_options_of_schedulers(scheduler: str, option: str) -> None:
+    changed = make_sigmas(scheduler, 8, 1.15, options=ScheduleOptions(**{option: 0.5}))
+    assert (changed != make_sigmas(scheduler, 8, 1.15)) == (option in options_of(scheduler))

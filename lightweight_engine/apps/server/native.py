@@ -193,7 +193,7 @@ def _with_format(fields: dict[str, Any], kind: str | None) -> dict[str, Any]:
 
 
 def _as_request(service: Service, fields: dict[str, Any]) -> GenerationRequest:
-    return GenerationRequest(**{**service.config.request_defaults(), **fields})
+    return GenerationRequest.over(service.config.request_defaults(), fields)
 
 
 def _told(kind: type[Generated] | type[Upscaled], job: Job) -> Response:

@@ -1,0 +1,91 @@
+"""Fields of a request that change nothing in its pictures, told to whoever sent them: a slip would go unnoticed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from ..flux.samplers import SAMPLERS
+from ..flux.schedules import options_of
+from ..labels import own_scheduler, resolve_sampler
+from ..request import GenerationRequest
+
+_PICTURE = (
+    *("img2img_upscaler", "color_correction", "resize_mode", "initial_noise_multiplier", "img2img_extra_noise"),
+    "img2img_fix_steps",
+)
+_MASK = (
+    *("inpainting_mask_invert", "inpainting_fill", "inpaint_full_res", "inpaint_full_res_padding"),
+    *("mask_blur", "mask_blur_x", "mask_blur_y", "mask_round"),
+)
+_HIRES = (
+    *("hr_scale", "hr_resize_x", "hr_resize_y", "hr_steps", "hr_upscaler", "hr_cfg", "hr_distilled_cfg"),
+    *("hr_prompt", "hr_negative_prompt", "hr_sampler", "hr_scheduler"),
+)
+_SAMPLER = ("eta", "s_churn", "s_tmin", "s_tmax", "s_noise")
+_SCHEDULE = ("sigma_min", "sigma_max", "rho", "beta_alpha", "beta_beta", "use_old_karras")
+
+
+def without_effect(request: GenerationRequest) -> list[str]:
+    """A sentence for each thing that a request lacks, and that fields which its caller sent are for.
+
+    Raises:
+        RequestError: a sampler or a scheduler is unknown.
+    """
+    sentences = [f"{', '.join(names)} had no effect {why}" for why, names in _idle(request) if names]
+    unguided = request.cfg_scale == 1 and not (request.hires and request.hr_cfg not in (None, 1))
+    if request.negative_prompt and unguided:
+        sentences.append("negative_prompt had no effect at cfg_scale 1; a higher one takes twice the time")
+    return sentences
+
+
+def _idle(request: GenerationRequest) -> Iterator[tuple[str, list[str]]]:
+    """Why fields have no effect, and which were sent for all that."""
+    passes = ("adetailer_args", "adetailer_args_hands", "ad_prompt", "ad_hands_prompt")
+    if not request.adetailer:
+        yield "without adetailer", _sent(request, passes)
+    if not request.lora_urls:
+        yield "without lora_urls", _sent(request, ("lora_scales",))
+    if request.image is None:
+        yield "without image", _sent(request, _PICTURE, "image")
+    if request.mask is None:
+        yield "without mask", _sent(request, _MASK, "mask")
+    if not request.hires:
+        yield "without a hires pass (hr_scale)", _sent(request, _HIRES, "enable_hr", "hr_scale")
+        if request.image is None:
+            yield "without image or a hires pass", _sent(request, ("denoising_strength",))
+    if request.num_outputs == 1:
+        told = "with one picture; num_outputs says how many are drawn, batch_size how many of them at once"
+        yield told, _sent(request, ("batch_size",))
+    if request.subseed_strength == 0:
+        yield "without subseed_strength", _sent(request, ("subseed",))
+    if not (request.adetailer or request.adetailer_passes):  # whose passes may have samplers of their own
+        yield from _idle_in_walk(request)
+
+
+def _idle_in_walk(request: GenerationRequest) -> Iterator[tuple[str, list[str]]]:
+    """Those that the samplers and schedules of all passes do not know."""
+    pairs = [(request.sampler, request.scheduler)]
+    if request.hires:
+        pairs.append((request.hr_sampler or request.sampler, request.hr_scheduler or request.scheduler))
+    walks = [resolve_sampler(*pair, request.compat) for pair in pairs]
+    known = {name for sampler, _ in walks for name in (*SAMPLERS[sampler].options, *SAMPLERS[sampler].needs)}
+    known |= {name for sampler, scheduler in walks for name in options_of(own_scheduler(sampler, scheduler))}
+    samplers = " and ".join(dict.fromkeys(sampler for sampler, _ in walks))
+    schedulers = " and ".join(dict.fromkeys(own_scheduler(*walk) for walk in walks))
+    yield f"with the sampler {samplers}", _sent(request, [name for name in _SAMPLER if name not in known])
+    yield f"with the scheduler {schedulers}", _sent(request, [name for name in _SCHEDULE if name not in known])
+
+
+def _sent(request: GenerationRequest, names: Iterable[str], *switches: str) -> list[str]:
+    """Those names that a caller sent and may have meant something by.
+
+    A default asks for nothing where the whole form was sent, one of the ``switches`` included; alone it may be meant.
+    """
+    sent = request.model_fields_set
+    whole = not switches or not sent.isdisjoint(switches)
+    return [name for name in names if name in sent and _asks(name, getattr(request, name), whole=whole)]
+
+
+def _asks(name: str, value: object, *, whole: bool) -> bool:
+    usual = GenerationRequest.model_fields[name].default
+    return value is not None and (value != usual or (bool(value) and not whole))
