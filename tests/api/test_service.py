@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from running_service import LONG, SMALL, Running, wait
 
+from lightweight_engine.apps.server.native import MAX_WARNINGS_TEXT, as_header
 from lightweight_engine.config import EngineConfig
 from lightweight_engine.core.images import encode, read_infotext
 from lightweight_engine.request import GenerationRequest
@@ -54,7 +55,30 @@ def test_one_picture_as_it_is(server: Running, accept: str, kind: str) -> None:
     assert (answer.status, answer.headers["content-type"]) == (200, f"image/{kind.lower()}")
     assert answer.headers["x-content-type-options"] == "nosniff" and answer.headers["x-seed"] == "1"
     assert Image.open(io.BytesIO(answer.body)).format == kind
+    warnings = json.loads(answer.headers["x-warnings-text"])
+    assert answer.headers["x-warnings"] == str(len(warnings)) and any("'tiny' is used" in text for text in warnings)
+    assert server.get(f"/jobs/{answer.headers['x-job-id']}").json["result"]["warnings"] == warnings
     assert "a smiling woman" in (read_infotext(answer.body) or "")
+
+
+@pytest.mark.parametrize(
+    ("texts", "kept"),
+    [
+        (["plain", "a ✓\nb"], 2),
+        (["x" * 3000] * 3, 1),
+        (["é" * 9000, "next"], 2),
+        ([f"{n} ✓" * 99 for n in range(20)], 5),
+    ],
+)
+def test_warnings_fit_into_a_header(texts: list[str], kept: int) -> None:
+    header = as_header(texts)
+    told = json.loads(header)
+    assert header.isascii() and header.isprintable() and len(header) <= MAX_WARNINGS_TEXT
+    assert (
+        len(told) == kept
+        and told[0][:9] == texts[0][:9]
+        and all(a == b for a, b in zip(texts[1:], told[1:], strict=False))
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,7 +103,7 @@ def test_a_job_and_its_events(server: Running) -> None:
     image = server.get(f"{where}/images/0")
     assert (image.status, image.headers["content-type"]) == (200, "image/png")
     assert image.body == picture(server.generate(steps=4, subseed=last["result"]["subseeds"][0]).json)
-    assert server.get(f"{where}/images/1").status == 404
+    assert "has 1 picture, counted" in server.get(f"{where}/images/1").error["message"]
 
 
 def test_previews(server: Running) -> None:
@@ -293,6 +317,9 @@ def test_the_description(server: Running) -> None:
     assert all("422" in told["paths"][path]["post"]["responses"] for path in ("/generate", "/jobs"))
     headers = {row["name"] for row in told["paths"]["/generate"]["post"]["parameters"]}
     assert headers == {"X-Request-ID", "X-Request-Timeout", "Idempotency-Key"}
+    answers = [told["paths"]["/generate"]["post"], told["paths"]["/jobs/{job_id}/images/{n}"]["get"]]
+    sent = {"X-Job-ID", "X-Seed", "X-Warnings", "X-Warnings-Text"}
+    assert all(set(each["responses"]["200"]["headers"]) == sent for each in answers)
     assert [row["name"] for row in told["paths"]["/livez"]["get"]["parameters"]] == ["X-Request-ID"]
     assert "securitySchemes" not in told["components"], "no key is needed here"
 

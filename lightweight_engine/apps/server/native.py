@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -28,6 +30,17 @@ def _body(schema: str, example: dict[str, Any]) -> dict[str, Any]:
 
 _DRAWN = _body("GenerationRequest", EXAMPLE)
 _PICTURES = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES.values()}
+_PICTURE_HEADERS: dict[str, Any] = {
+    name: {"description": told, "schema": {"type": kind}}
+    for name, kind, told in (
+        ("X-Job-ID", "string", "Of an answer that is a picture: its job, for /jobs/{job_id}."),
+        ("X-Seed", "integer", "Likewise: the seed that it was drawn with."),
+        ("X-Warnings", "integer", "Likewise: how many warnings there are."),
+        ("X-Warnings-Text", "string", "The warnings, a JSON list in ASCII; not all, where they are longer than 4 KiB."),
+    )
+}
+MAX_WARNINGS_TEXT = 4096  # bytes in a header, as proxies take no more than some KiB of all
+
 _WAITING = (400, 401, 404, 406, 408, 409, 413, 415, 422, 424, 429, 501, 503, 504, 507)
 """What may become of a job that is waited for."""
 
@@ -48,7 +61,7 @@ def _add_generate(router: APIRouter, service: Service) -> None:
     @router.post(
         "/generate",
         response_model=Generated,
-        responses={200: {"content": _PICTURES}, **errors(*_WAITING)},
+        responses={200: {"content": _PICTURES, "headers": _PICTURE_HEADERS}, **errors(*_WAITING)},
         openapi_extra=_DRAWN,
     )
     async def generate(request: Request) -> Response:
@@ -72,7 +85,7 @@ def _add_upscale(router: APIRouter, service: Service) -> None:
     @router.post(
         "/upscale",
         response_model=Upscaled,
-        responses={200: {"content": _PICTURES}, **errors(*_WAITING)},
+        responses={200: {"content": _PICTURES, "headers": _PICTURE_HEADERS}, **errors(*_WAITING)},
         openapi_extra=_body("UpscaleRequest", UPSCALE_EXAMPLE),
     )
     async def upscale(request: Request) -> Response:
@@ -150,7 +163,10 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
     @router.get(
         "/jobs/{job_id}/images/{n}",
         response_class=Response,
-        responses={200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}}, **errors(401, 404, 409, 410)},
+        responses={
+            200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}, "headers": _PICTURE_HEADERS},
+            **errors(401, 404, 409, 410),
+        },
     )
     async def job_image(job_id: str, n: int) -> Response:
         """A picture of a finished job, as a file."""
@@ -206,12 +222,30 @@ def _picture(job: Job, n: int) -> Response:
     if not outcome.images:
         raise ConflictError(f"job {job.id} was interrupted before its first picture")
     if not 0 <= n < len(outcome.images):
-        raise UnknownJobError(f"job {job.id} has {len(outcome.images)} pictures, counted from 0")
+        raise UnknownJobError(
+            f"job {job.id} has {len(outcome.images)} picture{'s' * (len(outcome.images) != 1)}, counted from 0"
+        )
+    warnings = outcome.told["warnings"]
     headers = {
         "Content-Disposition": f'inline; filename="{job.id}-{n}.{outcome.format}"',
         "X-Job-ID": job.id,
-        "X-Warnings": str(len(outcome.told["warnings"])),
+        "X-Warnings": str(len(warnings)),
     }
+    if warnings:
+        headers["X-Warnings-Text"] = as_header(warnings)
     if "seeds" in outcome.told:
         headers["X-Seed"] = str(outcome.told["seeds"][n])
     return Response(outcome.images[n], media_type=MEDIA_TYPES[outcome.format], headers=headers)
+
+
+def as_header(texts: Sequence[str]) -> str:
+    """Texts as a JSON list in ASCII, of at most ``MAX_WARNINGS_TEXT`` bytes: the last are left out, and
+    a first that is too long alone is cut."""
+    kept: list[str] = []
+    for text in texts:
+        while not kept and len(json.dumps([text])) > MAX_WARNINGS_TEXT:
+            text = f"{text[: len(text) // 2]}…"
+        if len(json.dumps([*kept, text])) > MAX_WARNINGS_TEXT:
+            break
+        kept.append(text)
+    return json.dumps(kept)
