@@ -180,9 +180,13 @@ def test_hosts_and_origins(tmp_path: Path) -> None:
     options = ("--set", "host_names=engine.example", "--set", "allowed_origins=https://app.example")
     with service(tmp_path, *options) as running:
         for host in ("localhost", f"127.0.0.1:{running.port}", "engine.example", "ENGINE.example:80"):
-            assert running.get("/livez", Host=host).status == 200
+            assert running.get("/health", Host=host).status in (200, 503)
         for host in ("evil.example", "127.0.0.1.evil.example", "", "[::1"):
-            assert running.get("/livez", Host=host).status == 421
+            for path in ("/health", "/metrics", "/jobs/x", "/livez/", "/nowhere"):
+                assert running.get(path, Host=host).status == 421
+            assert running.get("/livez", Host=host).status == 200
+            assert running.get("/readyz", Host=host).status in (200, 503)
+            assert running.get("/readyz", Host=host, Origin="https://evil.example").status == 403
         own = f"http://localhost:{running.port}"
         assert running.get("/livez", Host=own[7:], Origin=own).status == 200
         for origin in ("null", "https://evil.example", "http://localhost:1"):

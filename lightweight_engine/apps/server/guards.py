@@ -27,6 +27,9 @@ from .metrics import Metrics
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})
 """Answered without a key, as what watches over a service has none. They tell no more than the state."""
+PROBED_PATHS = frozenset({"/livez", "/readyz"})
+"""Answered by whatever name, as probes of clusters and balancers ask by an address of their own. A web page that
+somebody's DNS points here learns nothing by them."""
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
@@ -68,7 +71,8 @@ class Rules:
         Raises:
             Refusal: it may not call.
         """
-        self._check_host(scope, headers)
+        if scope["path"] not in PROBED_PATHS:
+            self._check_host(scope, headers)
         self._check_origin(scope, headers)
         return "anyone" if scope["path"] in OPEN_PATHS else self._caller(headers)
 
