@@ -8,11 +8,12 @@ import json
 import socket
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from running_service import LONG, SMALL, Running, wait
+from running_service import LONG, SMALL, Running, service, wait
 
 from lightweight_engine.apps.server.native import MAX_WARNINGS_TEXT, as_header
 from lightweight_engine.config import EngineConfig
@@ -153,6 +154,7 @@ def test_who_hangs_up_cancels(server: Running) -> None:
 def test_a_deadline_while_running(server: Running) -> None:
     answer = server.post("/generate", LONG, X_Request_Timeout="0.5")
     assert answer.status == 504 and answer.error["type"] == "DeadlineError"
+    assert answer.error["message"].endswith("took longer than it was given: the header X-Request-Timeout has 0.5 s")
     server.idle()
 
 
@@ -162,6 +164,20 @@ def test_a_deadline_while_waiting(server: Running) -> None:
     assert answer.status == 504 and "waited" in answer.error["message"]
     server.ask("DELETE", f"/jobs/{running}")
     server.idle()
+
+
+def test_a_deadline_says_which_bound_it_was(tmp_path: Path) -> None:
+    """A header asks for no more than the setting gives, and the answer says so."""
+    with service(tmp_path, "--set", "job_seconds=0.5") as running:
+        running.ready()
+        plain, more, less = (
+            running.post("/generate", LONG, **({"X_Request_Timeout": text} if text else {}))
+            for text in ("", "900", "0.2")
+        )
+        assert {plain.status, more.status, less.status} == {504}
+        assert plain.error["message"].endswith("given: the setting job_seconds is 0.5 s")
+        assert "job_seconds is 0.5 s; the header X-Request-Timeout asked for 900 s" in more.error["message"]
+        assert less.error["message"].endswith("given: the header X-Request-Timeout has 0.2 s")
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "soon", "nan", "inf"])

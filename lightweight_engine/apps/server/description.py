@@ -22,7 +22,7 @@ _HEADERS: tuple[tuple[str, str | None, str, dict[str, Any]], ...] = (
     (
         "X-Request-Timeout",
         "429",
-        "Seconds that the job may wait and run; then 504.",
+        "Seconds that the job may wait and run, if fewer than the setting job_seconds; then 504.",
         {"type": "number", "exclusiveMinimum": 0},
     ),
     (

@@ -42,6 +42,7 @@ class Job:
 
     Attributes:
         deadline: on the clock of ``time.monotonic``.
+        bound: what that comes from, in words: a header or a setting, and its seconds.
         cost: megapixel-steps, roughly.
         caller: who waits for it, as a name for a key or an address.
         interrupted: its pictures are not all that was asked for, or not finished, as its caller wanted it.
@@ -55,6 +56,7 @@ class Job:
     request_id: str
     deadline: float
     cost: float
+    bound: str = ""
     caller: str = ""
     preview_every: int = 0
     save: bool = False

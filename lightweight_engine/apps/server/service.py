@@ -152,6 +152,7 @@ class Service:
             request=task,
             request_id=request_id,
             deadline=time.monotonic() + min(seconds or math.inf, self.config.job_seconds),
+            bound=_bound(seconds, self.config.job_seconds),
             cost=cost_of(task),
             caller=caller,
             preview_every=preview_every,
@@ -304,7 +305,7 @@ class Service:
         if done:
             return False
         self.supervisor.kill(counts=False)  # a caller may have chosen the time: it is not to end the service
-        self._finish(job, Fault.of(_late("took longer than it was given")))
+        self._finish(job, Fault.of(_late("took", job)))
         await asyncio.wait([running])
         running.exception()
         return True
@@ -312,7 +313,7 @@ class Service:
     def _end(self, job: Job, ended: Ended, late: bool) -> None:
         fault = ended.fault
         if fault is not None and fault.type == "GenerationCancelled" and not job.cancelled:
-            fault = Fault.of(_late("took longer than it was given") if late else _ending())
+            fault = Fault.of(_late("took", job) if late else _ending())
         self._finish(job, fault, ended)
 
     def _finish(self, job: Job, fault: Fault | None, ended: Ended | None = None) -> None:
@@ -335,7 +336,7 @@ class Service:
             self.jobs.tidy()
             for job in [job for job in self.waiting if job.deadline <= time.monotonic()]:
                 self.waiting.remove(job)
-                self._finish(job, Fault.of(_late("waited longer than it was given")))
+                self._finish(job, Fault.of(_late("waited", job)))
 
     def _give_up(self, fault: Fault, exit_code: int) -> None:
         """No worker can be had: what waits is told so, and the service ends."""
@@ -352,8 +353,16 @@ def _ending() -> Refusal:
     return UnavailableError("the service is ending; send the request again", headers={"Retry-After": "10"})
 
 
-def _late(what: str) -> Refusal:
-    return DeadlineError(f"the job {what}; see the setting job_seconds and the header X-Request-Timeout")
+def _late(what: str, job: Job) -> Refusal:
+    return DeadlineError(f"the job {what} longer than it was given: {job.bound}")
+
+
+def _bound(seconds: float | None, most: float) -> str:
+    """Which time a job has, of that which its caller gave and that of the settings."""
+    if seconds is not None and seconds < most:
+        return f"the header X-Request-Timeout has {seconds:g} s"
+    given = "" if seconds is None else f"; the header X-Request-Timeout asked for {seconds:g} s, and shortens it only"
+    return f"the setting job_seconds is {most:g} s{given}"
 
 
 async def _within(waiting: object, seconds: float | None) -> None:
