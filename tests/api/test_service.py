@@ -248,6 +248,22 @@ def test_nothing_of_a_request_outlives_it(server: Running) -> None:
     assert picture(server.generate(subseed=0).json) == plain
 
 
+def test_a_name_of_a_task_stands_for_one_at_a_time(server: Running) -> None:
+    """Else its progress and its pictures were those of either."""
+    body = {**LONG, "force_task_id": "task(mine)"}
+    connection = server.connect()
+    connection.request("POST", "/sdapi/v1/txt2img", json.dumps(body), {"Content-Type": "application/json"})
+    asked = {"id_task": "task(mine)"}
+    wait(lambda: server.post("/internal/progress", asked).json["active"])
+    for headers in ({}, {"Idempotency_Key": "second"}):
+        second = server.post("/sdapi/v1/txt2img", {**body, "steps": 1}, **headers)
+        assert (second.status, second.error["param"]) == (409, "force_task_id"), second.body
+    assert server.get("/health").json["waiting"] == 0 and server.post("/internal/progress", asked).json["active"]
+    connection.close()
+    server.idle()
+    assert server.post("/sdapi/v1/txt2img", {**SMALL, "force_task_id": "task(mine)"}).status == 200
+
+
 def test_the_front_answers_while_the_worker_computes(server: Running) -> None:
     job = server.job(LONG)
     server.until(job, "running")

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ....config import EngineConfig
+from ..faults import ConflictError
 from ..jobs import Job
 from ..service import Service
 from .options import Options
@@ -37,8 +38,19 @@ class Session:
         self._tasks: dict[str, Task] = {}
 
     def follow(self, job: Job, task_id: str | None = None, rounds: int = 1) -> Task:
-        """Remember a job. A name that is taken passes on to the new job."""
+        """Remember a job that was accepted just now. The name of a task that is over passes on to the new job.
+
+        Raises:
+            ConflictError: another task of that name waits or runs; the job is cancelled before it begins.
+        """
         task = Task(task_id or f"task({job.id})", job, rounds)
+        taken = self._tasks.get(task.id)
+        if taken is not None and taken.job is not job and not taken.job.over:
+            self.service.cancel(job)
+            told = (
+                f"force_task_id: a task called {task.id!r:.80} is {taken.job.state}; give another name, or wait for it"
+            )
+            raise ConflictError(told, param="force_task_id")
         self._tasks.pop(task.id, None)
         self._tasks[task.id] = task
         while len(self._tasks) > MAX_TASKS:
