@@ -196,6 +196,25 @@ REQUEST_FIELDS: dict[str, tuple[str, Callable[[str], Any]]] = {
 """Which request field a key fills, and how its text is read."""
 
 
+# Keys that pictures of Forge and of this engine carry, and that tell what a request does not repeat.
+_RECORDED = frozenset(
+    (
+        *("Model", "Model hash", "VAE", "VAE hash", "Hires checkpoint", "Version", "User", "Clip skip", "Tiling"),
+        *("Face restoration", "Image CFG scale", "FP8 weight", "Cache FP16 weight for LoRA", "Diffusion in Low Bits"),
+        *("Init image hash", "Mask mode", "Mask blur", "Inpaint area", "Masked area padding", "Masked content"),
+        *("Conditional mask weight", "Token merging ratio", "Token merging ratio hr", "Lora hashes", "TI hashes"),
+        *("VAE Encoder", "VAE Decoder", "Batch size", "Batch pos", "Refiner", "Refiner switch at", "Guidance policy"),
+    )
+)
+_RECORDED_FAMILIES = ("Module ", "Hires Module ", "ADetailer ")
+
+
+def unknown_keys(text: str) -> list[str]:
+    """The keys of ``text`` that no picture carries: slips, which fill nothing."""
+    keys = (key for key in parse_infotext(text, defaults=False) if key not in REQUEST_FIELDS)
+    return [key for key in keys if key not in _RECORDED and not key.startswith(_RECORDED_FAMILIES)]
+
+
 def request_fields(text: str) -> dict[str, Any]:
     """The request fields that ``text`` names, to make its picture again; the rest is not in the text."""
     fields: dict[str, Any] = {}

@@ -23,6 +23,7 @@ from lightweight_engine.apps.server.sdapi.options import Options
 from lightweight_engine.apps.server.sdapi.translate import Translation, translate
 from lightweight_engine.config import EngineConfig
 from lightweight_engine.core.images import encode
+from lightweight_engine.core.infotext_parse import unknown_keys
 
 SMALL: dict[str, Any] = {"prompt": "a smiling woman", "width": 64, "height": 64, "steps": 1, "seed": 7, "cfg_scale": 1}
 V1 = "/sdapi/v1"
@@ -276,6 +277,76 @@ def test_what_has_no_effect_is_told(running: Running) -> None:
     told = " ".join(answer["warnings"])
     assert all(name in told for name in (*extra, "no_such_option", "CLIP_stop"))
     assert json.loads(answer["info"])["extra_generation_params"]["ENSD"] == "31337"
+
+
+FORM: dict[str, Any] = {  # what clients send that send every field
+    "txt2img": {
+        "enable_hr": False,
+        "hr_scale": 2,
+        "hr_upscaler": "Latent",
+        "hr_second_pass_steps": 0,
+        "hr_resize_x": 0,
+    },
+    "img2img": {"init_images": [PNG], "mask_blur": 4, "inpainting_fill": 0, "inpaint_full_res": True},
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"hr_scale": 2}, "hr_scale had no effect without enable_hr"),
+        ({"hr_second_pass_steps": 5, "enable_hr": False}, "hr_second_pass_steps had no effect without enable_hr"),
+        ({**FORM["txt2img"], "hr_scale": 1.5}, "hr_scale had no effect without enable_hr"),
+        ({"hr_sampler_name": "Euler", "firstphase_width": 64}, "hr_sampler_name, firstphase_width had no effect"),
+        ({"init_images": [PNG], "inpaint_full_res": True}, "inpaint_full_res had no effect without mask"),
+        ({**FORM["img2img"], "mask_blur": 9}, "mask_blur had no effect without mask"),
+        ({"init_images": [PNG, PNG], "batch_size": 4}, "batch_size 4 draws no more pictures: there are 2 init_images"),
+        (
+            {"infotext": "a\nSteps: 3, Smapler: Euler, Seed: 1"},
+            "infotext: keys that do not exist had no effect: Smapler",
+        ),
+        (
+            {"alwayson_scripts": {"ADetailer": {"args": [False], "arg": 1}}},
+            "alwayson_scripts.ADetailer: arg had no effect",
+        ),
+    ],
+)
+def test_fields_of_what_is_not_asked_for(fields: dict[str, Any], told: str) -> None:
+    (sentence,) = translated(**{"cfg_scale": 1, **fields}).warnings
+    assert sentence.startswith(told)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *FORM.values(),
+        {"enable_hr": True, "denoising_strength": 0.5, "hr_scale": 1.5},
+        {"init_images": [PNG, PNG], "batch_size": 2},
+        {"init_images": [PNG], "mask": PNG, "mask_blur": 9, "inpaint_full_res": True},
+    ],
+)
+def test_whole_forms_and_what_acts_are_not_told(fields: dict[str, Any]) -> None:
+    assert translated(**{"cfg_scale": 1, **fields}).warnings == []
+
+
+def test_a_picture_of_ours_has_no_unknown_keys(running: Running) -> None:
+    info = json.loads(
+        draw(running, enable_hr=True, hr_scale=2, denoising_strength=0.5, hr_second_pass_steps=1).json["info"]
+    )
+    assert unknown_keys(info["infotexts"][0]) == []
+
+
+def test_what_the_engine_finds_idle_is_told_of_fields_that_were_sent(running: Running) -> None:
+    told = draw(running, eta=0.5, subseed=5, denoising_strength=0.5, override_settings={"rho": 5}).json["warnings"]
+    for name in ("eta", "subseed", "denoising_strength", "rho"):
+        assert any(each.startswith(f"{name} had no effect with") for each in told), told
+    assert not any("had no effect" in each for each in draw(running, eta=None, subseed=-1).json["warnings"])
+
+
+def test_a_slip_in_the_arguments_of_a_script(running: Running) -> None:
+    answer = draw(running, alwayson_scripts={"ADetailer": {"arg": [{"ad_model": "face_tiny"}]}})
+    assert (answer.status, answer.error["param"]) == (422, "alwayson_scripts.ADetailer")
+    assert answer.error["message"] == "alwayson_scripts.ADetailer: there is no 'arg'; did you mean 'args'?"
 
 
 def test_no_field_is_forgotten() -> None:

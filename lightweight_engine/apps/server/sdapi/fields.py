@@ -31,6 +31,17 @@ IMAGE = {
     "initial_noise_multiplier": "initial_noise_multiplier",
 }
 
+# What is for a second pass or a mask alone, beside the rows of the tables above.
+OF_HIRES = (
+    *HIRES,
+    *("hr_sampler_name", "hr_scheduler", "hr_checkpoint_name", "hr_additional_modules"),
+    *("firstphase_width", "firstphase_height"),
+)
+OF_MASK = (*(name for name in IMAGE if "mask" in name or "inpaint" in name), "mask_blur")
+
+USUAL = {"hr_upscaler": "Latent", "mask_blur": 4}
+"""What clients send as the default of a field whose default is null."""
+
 # Our fields that some options are, and that act on a start picture alone: txt2img has none.
 OF_PICTURES = ("img2img_upscaler", "background_color", "color_correction", "img2img_fix_steps")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ....errors import RequestError
+from ....errors import RequestError, closest
 from ....extensions.detailer_args import NONE, read_passes
 
 ADETAILER = "ADetailer"
@@ -28,16 +28,29 @@ def detailer_fields(scripts: Mapping[str, Any], warnings: list[str], *, img2img:
                 f"alwayson_scripts: always on script {name!r:.80} not found; there is {ADETAILER}",
                 field=f"alwayson_scripts.{name[:80]}",
             )
-        fields = _passes(_arguments(given), warnings, img2img)
+        fields = _passes(_arguments(given, warnings), warnings, img2img)
     return fields
 
 
-def _arguments(given: Any) -> Sequence[Any]:
+def _arguments(given: Any, warnings: list[str]) -> Sequence[Any]:
+    if isinstance(given, Mapping):
+        _check_keys(given, warnings)
     args = given.get("args", []) if isinstance(given, Mapping) else given
     if not isinstance(args, Sequence) or isinstance(args, str):
         field = f"alwayson_scripts.{ADETAILER}.args"
         raise RequestError(f"{field}: give a list of two booleans at most, then objects of ad_… arguments", field=field)
     return [_renamed(each) if isinstance(each, Mapping) else each for each in args]
+
+
+def _check_keys(given: Mapping[str, Any], warnings: list[str]) -> None:
+    """A slip in ``args`` would leave the picture undetailed; keys beside them do nothing."""
+    unknown = [str(name) for name in given if name != "args"]
+    if unknown and "args" not in given:
+        field = f"alwayson_scripts.{ADETAILER}"
+        hint = "did you mean 'args'?" if closest(unknown[0], ["args"]) else "its arguments are a list, 'args'"
+        raise RequestError(f"{field}: there is no {unknown[0]!r:.80}; {hint}", field=field)
+    if unknown:
+        warnings.append(f"alwayson_scripts.{ADETAILER}: {', '.join(unknown)[:400]} had no effect: args holds arguments")
 
 
 def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:

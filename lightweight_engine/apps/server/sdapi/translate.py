@@ -5,19 +5,33 @@ What a body leaves out is Forge's default; for null see ``fields.CONFIGURED``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ....config import EngineConfig
-from ....core.infotext_parse import request_fields
+from ....core.infotext_parse import request_fields, unknown_keys
 from ....errors import RequestError
 from ....flux.prompt import parse_networks
 from ....labels import resolve_sampler
 from ....request import GenerationRequest, profile_defaults
 from ..faults import Fault, Refusal, in_their_words, their_name
 from .catalogue import Catalogue
-from .fields import CONFIGURED, DEFAULTED, HIRES, IDLE, IMAGE, NAMES, OF_PICTURES, REFUSED, SAME, SHARED
+from .fields import (
+    CONFIGURED,
+    DEFAULTED,
+    HIRES,
+    IDLE,
+    IMAGE,
+    NAMES,
+    OF_HIRES,
+    OF_MASK,
+    OF_PICTURES,
+    REFUSED,
+    SAME,
+    SHARED,
+    USUAL,
+)
 from .models import ImageToImageRequest, TextToImageRequest
 from .options import Options, options_by_field, without_effect
 from .scripts import detailer_fields
@@ -67,7 +81,8 @@ def translate(
     }
     values |= detailer_fields(body.alwayson_scripts, warnings, img2img=img2img)
     _check_samplers(values)
-    request, told = _guided(body, GenerationRequest(**values), config, warnings)
+    request = GenerationRequest.over(values, {}, asked=_asked(body))
+    request, told = _guided(body, request, config, warnings)
     return Translation(request, options, warnings, told)
 
 
@@ -119,14 +134,54 @@ def _fields(body: Body, config: EngineConfig, warnings: list[str]) -> dict[str, 
         chosen.add("sampler")
     if isinstance(body, ImageToImageRequest):
         given |= _image_fields(body, config)
-    from_text = request_fields(body.infotext) if body.infotext else {}
+    from_text = _text_fields(body.infotext or "", warnings)
     if isinstance(body, TextToImageRequest):
         given |= _hires_fields(body, from_text, config)
+    warnings += _idle_passes(body, given)
     given |= {name: value for name, value in from_text.items() if name not in chosen}
-    given |= _numbers(body, given)
+    given |= _numbers(body, given, warnings)
     if body.disable_extra_networks:
         _strip_networks(given, warnings)
     return given
+
+
+def _asked(body: Body) -> set[str]:
+    """Our fields that a body and its options ask for by the same names; passes that there are not are told here."""
+    usual, options = type(body).model_fields, options_by_field()
+    sent = body.model_fields_set.intersection(SHARED).difference(OF_MASK)
+    overridden = {name for name in body.override_settings or {} if options.get(name) == name}
+    return overridden | {SHARED[name] for name in sent if getattr(body, name) != usual[name].default}
+
+
+def _text_fields(text: str, warnings: list[str]) -> dict[str, Any]:
+    """Our fields that a picture's text names; what it says besides is told, unless pictures carry it."""
+    if not text:
+        return {}
+    if unknown := unknown_keys(text):
+        warnings.append(f"infotext: keys that do not exist had no effect: {', '.join(unknown)[:400]}")
+    return request_fields(text)
+
+
+def _idle_passes(body: Body, given: Mapping[str, Any]) -> list[str]:
+    """A sentence for fields of a second pass or a mask that there is not."""
+    if isinstance(body, TextToImageRequest):
+        idle = [] if given["enable_hr"] else _meant(body, OF_HIRES, "enable_hr")
+        return [f"{', '.join(idle)} had no effect without enable_hr"] if idle else []
+    idle = [] if body.mask else _meant(body, OF_MASK, "mask")
+    return [f"{', '.join(idle)} had no effect without mask"] if idle else []
+
+
+def _meant(body: Body, names: Iterable[str], switch: str) -> list[str]:
+    """Those names that a caller sent and may have meant something by.
+
+    Clients that always send the whole form have defaults in it, which ask for nothing. A form is whole that has the
+    ``switch`` in it, or a field that is nothing.
+    """
+    sent = {name: getattr(body, name) for name in names if name in body.model_fields_set}
+    whole = switch in body.model_fields_set or not all(sent.values())
+    usual = {name: (type(body).model_fields[name].default, USUAL.get(name)) for name in sent}
+    asked = {name: value for name, value in sent.items() if value and str(value).lower() not in SAME}
+    return [name for name, value in asked.items() if not whole or value not in usual[name]]
 
 
 def _mapped(body: Body, rows: Mapping[str, str], config: EngineConfig) -> tuple[dict[str, Any], set[str]]:
@@ -178,7 +233,7 @@ def _image_fields(body: ImageToImageRequest, config: EngineConfig) -> dict[str, 
     return fields
 
 
-def _numbers(body: Body, given: Mapping[str, Any]) -> dict[str, Any]:
+def _numbers(body: Body, given: Mapping[str, Any], warnings: list[str]) -> dict[str, Any]:
     """How many pictures: rounds times a batch, or times the start pictures where there are several."""
     rounds = 1 if body.n_iter is None else body.n_iter
     if rounds < 1:
@@ -189,6 +244,11 @@ def _numbers(body: Body, given: Mapping[str, Any]) -> dict[str, Any]:
     pictures = body.init_images or []
     if len(pictures) == 1:
         return {"num_outputs": rounds * max(batch, 1), "image": pictures[0]}
+    if "batch_size" in body.model_fields_set and batch not in (1, len(pictures)):
+        warnings.append(
+            f"batch_size {batch} draws no more pictures: there are {len(pictures)} init_images, and one is drawn of "
+            "each; n_iter draws them again"
+        )
     return {"num_outputs": rounds * len(pictures), "image": pictures * rounds}
 
 
