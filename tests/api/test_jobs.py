@@ -37,6 +37,14 @@ def test_pictures_are_kept_up_to_a_size_the_newest_in_any_case() -> None:
     assert [each.gone for each in store] == [True, True, True, False]
 
 
+def test_the_newest_come_first() -> None:
+    store = JobStore(250, 60.0)
+    for name, caller in ("ax", "by", "cx", "dx"):
+        store.add(job(name, caller=caller))
+    assert [each.id for each in store.newest(2)] == ["d", "c"]
+    assert [each.id for each in store.newest(9, "x")] == ["d", "c", "a"]
+
+
 def test_pictures_are_kept_for_a_time() -> None:
     store = JobStore(1000, 60.0)
     old = done("a")

@@ -107,6 +107,36 @@ def test_a_job_and_its_events(server: Running) -> None:
     assert "has 1 picture, counted" in server.get(f"{where}/images/1").error["message"]
 
 
+def test_the_list_of_jobs(server: Running) -> None:
+    running, waiting = server.job(LONG), server.post("/jobs", SMALL, X_Request_ID="mine-2").json["id"]
+    server.until(running, "running")
+    rows = server.get("/jobs?limit=2").json["jobs"]
+    assert [(row["id"], row["state"], row["position"]) for row in rows] == [
+        (waiting, "queued", 1),
+        (running, "running", None),
+    ]
+    assert rows[0]["request_id"] == "mine-2" and rows[0]["accepted"] >= rows[1]["accepted"] and rows[1]["started"]
+    for job in (running, waiting):
+        server.ask("DELETE", f"/jobs/{job}")
+    server.idle()
+    rows = server.get("/jobs").json["jobs"]
+    assert {row["id"]: row["state"] for row in rows}[waiting] == "cancelled" and rows[0]["finished"]
+    assert [server.get(f"/jobs?limit={limit}").status for limit in ("0", "1001", "x", "1")] == [422, 422, 422, 200]
+    refused = server.ask("DELETE", "/jobs")
+    assert (refused.status, refused.headers["allow"]) == (405, "GET, POST")
+    assert refused.error["message"] == "this address takes GET, POST alone"
+
+
+def test_a_key_sees_its_own_jobs(tmp_path: Path) -> None:
+    with service(tmp_path, LWE_API_KEYS="a-first-key,a-second-key") as running:
+        first, second = {"X_API_Key": "a-first-key"}, {"X_API_Key": "a-second-key"}
+        wait(lambda: running.get("/readyz").status == 200)
+        job = running.post("/jobs", SMALL, **first).json["id"]
+        asked = [running.get("/jobs", **{"X-API-Key": each["X_API_Key"]}).json["jobs"] for each in (first, second)]
+        assert [[row["id"] for row in rows] for rows in asked] == [[job], []]
+        assert running.get("/jobs").status == 401
+
+
 def test_previews(server: Running) -> None:
     job = server.post("/jobs?preview_every=1", {**LONG, "width": 64, "height": 64, "steps": 12}).json["id"]
     told = events(server.get(f"/jobs/{job}/events").body)

@@ -66,9 +66,10 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        known = {404: "there is no such address; see /openapi.json", 405: "this address does not take that method"}
+        allowed = _allowed(request) if error.status_code == 405 else ""
+        known = {404: "there is no such address; see /openapi.json", 405: f"this address takes {allowed} alone"}
         message = known.get(error.status_code, str(error.detail))
-        headers = {"Allow": _allowed(request)} if error.status_code == 405 else error.headers or {}
+        headers = {"Allow": allowed} if allowed else error.headers or {}
         return told(request, Fault("HTTPError", message, error.status_code, headers=headers))
 
     @app.exception_handler(RequestValidationError)

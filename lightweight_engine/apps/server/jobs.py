@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 from ...request import Task
@@ -178,6 +179,11 @@ class JobStore:
         if job is None:
             raise UnknownJobError(f"there is no job {job_id!r:.80}; it may be too long ago")
         return job
+
+    def newest(self, limit: int, caller: str | None = None) -> list[Job]:
+        """The jobs that were accepted last, the newest first: those of one caller, or of all."""
+        fitting = (job for job in reversed(self._jobs.values()) if caller in (None, job.caller))
+        return list(islice(fitting, limit))
 
     def of_key(self, key: str, digest: str) -> Job | None:
         """The job that an idempotency key stands for; one that failed by no fault of the request, or was

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.responses import StreamingResponse
 
 from ...errors import RequestError
@@ -18,7 +18,7 @@ from .events import Events
 from .faults import ConflictError, NotAcceptableError, UnknownJobError
 from .jobs import Job
 from .queries import refuse_unknown
-from .schemas import EXAMPLE, MEDIA_TYPES, UPSCALE_EXAMPLE, ErrorAnswer, Generated, JobAnswer, Upscaled
+from .schemas import EXAMPLE, MEDIA_TYPES, UPSCALE_EXAMPLE, ErrorAnswer, Generated, JobAnswer, JobList, Upscaled
 from .service import Service
 
 
@@ -39,6 +39,7 @@ _PICTURE_HEADERS: dict[str, Any] = {
         ("X-Warnings-Text", "string", "The warnings, a JSON list in ASCII; not all, where they are longer than 4 KiB."),
     )
 }
+MAX_LISTED = 1000  # jobs in one answer
 MAX_WARNINGS_TEXT = 4096  # bytes in a header, as proxies take no more than some KiB of all
 
 _WAITING = (400, 401, 404, 406, 408, 409, 413, 415, 422, 424, 429, 501, 503, 504, 507)
@@ -121,6 +122,12 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
         job = await submit(service, request, drawn, preview_every)
         response.headers["Location"] = f"/jobs/{job.id}"
         return told(job)
+
+    @router.get("/jobs", response_model=JobList, responses=errors(401))
+    async def list_jobs(request: Request, limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 100) -> JobList:
+        """The jobs that are remembered, the newest first; where keys are needed, those of the caller's key."""
+        owner = request.state.caller if service.config.api_keys else None
+        return JobList.of(service.jobs.newest(limit, owner), service.waiting, busy=service.running is not None)
 
     @router.get("/jobs/{job_id}", response_model=JobAnswer, responses=errors(401, 404))
     async def get_job(job_id: str) -> JobAnswer:

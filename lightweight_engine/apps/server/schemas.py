@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -155,6 +156,47 @@ class JobAnswer(_Answer):
             interrupted=job.interrupted,
             pictures_gone=job.gone,
             error=Error(**job.fault.body(job.request_id)["error"]) if job.fault else None,
+        )
+
+
+class JobRow(_Answer):
+    """A job in a list; `/jobs/{job_id}` has the rest."""
+
+    id: str
+    state: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    position: int | None = Field(default=None, description="Jobs that are done before it, where it waits.")
+    request_id: str
+    accepted: float
+    started: float | None = None
+    finished: float | None = None
+
+
+class JobList(_Answer):
+    """Jobs, the newest first. Times are in seconds since 1970."""
+
+    jobs: list[JobRow]
+
+    @classmethod
+    def of(cls, jobs: Sequence[Job], waiting: Iterable[Job], *, busy: bool) -> JobList:
+        """
+        Args:
+            waiting: jobs that wait, in the order of their turns.
+            busy: a job runs before them.
+        """
+        places = {job.id: place for place, job in enumerate(waiting, int(busy))}
+        return cls(
+            jobs=[
+                JobRow(
+                    id=job.id,
+                    state=job.state,
+                    position=places.get(job.id),
+                    request_id=job.request_id,
+                    accepted=job.accepted,
+                    started=job.started,
+                    finished=job.finished,
+                )
+                for job in jobs
+            ]
         )
 
 
