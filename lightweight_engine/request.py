@@ -9,7 +9,7 @@ Profiles: ``native`` (this engine's own defaults), ``cog`` (the ``predict()`` se
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -53,7 +53,55 @@ _file = partial(_field, "Files")
 _model = partial(_field, "Model", None, min_length=1, max_length=4096)
 
 
-def _one_line(error: ValidationError, fields: Iterable[str]) -> tuple[str, str | None]:
+# Names that other programs have for our fields; those which are near by their letters often mean something else.
+OTHER_NAMES = {
+    "num_inference_steps": "steps",
+    "num_steps": "steps",
+    "sample_steps": "steps",
+    "n_iter": "num_outputs",
+    "n": "num_outputs",
+    "num_images": "num_outputs",
+    "num_images_per_prompt": "num_outputs",
+    "cfg": "cfg_scale",
+    "true_cfg_scale": "cfg_scale",
+    "guidance": "distilled_cfg_scale",
+    "guidance_scale": "distilled_cfg_scale",
+    "sampler_name": "sampler",
+    "sampler_index": "sampler",
+    "hr_sampler_name": "hr_sampler",
+    "hr_second_pass_steps": "hr_steps",
+    "strength": "denoising_strength",
+    "denoise": "denoising_strength",
+    "prompt_strength": "denoising_strength",
+    "init_image": "image",
+    "init_images": "image",
+    "input_image": "image",
+    "mask_image": "mask",
+    "model": "checkpoint",
+    "sd_model_checkpoint": "checkpoint",
+    "sd_vae": "vae",
+    "upscaling_resize": "by",
+    "upscale_by": "by",
+    "upscaler_1": "upscaler",
+}
+
+# Fields that other programs have, and nothing is needed for here.
+NOT_NEEDED = {
+    "send_images": "the pictures are always in the answer",
+    "save_images": "only Forge's API takes it",
+}
+
+
+def _hint(name: str, fields: Collection[str]) -> str:
+    """What to write in place of a field that there is not."""
+    if name in NOT_NEEDED:
+        return NOT_NEEDED[name]
+    other = OTHER_NAMES.get(name)
+    meant = other if other in fields else closest(name, fields)
+    return f"did you mean {meant!r}?" if meant else _names(fields)
+
+
+def _one_line(error: ValidationError, fields: Collection[str]) -> tuple[str, str | None]:
     """A validation error as one sentence per field, and the name of the first field."""
     parts, first = [], None
     for item in error.errors(include_url=False):
@@ -63,9 +111,7 @@ def _one_line(error: ValidationError, fields: Iterable[str]) -> tuple[str, str |
         given = f" (got {item['input']!r:.80})" if told else ""  # an address may hold a secret
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            meant = closest(name or "", fields)
-            hint = f"did you mean {meant!r}?" if meant else _names(fields)
-            message = f"there is no such field; {hint}"
+            message = f"there is no such field; {_hint(name or '', fields)}"
         parts.append(f"{name}: {message}{given}" if name else message)
     return "; ".join(parts), first
 

@@ -6,7 +6,15 @@ import pytest
 
 from lightweight_engine.config import EngineConfig
 from lightweight_engine.errors import RequestError
-from lightweight_engine.request import MAX_SEED, MODEL_FIELDS, GenerationRequest, profile_defaults
+from lightweight_engine.request import (
+    MAX_SEED,
+    MODEL_FIELDS,
+    NOT_NEEDED,
+    OTHER_NAMES,
+    GenerationRequest,
+    UpscaleRequest,
+    profile_defaults,
+)
 
 
 def test_the_profiles_have_the_defaults_of_their_services() -> None:
@@ -25,6 +33,13 @@ def test_the_profiles_have_the_defaults_of_their_services() -> None:
 def test_every_profile_makes_a_request(profile) -> None:
     request = GenerationRequest.from_profile(profile, {"prompt": "x", "seed": 3})
     assert (request.prompt, request.seed) == ("x", 3)
+
+
+def test_names_of_other_programs_lead_to_fields_of_ours() -> None:
+    fields = {*GenerationRequest.model_fields, *UpscaleRequest.model_fields}
+    assert set(OTHER_NAMES.values()) <= fields and fields.isdisjoint({*OTHER_NAMES, *NOT_NEEDED})
+    with pytest.raises(RequestError, match="did you mean 'by'"):
+        UpscaleRequest.model_validate({"images": [], "upscale_by": 2})
 
 
 def test_every_field_has_help() -> None:
@@ -70,6 +85,11 @@ def test_out_of_range(field: str, value: float) -> None:
         ({"compat": "best"}, "compat"),
         ({"output_format": "tiff"}, "output_format"),
         ({"colour": "red"}, "colour: there is no such field; `generate --help` or"),
+        ({"num_inference_steps": 9}, "num_inference_steps: there is no such field; did you mean 'steps'"),
+        ({"n_iter": 2}, "n_iter: there is no such field; did you mean 'num_outputs'"),
+        ({"cfg": 2}, "cfg: there is no such field; did you mean 'cfg_scale'"),
+        ({"strength": 0.5}, "strength: there is no such field; did you mean 'denoising_strength'"),
+        ({"send_images": True}, "send_images: there is no such field; the pictures are always in the answer"),
         ({"sampeler": "Heun"}, "sampeler: there is no such field; did you mean 'sampler'"),
         ({"lora_urls": ["a", "b", "c"], "lora_scales": [1, 2]}, "2 numbers for 3 lora_urls"),
         ({"sigma_min": 0.5, "sigma_max": 0.2}, "sigma_min must be below"),
