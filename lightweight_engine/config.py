@@ -10,7 +10,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -276,7 +276,7 @@ class EngineConfig(BaseModel):
 
     def __init__(self, /, *, origins: Mapping[str, str] | None = None, **settings: Any) -> None:
         """``origins`` says where each of the settings came from, for messages and ``origin``."""
-        _refuse_unknown(settings, "")
+        refuse_unknown(settings)
         try:
             super().__init__(**settings)
         except ValidationError as error:
@@ -307,7 +307,7 @@ class EngineConfig(BaseModel):
         values: dict[str, Any] = {}
         origins: dict[str, str] = {}
         given = {name: value for name, value in flags.items() if value is not None}
-        _refuse_unknown({**given, **(assigned or {})}, "")
+        refuse_unknown({**given, **(assigned or {})})
         flagged = (*_from_flags(given), *((name, value, f"--set {name}") for name, value in (assigned or {}).items()))
         own = (_from_file(_find_file(file, environ)), _from_environment(environ), flagged)
         layers = (_from_other_programs(environ), *own)
@@ -462,7 +462,14 @@ def _came(name: str, origins: Mapping[str, str]) -> str:
     return f" (from {origins[name]})" if name in origins else ""
 
 
-def _refuse_unknown(names: Mapping[str, Any], where: str) -> None:
+def refuse_unknown(names: Iterable[str], where: str = "") -> None:
+    """
+    Args:
+        where: the names come from, for the message.
+
+    Raises:
+        ConfigError: one is no setting; with the nearest that is.
+    """
     for name in names:
         if name not in EngineConfig.model_fields:
             raise _unknown(name, where, _closest(name, 0.5))
@@ -527,7 +534,7 @@ def _from_file(path: Path | None) -> Iterator[tuple[str, Any, str]]:
         raise ConfigError(f"the settings file {path} cannot be read: {error.strerror}; give another") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"the settings file {path} is not valid TOML ({error}); correct it") from None
-    _refuse_unknown(table, f"{path}: ")
+    refuse_unknown(table, f"{path}: ")
     for name, value in table.items():
         if name in ("models_dir", "output_dir", "cache_dir") and isinstance(value, str):
             value = path.parent / Path(value).expanduser()

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from ..config import EngineConfig
+from ..config import EngineConfig, refuse_unknown
 from .console import Console, table
 from .options import Debug, Grouped, Json, load_config, takes_settings
 
+Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Only these.", show_default=False)]
 Explain = Annotated[bool, typer.Option("--explain", help="Say above each setting what it does.")]
 Origin = Annotated[bool, typer.Option("--origin", help="Show where each value came from.")]
 
@@ -23,15 +24,22 @@ config = typer.Typer(help="Look at the settings.", no_args_is_help=True, rich_ma
 @config.command("show", cls=Grouped)
 @takes_settings
 def show(
-    origin: Origin = False, explain: Explain = False, json: Json = False, debug: Debug = False, **settings: Any
+    names: Names = None,
+    origin: Origin = False,
+    explain: Explain = False,
+    json: Json = False,
+    debug: Debug = False,
+    **settings: Any,
 ) -> None:
-    """Print every setting, by precedence: defaults < engine.toml < LWE_* environment < flags.
+    """Print every setting, or those that are named, by precedence: defaults < engine.toml < LWE_* environment < flags.
 
     Lines that begin with # are headings and words; the file has no tables, only NAME = VALUE.
     """
     with Console(json=json, debug=debug) as console:
         chosen = load_config(settings)
-        rows = list(chosen.rows())
+        wanted = [name.replace("-", "_") for name in names or ()]
+        refuse_unknown(wanted)
+        rows = [row for row in chosen.rows() if not wanted or row[1] in wanted]
         if json:
             console.result({name: {"value": value, "origin": came} for _, name, value, came in rows})
             return

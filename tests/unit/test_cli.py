@@ -489,6 +489,14 @@ def test_config_show_explains_every_setting(cli: Cli) -> None:
     assert not any(line.startswith("  #") for line in cli("config", "show").out.splitlines())
 
 
+def test_config_show_of_some(cli: Cli) -> None:
+    lines = cli("config", "show", "steps", "queue-max").out.splitlines()
+    assert [line.split()[0] for line in lines if line[:1].isalpha()] == ["queue_max", "steps"]
+    assert set(json.loads(cli("config", "show", "steps", "--json").out)) == {"steps"}
+    wrong = cli("config", "show", "stesp")
+    assert (wrong.code, wrong.out) == (2, "") and "'stesp' is not a setting; did you mean 'steps'?" in wrong.err
+
+
 def test_config_show_says_where_a_default_is_not_in_effect(cli: Cli) -> None:
     def told(*more: object) -> str:
         lines = cli("config", "show", *more).out.splitlines()
