@@ -228,6 +228,15 @@ def test_a_full_queue(server: Running) -> None:
     server.idle()
 
 
+def test_one_job_that_waits_is_told_as_one(tmp_path: Path) -> None:
+    with service(tmp_path, "--set", "queue_max=1") as running:
+        first = running.ready().job(LONG)
+        running.until(first, "running")
+        running.job(SMALL)
+        refused = running.generate().error["message"]
+        assert refused.startswith("1 job waits already (setting queue_max); try again in about"), refused
+
+
 def test_many_at_once_never_overfill_the_queue(server: Running) -> None:
     running = server.job(LONG)
     server.until(running, "running")

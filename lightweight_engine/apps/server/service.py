@@ -239,9 +239,9 @@ class Service:
             raise UnavailableError("the model is being loaded; try again", headers={"Retry-After": "5"})
         own = [job for job in self.waiting if job.caller == caller]
         if len(self.waiting) >= self.config.queue_max:
-            raise self._full("queue_full", f"{len(self.waiting)} jobs wait already (setting queue_max)", self.waiting)
+            raise self._full("queue_full", f"{_jobs_wait(self.waiting)} already (setting queue_max)", self.waiting)
         if 0 < self.config.queue_max_per_key <= len(own):
-            raise self._full("caller_full", f"{len(own)} jobs of yours wait already (setting queue_max_per_key)", own)
+            raise self._full("caller_full", f"{_jobs_wait(own, ' of yours')} already (setting queue_max_per_key)", own)
 
     def _full(self, reason: str, told: str, those: Sequence[Job]) -> QueueFullError:
         """A refusal that says when the first of those that wait will do so no more."""
@@ -355,6 +355,10 @@ def _ending() -> Refusal:
 
 def _late(what: str, job: Job) -> Refusal:
     return DeadlineError(f"the job {what} longer than it was given: {job.bound}")
+
+
+def _jobs_wait(jobs: Sequence[Job], whose: str = "") -> str:
+    return f"1 job{whose} waits" if len(jobs) == 1 else f"{len(jobs)} jobs{whose} wait"
 
 
 def _bound(seconds: float | None, most: float) -> str:
