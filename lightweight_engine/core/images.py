@@ -31,6 +31,7 @@ Source = str | os.PathLike[str] | bytes
 DEFAULT_QUALITY = 80
 """Of jpg and webp, as the reference saves them; the Cog service uses 100."""
 MAX_INPUT_PIXELS = 8192 * 8192
+MAX_PIXELS_SETTING = "setting max_picture_megapixels"  # holds any other limit
 FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
 
 _MAX_SIDE = {"PNG": 2**31 - 1, "JPEG": 65500, "WEBP": 16383}
@@ -222,7 +223,10 @@ def check_pixels(size: tuple[int, int], name: str, field: str, max_pixels: int) 
 
 
 def _too_large(name: str, field: str, max_pixels: int) -> PictureTooLargeError:
-    return PictureTooLargeError(f"{name} has more than {max_pixels} pixels; give a smaller picture", field=field)
+    limit = (
+        f"{max_pixels:,} pixels" if max_pixels == MAX_INPUT_PIXELS else f"{max_pixels:,} pixels ({MAX_PIXELS_SETTING})"
+    )
+    return PictureTooLargeError(f"{name} has more than {limit}; give a smaller picture", field=field)
 
 
 def read_infotext(source: Source | Image) -> str | None:

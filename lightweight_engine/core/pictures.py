@@ -9,7 +9,8 @@ import base64
 import binascii
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +80,8 @@ class PictureReader:
         """
         if isinstance(given, Image.Image):
             picture = given
-            check_pixels(picture.size, "the picture given", field, self.max_pixels)
+            with _beginning(field):
+                check_pixels(picture.size, "the picture given", field, self.max_pixels)
         else:
             picture = self.open(given, field)
         _check_still(picture, field)
@@ -92,7 +94,7 @@ class PictureReader:
         """Refuse what ``read`` would of a picture that is not on the web, as far as the head of its file tells."""
         with about(field):
             source = self._source(given, field)
-        _check_still(open_image(source, field=field, max_pixels=self.max_pixels, formats=FORMATS, pixels=False), field)
+        _check_still(self._opened(source, field, pixels=False), field)
 
     def fetches(self, given: Any) -> bool:
         """Whether a picture is on the web, and would be got from there."""
@@ -102,7 +104,11 @@ class PictureReader:
         """A picture as its file has it, with what else the file holds in ``info``. Errors as of ``read``."""
         with about(field):
             source = self._source(given, field)
-        return open_image(source, field=field, max_pixels=self.max_pixels, formats=FORMATS)
+        return self._opened(source, field)
+
+    def _opened(self, source: bytes | Path, field: str, *, pixels: bool = True) -> Image.Image:
+        with _beginning(field):
+            return open_image(source, field=field, max_pixels=self.max_pixels, formats=FORMATS, pixels=pixels)
 
     def _source(self, given: Any, field: str) -> bytes | Path:
         if isinstance(given, (bytes, bytearray, memoryview)):
@@ -126,6 +132,16 @@ class PictureReader:
         if self.paths and 0 < len(text) < MAX_PATH:
             return Path(text)  # which is not there: the reader of files says so
         raise RequestError(f"{field}: the text given is no picture; {self._how}", field=field)
+
+
+@contextmanager
+def _beginning(field: str) -> Iterator[None]:
+    """Errors of files, which may be anybody's, begin with the field that brought them."""
+    try:
+        yield
+    except RequestError as error:
+        error.args = (f"{field}: {error}",)
+        raise
 
 
 def fetch_bytes(url: str, limits: Limits, access: Access) -> bytes:

@@ -48,7 +48,7 @@ def specs_of(request: GenerationRequest, prompt: str, warnings: list[str]) -> li
     if len(once) < len(asked):
         warnings.append("a LoRA that is asked for twice at the same strength counts once, as in Forge")
     if len(once) > MAX_LORAS:
-        raise RequestError(f"{len(once)} LoRAs are asked for; at most {MAX_LORAS} can act at once", field="loras")
+        raise RequestError(f"loras: {len(once)} are asked for; at most {MAX_LORAS} can act at once", field="loras")
     return once
 
 
@@ -78,7 +78,8 @@ def _spec_of(tag: NetworkTag, warnings: list[str]) -> LoraSpec:
     read = read_lora_tag(tag)
     if max(abs(read.te), abs(read.unet)) > MAX_LORA_SCALE:
         raise RequestError(
-            f"the tag {str(tag)[:200]} has a strength beyond {MAX_LORA_SCALE:g}; give a smaller one", field="prompt"
+            f"prompt: the tag {str(tag)[:200]} has a strength beyond {MAX_LORA_SCALE:g}; give a smaller one",
+            field="prompt",
         )
     if read.dyn is not None:
         warnings.append(f"the rank in the tag {tag} has no effect, as in Forge")

@@ -105,7 +105,7 @@ def read_lora_tag(tag: NetworkTag) -> LoraTag:
         hint = "; a colon ends the name: give a LoRA that has one by loras (--lora)" if len(place) > 1 else ""
         why = "it has no name" if isinstance(error, IndexError) else "a strength in it is no number"
         raise RequestError(
-            f"the tag {str(tag)[:200]} cannot be read ({why}); write <lora:name:0.8>{hint}", field="prompt"
+            f"prompt: the tag {str(tag)[:200]} cannot be read ({why}); write <lora:name:0.8>{hint}", field="prompt"
         ) from error
     return LoraTag(name, te, unet, dyn)
 

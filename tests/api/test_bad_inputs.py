@@ -149,7 +149,12 @@ def test_numbers(strict: Running, case: str) -> None:
 @pytest.mark.parametrize("literal", ["1e999", "Infinity", "-Infinity", "NaN"])
 def test_7_numbers_that_are_not_finite(strict: Running, literal: str) -> None:
     for field in ("width", "cfg_scale", "adetailer_args"):  # 13, 66
-        refused(strict.post("/generate", f'{{"prompt": "", "{field}": {literal}}}'.encode()), 422, "finite")
+        error = refused(strict.post("/generate", f'{{"prompt": "", "{field}": {literal}}}'.encode()), 422, "finite")
+        assert error["param"] == field and error["message"].startswith(f"{field}: {literal} is not finite")
+    inner = f'{{"prompt": "", "loras": ["a", {{"name": "b", "scale": {literal}}}]}}'
+    assert refused(strict.post("/generate", inner.encode()), 422, "finite")["param"] == "loras[1].scale"
+    deep = f'{{"prompt": {"[" * 900}{literal}{"]" * 900}}}'
+    assert refused(strict.post("/generate", deep.encode()), 422, "finite")["param"] is None
 
 
 def test_numbers_that_are_accepted(strict: Running) -> None:

@@ -29,6 +29,7 @@ SMALL: dict[str, Any] = {"prompt": "a smiling woman", "width": 64, "height": 64,
 V1 = "/sdapi/v1"
 SECRET = "https://example.org/a.png?token=sparrow"
 PNG = base64.b64encode(encode(Image.effect_noise((32, 32), 80).convert("RGB"), "png").data).decode()
+DAMAGED = base64.b64encode(base64.b64decode(PNG)[:600]).decode()
 CATALOGUE = Catalogue(
     checkpoints=[
         {"title": "a.safetensors [0123456789]", "model_name": "a", "filename": "Stable-diffusion/a.safetensors"},
@@ -253,7 +254,13 @@ def test_addresses_are_not_repeated(running: Running, fields: dict[str, Any]) ->
     [
         ("img2img", {"init_images": [PNG], "mask": PNG, "mask_blur": -1}, "mask_blur"),
         ("img2img", {"init_images": [PNG], "mask": PNG, "mask_blur_y": -1}, "mask_blur_y"),
-        ("img2img", {"init_images": ["!!!"]}, "init_images"),
+        ("img2img", {"init_images": ["!!!"]}, "init_images[0]"),
+        ("img2img", {"init_images": [None]}, "init_images[0]"),
+        ("img2img", {"init_images": [5]}, "init_images[0]"),
+        ("img2img", {"init_images": [PNG, ""]}, "init_images[1]"),
+        ("img2img", {"init_images": [DAMAGED]}, "init_images[0]"),
+        ("extra-single-image", {"image": DAMAGED}, "image"),
+        ("png-info", {"image": DAMAGED}, "image"),
         ("img2img", {"init_images": [PNG, "!!!"], "n_iter": 2}, "init_images[1]"),
         ("extra-single-image", {"image": "!!!"}, "image"),
         ("extra-batch-images", {"imageList": [{"data": "!!!", "name": ""}]}, "imageList[0].data"),

@@ -66,7 +66,7 @@ class TestLoraWeights:
 
     @pytest.mark.parametrize("tag", ["<lora:a:x>", "<lora:a:1:>", "<lora:a:nan>", "<lora:te=1>", "<lora:a:1:1:x>"])
     def test_row_8_a_bad_weight_is_an_error_that_names_the_tag(self, tag: str) -> None:
-        with pytest.raises(RequestError, match="the tag") as caught:
+        with pytest.raises(RequestError, match="^prompt: the tag") as caught:
             lora_weights(f"text {tag}")
         assert tag in str(caught.value)
         assert caught.value.field == "prompt"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from typing import Any, NoReturn
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive
@@ -13,6 +15,8 @@ from starlette.types import Message, Receive
 from ...config import EngineConfig
 from ...errors import RequestError
 from .faults import BodyTimeoutError, BodyTooLargeError, MalformedBodyError, MediaTypeError, UnavailableError
+
+DEEPEST = 8  # levels of a body in which the place of a fault is looked for; no field lies deeper
 
 
 class Intake:
@@ -85,16 +89,20 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
             f"the body is {kind or 'of no type'!r:.80}; send JSON, with Content-Type: application/json"
         )
     body = await _read(request, max_bytes)
+    odd: list[str] = []
+    number = partial(_number, odd=odd)
     try:
-        parsed = json.loads(
-            body.decode("utf-8"), object_pairs_hook=_object, parse_constant=_not_finite, parse_float=_finite
-        )
+        parsed = json.loads(body.decode("utf-8"), object_pairs_hook=_object, parse_constant=number, parse_float=number)
     except RecursionError:
         raise MalformedBodyError("the body is nested too deeply; send a flat object of fields") from None
     except ValueError as error:  # also of UTF-8, and of integers with thousands of digits
         raise MalformedBodyError(f"the body is not valid JSON ({str(error)[:100]}); correct it") from None
     if b"\\u" in body and not _is_text(parsed):
         raise RequestError("a text holds half a character (a lone surrogate); send whole ones")
+    if odd:
+        place = next(_infinite(parsed), "")
+        told = f"{place}: {odd[0]:.40} is not finite" if place else f"the number {odd[0]:.40} is not finite"
+        raise RequestError(f"{told}; send a number that is", field=place or None)
     if not isinstance(parsed, dict):
         raise MalformedBodyError(f"the body is {type(parsed).__name__}, and not an object of fields; send one")
     return parsed
@@ -139,10 +147,23 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _finite(text: str) -> float:
+def _number(text: str, odd: list[str]) -> float:
+    """A number; the texts of those that are not finite come into ``odd``."""
     number = float(text)
-    return number if math.isfinite(number) else _not_finite(text)
+    if not math.isfinite(number):
+        odd.append(text)
+    return number
 
 
-def _not_finite(text: str) -> NoReturn:
-    raise RequestError(f"the number {text:.40} is not finite; send one that is")
+def _infinite(parsed: Any, place: str = "", depth: int = 0) -> Iterator[str]:
+    """Where numbers that are not finite stand, in the order of the text: ``seed``, ``loras[0].scale``."""
+    if depth > DEEPEST:
+        return
+    if isinstance(parsed, dict):
+        for name, value in parsed.items():
+            yield from _infinite(value, f"{place}.{name:.80}".removeprefix("."), depth + 1)
+    elif isinstance(parsed, list):
+        for number, value in enumerate(parsed):
+            yield from _infinite(value, f"{place}[{number}]", depth + 1)
+    elif isinstance(parsed, float) and not math.isfinite(parsed):
+        yield place

@@ -102,6 +102,8 @@ def names_of(body: Body) -> dict[str, str]:
         names["sampler"] = "sampler_index"
     if (body.n_iter or 1) == 1:
         names["num_outputs"] = "batch_size"
+    if isinstance(body, ImageToImageRequest) and len(body.init_images or []) == 1:
+        names["image"] = "init_images[0]"
     if isinstance(body, ImageToImageRequest) and body.mask_blur is not None:
         names |= dict.fromkeys(("mask_blur_x", "mask_blur_y"), "mask_blur")
     if isinstance(body, TextToImageRequest) and body.enable_hr and (body.firstphase_width or body.firstphase_height):
@@ -225,7 +227,8 @@ def _image_fields(body: ImageToImageRequest, config: EngineConfig) -> dict[str, 
         raise RequestError("init_images: there is no picture; send one in base64", field="init_images")
     for number, given in enumerate(body.init_images):
         if not given:  # which a request would take for "no picture"
-            raise RequestError(f"init_images[{number}]: there is no picture; send one in base64", field="init_images")
+            field = f"init_images[{number}]"
+            raise RequestError(f"{field}: there is no picture; send one in base64", field=field)
     rows = IMAGE if body.mask else {name: IMAGE[name] for name in ("resize_mode", "initial_noise_multiplier")}
     fields, _ = _mapped(body, rows, config)
     if body.mask and body.mask_blur is not None:
