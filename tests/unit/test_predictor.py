@@ -323,6 +323,12 @@ def test_what_is_raised_meanwhile_stops_the_job(tmp_path: Path, monkeypatch: pyt
         predictor.predict({**values, "width": 8})
 
 
+def test_setup_fails_where_a_model_is_required(tmp_path: Path) -> None:
+    config = EngineConfig(cache_dir=tmp_path, models_dir=tmp_path, device="cpu", require_model=True)
+    with pytest.raises(ModelNotFoundError, match="no Flux checkpoint was found in .*require_model"):
+        Predictor(config).setup()
+
+
 def test_errors_name_the_input_and_not_the_field_that_it_became(tmp_path: Path) -> None:
     config = EngineConfig(cache_dir=tmp_path, models_dir=tmp_path, device="cpu", offline=True, max_megapixel_steps=0.01)
     values = {"prompt": "", "width": 64, "height": 64, "enable_hr": False}
