@@ -197,7 +197,7 @@ ARROWS = {
     "apps.server.sdapi.translate": "server.faults server.sdapi.catalogue server.sdapi.fields server.sdapi.models "
     "server.sdapi.options server.sdapi.scripts",
     "apps.server.sdapi.answers": "server.jobs server.schemas server.sdapi.models server.sdapi.translate",
-    "apps.server.sdapi.session": "server.jobs server.sdapi.options server.service",
+    "apps.server.sdapi.session": "server.faults server.jobs server.sdapi.options server.service",
     "apps.server.sdapi.generation": "server.asking server.bodies server.faults server.native server.queries "
     "server.sdapi.answers server.sdapi.catalogue server.sdapi.fields server.sdapi.models server.sdapi.session "
     "server.sdapi.translate",
