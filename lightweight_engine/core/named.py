@@ -10,7 +10,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..errors import RequestError
-from ..extensions.detailer_args import FACES, HANDS, ADetailerArgs, Passes, check_supported, read_passes, service_passes
+from ..extensions.detailer_args import (
+    FACES,
+    HANDS,
+    ADetailerArgs,
+    Passes,
+    check_supported,
+    of_pass,
+    read_passes,
+    service_passes,
+)
 from ..extensions.detector_list import DetectorList
 from ..labels import LATENT_UPSCALERS
 from ..request import GenerationRequest, Task
@@ -53,9 +62,8 @@ def passes_of(request: GenerationRequest, *, is_tiny: bool, detectors: Sequence[
     if request.adetailer_passes:
         for number, each in enumerate(request.adetailer_passes):
             if isinstance(each, Mapping) and not each.get("ad_model"):
-                raise RequestError(
-                    f"adetailer_passes: pass {number + 1} names no ad_model; name a detector", field="adetailer_passes"
-                )
+                field = f"adetailer_passes[{number}].ad_model"
+                raise RequestError(f"{field}: there is none; name a detector", field=field)
         return read_passes(list(request.adetailer_passes), request.compat, "adetailer_passes")
     if not request.adetailer:
         return Passes(())
@@ -107,5 +115,6 @@ def _check_generation(
         return
     passes = passes_of(request, is_tiny=is_tiny, detectors=detectors.names())
     check_supported(passes)
-    for args in passes.active:
-        detectors.require(args.ad_model)
+    for place, args in passes.placed:
+        with of_pass(place):
+            detectors.require(args.ad_model)

@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 from PIL import Image
 
 from ..labels import Compat
-from .detailer_args import SAME_SAMPLER, SAME_SCHEDULER, ADetailerArgs, Passes, check_supported
+from .detailer_args import SAME_SAMPLER, SAME_SCHEDULER, ADetailerArgs, Passes, check_supported, of_pass
 from .detailer_masks import Order, Size, dynamic_strength, matching_sdxl_size, matching_size, meet
 from .detailer_prompts import is_skipped, prompts_of
 from .detailer_targets import Target, targets_of
@@ -148,9 +148,10 @@ class ADetailer:
             ModelError, MissingDependencyError: a detector's file cannot be used.
         """
         check_supported(passes)
-        for args in passes.active:
-            detector = self.detectors.find(args.ad_model)
-            detector.check_classes(wanted_classes(args, self.options.compat))
+        for place, args in passes.placed:
+            with of_pass(place):
+                detector = self.detectors.find(args.ad_model)
+                detector.check_classes(wanted_classes(args, self.options.compat))
 
     def detail(self, image: Image.Image, passes: Passes, outer: Outer, paint: Painter) -> Detailed:
         """Run all passes on a picture.

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from ..errors import RequestError, closest
+from ..errors import ModelNotFoundError, RequestError, closest
 from ..labels import Compat
 
 log = logging.getLogger(__name__)
@@ -147,20 +148,26 @@ def read_args(values: Mapping[str, Any], field: str) -> ADetailerArgs:
         field: of the request that holds them, for the message.
 
     Raises:
-        RequestError: a name that does not exist, or a value that does not fit; says all of them.
+        RequestError: a name that does not exist, or a value that does not fit; says all of them, and names the first.
     """
     try:
         return ADetailerArgs(**{str(name): value for name, value in values.items()})
     except ValidationError as error:
-        faults = "; ".join(_fault(item) for item in error.errors(include_url=False))
-        raise RequestError(f"{field}: {faults}", field=field) from None
+        faults = error.errors(include_url=False)
+        told = "; ".join(_fault(item) for item in faults)
+        raise RequestError(f"{field}.{told}", field=f"{field}.{_name(faults[0])}") from None
+
+
+def _name(item: Any) -> str:
+    return ".".join(str(part) for part in item["loc"])[:80]
 
 
 def _fault(item: Any) -> str:
-    name = ".".join(str(part) for part in item["loc"])
+    name = _name(item)
     if item["type"] == "extra_forbidden":
         meant = closest(name, ADetailerArgs.model_fields)
-        return f"there is no argument {name!r:.80}" + (f" (did you mean {meant!r}?)" if meant else "")
+        hint = f"did you mean {meant!r}?" if meant else "they are ADetailer's, GET /adetailer/v1/schema lists them"
+        return f"{name}: there is no such argument; {hint}"
     return f"{name}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r:.80})"
 
 
@@ -171,10 +178,18 @@ class Passes:
     Attributes:
         passes: in order, with those that are skipped, which count in the infotext all the same.
         skip_img2img: an image-to-image job is not drawn itself: detailing starts from its start picture.
+        places: what the caller knows each pass as, for messages.
     """
 
     passes: tuple[ADetailerArgs, ...]
     skip_img2img: bool = False
+    places: tuple[str, ...] = ()
+
+    @property
+    def placed(self) -> tuple[tuple[str, ADetailerArgs], ...]:
+        """The active passes, each with its place."""
+        places = self.places or ("",) * len(self.passes)
+        return tuple((place, args) for place, args in zip(places, self.passes, strict=True) if not args.is_skipped)
 
     @property
     def active(self) -> tuple[ADetailerArgs, ...]:
@@ -191,19 +206,34 @@ UNSUPPORTED = (
 )
 
 
+@contextmanager
+def of_pass(place: str) -> Iterator[None]:
+    """Faults of arguments in the block, which know no request, name the pass at ``place`` that has them."""
+    try:
+        yield
+    except (RequestError, ModelNotFoundError) as error:
+        if place and (error.field or "").startswith("ad_"):
+            error.field = f"{place}.{error.field}"
+            error.args = (f"{place}.{error}",)
+        raise
+
+
 def check_supported(passes: Passes) -> None:
     """Refuse arguments that this engine has nothing for.
 
     Raises:
         RequestError: names the argument, and the value that asks for nothing.
     """
-    for args in passes.active:
+    for place, args in passes.placed:
         for name, off, what in UNSUPPORTED:
             if getattr(args, name) != off:
-                raise RequestError(f"{name}: {what}; leave it at {off!r}", field=name)
+                with of_pass(place):
+                    raise RequestError(f"{name}: {what}; leave it at {off!r}", field=name)
 
 
-def read_passes(args: Sequence[Any], compat: Compat = "fixed", field: str = "alwayson_scripts.ADetailer") -> Passes:
+def read_passes(
+    args: Sequence[Any], compat: Compat = "fixed", field: str = "alwayson_scripts.ADetailer.args"
+) -> Passes:
     """Passes in the form of the reference's API: ``[enable, skip_img2img, {…}, {…}]``, with or without the booleans.
 
     What is wrong is an error; with "forge" it is left out, with a warning where it is a pass, and the others run.
@@ -219,15 +249,15 @@ def read_passes(args: Sequence[Any], compat: Compat = "fixed", field: str = "alw
     others = [value for place, value in enumerate(args) if not isinstance(value, Mapping | bool)]
     if (others and compat != "forge") or len(objects) > MAX_PASSES:
         raise RequestError(f"{field}: give two booleans at most, then up to {MAX_PASSES} objects", field=field)
-    passes = []
+    passes: dict[str, ADetailerArgs] = {}
     for place, values in objects if enabled else ():
         try:
-            passes.append(read_args(values, f"{field}.args[{place}]"))
+            passes[f"{field}[{place}]"] = read_args(values, f"{field}[{place}]")
         except RequestError as error:
             if compat != "forge":
                 raise
             log.warning("%s; the pass is left out", error)
-    return Passes(tuple(passes), skip_img2img)
+    return Passes(tuple(passes.values()), skip_img2img, tuple(passes))
 
 
 def service_passes(
@@ -249,15 +279,15 @@ def service_passes(
         ("adetailer_args", faces, FACES, faces_prompt),
         ("adetailer_args_hands", hands, HANDS, hands_prompt),
     )
-    passes = []
+    passes: dict[str, ADetailerArgs] = {}
     for field, given, defaults, prompt in rows:
         values = dict(_object(given, field))
         disabled = values.pop(DISABLE, False)
         if not isinstance(disabled, bool):
             raise RequestError(f"{field}: {DISABLE} is true or false (got {disabled!r:.80})", field=field)
         if not disabled:
-            passes.append(read_args({**defaults, "ad_prompt": prompt, **values}, field))
-    return Passes(tuple(passes))
+            passes[field] = read_args({**defaults, "ad_prompt": prompt, **values}, field)
+    return Passes(tuple(passes.values()), places=tuple(passes))
 
 
 def _object(given: str | Mapping[str, Any], field: str) -> Mapping[str, Any]:

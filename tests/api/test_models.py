@@ -155,6 +155,8 @@ def test_upscalers_and_detectors_are_checked_before_a_job_waits(two: Running) ->
         answer = two.post("/jobs", {**SMALL, **fields})
         assert answer.status == (404 if word == "ad_model" else 422)
         assert word in answer.error["message"] and "did you mean" in answer.error["message"]
+        param = word if word == "hr_upscaler" else f"adetailer_passes[0].{word}"
+        assert answer.error["param"] == param and answer.error["message"].startswith(f"{param}: ")
     answer = two.post("/upscale", {"images": ["the picture is read later"], "upscaler": "Lanczoz"})
     assert answer.status == 422 and answer.error["param"] == "upscaler"
     assert two.ask("DELETE", f"/jobs/{job}").status == 200
@@ -181,7 +183,7 @@ PIXELS_CLAIMED = "iVBORw0KGgoAAAANSUhEUgAAdTAAAHUwCAIAAADpRW/tAAAAC0lEQVR4nGNgwA
         ("/jobs", {"image": PICTURE, "mask": "x"}, 422, "mask", "no picture"),
         ("/upscale", {"images": [PICTURE, "x"]}, 422, "images[1]", "no picture"),
         ("/sdapi/v1/txt2img", {"prompt": "<lora:haat:1>"}, 404, "prompt", "did you mean 'hat'"),
-        ("/sdapi/v1/img2img", {"init_images": ["x"]}, 422, "init_images", "no picture"),
+        ("/sdapi/v1/img2img", {"init_images": ["x"]}, 422, "init_images[0]", "no picture"),
     ],
     ids=str,
 )

@@ -198,9 +198,23 @@ def test_the_policy_is_told(running: Running) -> None:
         (
             {"alwayson_scripts": {"ADetailer": {"args": [True, {"ad_foo": 1}]}}},
             422,
-            "alwayson_scripts.ADetailer.args[1]",
+            "alwayson_scripts.ADetailer.args[1].ad_foo",
         ),
         ({"alwayson_scripts": {"adetailer": {"args": [{"ad_model": "x.pt"}]}}}, 404, None),
+        *(
+            ({"alwayson_scripts": {"ADetailer": {"args": [True, {"ad_model": "face_tiny"}, fault]}}}, status, param)
+            for fault, status, param in (
+                ({"ad_model": "x.pt"}, 404, "alwayson_scripts.ADetailer.args[2].ad_model"),
+                ({"ad_model": ""}, 422, "alwayson_scripts.ADetailer.args[2].ad_model"),
+                ({"ad_model": "face_tiny", "ad_steps": 0}, 422, "alwayson_scripts.ADetailer.args[2].ad_steps"),
+                (
+                    {"ad_model": "face_tiny", "ad_restore_face": True},
+                    422,
+                    "alwayson_scripts.ADetailer.args[2].ad_restore_face",
+                ),
+            )
+        ),
+        ({"alwayson_scripts": {"adetailer": [{"ad_model": "x.pt"}]}}, 404, "alwayson_scripts.adetailer[0].ad_model"),
         ({"override_settings": {"samples_format": "gif"}}, 422, "override_settings.samples_format"),
         ({"firstpass_image": "abc"}, 422, "firstpass_image"),
         ({"prompt": "<lora:there-is-none:1>"}, 404, None),
@@ -217,7 +231,7 @@ def test_bad_input(running: Running, fields: dict[str, Any], status: int, param:
     answer = draw(running, **fields)
     assert answer.status == status, answer.body
     assert param is None or answer.error["param"] == param
-    assert answer.error["message"]
+    assert answer.error["message"].startswith(f"{param}: " if param and "[" in param else "")
 
 
 @pytest.mark.parametrize(

@@ -235,7 +235,7 @@ def test_what_cannot_run_is_told_beforehand(values: dict[str, Any], message: str
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"ad_confidense": 1}, "there is no argument 'ad_confidense' .did you mean 'ad_confidence'"),
+        ({"ad_confidense": 1}, "ad_confidense: there is no such argument; did you mean 'ad_confidence'"),
         ({"ad_confidence": 1.1}, "ad_confidence: Input should be less than or equal to 1 .got 1.1"),
         ({"ad_confidence": float("nan")}, "ad_confidence"),
         ({"ad_cfg_scale": float("inf")}, "ad_cfg_scale"),
@@ -250,13 +250,13 @@ def test_what_cannot_run_is_told_beforehand(values: dict[str, Any], message: str
         ({"ad_prompt": "x" * 100_001}, "ad_prompt"),
         ({"ad_model": None}, "ad_model"),
         ({"ad_tab_enable": "perhaps"}, "ad_tab_enable"),
-        ({"x" * 5000: 1}, "there is no argument 'xxx"),
+        ({"x" * 5000: 1}, "xxx: there is no such argument; .*/adetailer/v1/schema"),
     ],
 )
 def test_bounds(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(RequestError, match=f"somewhere: .*{message}") as caught:
+    with pytest.raises(RequestError, match=rf"somewhere\..*{message}") as caught:
         read_args(values, "somewhere")
-    assert caught.value.field == "somewhere" and len(str(caught.value)) < 400
+    assert caught.value.field == f"somewhere.{next(iter(values))[:80]}" and len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_forms_of_several_passes(caplog: pytest.LogCaptureFixture) -> None:
     for args in ([True, False, "face"], [None, face], [3], [face] * 17):
         with pytest.raises(RequestError, match="give two booleans at most, then up to 16 objects"):
             read_passes(args)
-    with pytest.raises(RequestError, match=r"ADetailer.args\[2\]: ad_steps"):
+    with pytest.raises(RequestError, match=r"ADetailer.args\[2\].ad_steps: "):
         read_passes([True, False, wrong, hand])
     with caplog.at_level(logging.WARNING):
         assert names([True, False, wrong, hand, None], "forge") == [hand["ad_model"]]
@@ -320,7 +320,7 @@ def test_arguments_of_the_service() -> None:
         ("[]", "adetailer_args_hands: it is no JSON object"),
         ("3", "it is no JSON object"),
         ("[" * 100_000, "it is no JSON"),
-        ('{"ad_steps": 0}', "adetailer_args_hands: ad_steps"),
+        ('{"ad_steps": 0}', "adetailer_args_hands.ad_steps: "),
         ('{"ad_disable": "yes"}', "adetailer_args_hands: ad_disable"),
     ],
 )

@@ -181,12 +181,19 @@ def their_name(field: str, names: Mapping[str, str]) -> str:
 
     Args:
         names: theirs by ours, with ``[]`` where the place in a list belongs; without a place, all of the list is meant.
+            A field with its place may have a name of its own. What follows a dot stays.
     """
-    found = _FIELD.fullmatch(field)
-    if found is None or found["name"] not in names:
+    found = _FIELD.match(field)
+    rest = field[found.end() :] if found else ""
+    if found is None or (rest and not rest.startswith(".")):
+        return field
+    if found["place"] and found[0] in names:
+        return names[found[0]] + rest
+    if found["name"] not in names:
         return field
     name, _, within = names[found["name"]].partition("[]")
-    return f"{name}{found['place']}{within}" if found["place"] and "[]" in names[found["name"]] else name
+    placed = found["place"] and "[]" in names[found["name"]]
+    return (f"{name}{found['place']}{within}" if placed else name) + rest
 
 
 def in_their_words(message: str, names: Mapping[str, str]) -> str:

@@ -28,7 +28,7 @@ def detailer_fields(scripts: Mapping[str, Any], warnings: list[str], *, img2img:
                 f"alwayson_scripts: always on script {name!r:.80} not found; there is {ADETAILER}",
                 field=f"alwayson_scripts.{name[:80]}",
             )
-        fields = _passes(_arguments(given, warnings), warnings, img2img)
+        fields = _passes(_arguments(given, warnings), warnings, img2img, _place(name, given))
     return fields
 
 
@@ -59,8 +59,23 @@ def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"ad_model": NONE, **renamed}
 
 
-def _passes(args: Sequence[Any], warnings: list[str], img2img: bool) -> dict[str, Any]:
-    passes = read_passes(args, field=f"alwayson_scripts.{ADETAILER}")
+def places_of(scripts: Mapping[str, Any]) -> dict[str, str]:
+    """Where the caller has each pass, by its place among our fields."""
+    places: dict[str, str] = {}
+    for name, given in scripts.items():
+        args = given.get("args") if isinstance(given, Mapping) else given
+        if isinstance(args, list):
+            objects = (place for place, each in enumerate(args) if isinstance(each, Mapping))
+            places = {f"adetailer_passes[{n}]": f"{_place(name, given)}[{place}]" for n, place in enumerate(objects)}
+    return places
+
+
+def _place(name: str, given: Any) -> str:
+    return f"alwayson_scripts.{name:.80}" + (".args" if isinstance(given, Mapping) else "")
+
+
+def _passes(args: Sequence[Any], warnings: list[str], img2img: bool, place: str) -> dict[str, Any]:
+    passes = read_passes(args, field=place)
     if passes.skip_img2img and not img2img:
         warnings.append("ADetailer: skip_img2img has no effect on txt2img")
     if not passes.active:

@@ -34,7 +34,7 @@ from .fields import (
 )
 from .models import ImageToImageRequest, TextToImageRequest
 from .options import Options, options_by_field, without_effect
-from .scripts import detailer_fields
+from .scripts import detailer_fields, places_of
 
 Body = TextToImageRequest | ImageToImageRequest
 
@@ -94,7 +94,7 @@ def renamed(fault: Fault, names: Mapping[str, str]) -> Fault:
 
 def names_of(body: Body) -> dict[str, str]:
     """What the caller who sent a body knows our fields as, by ours: those that several of theirs may be among them."""
-    names, sent = dict(NAMES), body.model_fields_set
+    names, sent = {**NAMES, **places_of(body.alwayson_scripts)}, body.model_fields_set
     for ours, option in options_by_field().items():
         if option in (body.override_settings or {}) and getattr(body, ours, None) is None:
             names[ours] = f"override_settings.{option}"
