@@ -418,6 +418,32 @@ def test_an_infotext_fills_what_is_left_out() -> None:
     assert (made.steps, made.width, made.height) == (3, 96, 64)
 
 
+def test_an_infotext_does_not_fill_what_was_sent() -> None:
+    text = "a hat\nSteps: 9, Sampler: Heun, Seed: 5, Hires upscale: 3, Hires upscaler: Latent, Hires steps: 4"
+    made = translated(infotext=text, hr_scale=2, hr_second_pass_steps=1).request
+    assert (made.enable_hr, made.hr_scale, made.hr_steps) == (True, 2, 1)
+    assert translated(infotext=text, enable_hr=False).request.enable_hr is False
+
+
+@pytest.mark.parametrize(
+    ("key", "status", "param"),
+    [
+        ("Sampler: Foo", 400, "infotext.Sampler"),
+        ("Schedule type: Foo", 422, "infotext.Schedule type"),
+        ("CFG scale: 5000", 422, "infotext.CFG scale"),
+        ("Size: 8x64", 422, "infotext.Size"),
+        ("Size: 64x8", 422, "infotext.Size"),
+        ("CFG scale: x", 422, "infotext"),
+    ],
+)
+def test_a_fault_in_an_infotext(running: Running, key: str, status: int, param: str) -> None:
+    body = {"infotext": f"a hat\nSteps: 1, Seed: 1, Version: 1, {key}"}
+    answer = running.post(f"{V1}/txt2img", body)
+    assert (answer.status, answer.error["param"]) == (status, param) and answer.error["message"].startswith(
+        f"{param}: "
+    )
+
+
 def test_a_first_phase_of_another_size() -> None:
     fields = {"enable_hr": True, "firstphase_width": 64, "firstphase_height": 96, "width": 128, "height": 192}
     made = translated(**fields).request

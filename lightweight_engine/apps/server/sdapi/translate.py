@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ....config import EngineConfig
-from ....core.infotext_parse import request_fields, unknown_keys
+from ....core.infotext_parse import REQUEST_FIELDS, parse_infotext, request_fields, unknown_keys
 from ....errors import RequestError
 from ....flux.prompt import parse_networks
 from ....labels import resolve_sampler
@@ -100,6 +100,7 @@ def names_of(body: Body) -> dict[str, str]:
             names[ours] = f"override_settings.{option}"
     if body.sampler_name is None and "sampler_index" in sent:
         names["sampler"] = "sampler_index"
+    names |= _names_in_text(body)
     if (body.n_iter or 1) == 1:
         names["num_outputs"] = "batch_size"
     if isinstance(body, ImageToImageRequest) and len(body.init_images or []) == 1:
@@ -110,6 +111,23 @@ def names_of(body: Body) -> dict[str, str]:
         names |= {"hr_resize_x": "width", "hr_resize_y": "height"}
         names |= {side: f"firstphase_{side}" for side in ("width", "height") if getattr(body, f"firstphase_{side}")}
     return names
+
+
+def _names_in_text(body: Body) -> dict[str, str]:
+    """The keys of a body's infotext, by our fields that it fills."""
+    keys = parse_infotext(body.infotext or "", defaults=False)
+    filled = {field: key for key, (field, _) in REQUEST_FIELDS.items() if keys.get(key)}
+    chosen = _chosen(body)
+    return {field: f"infotext.{key.removesuffix('-1').removesuffix('-2')}" for field, key in filled.items() if field not in chosen}
+
+
+def _chosen(body: Body) -> set[str]:
+    """Our fields that a body itself says, so that its infotext does not fill them."""
+    sent = body.model_fields_set
+    chosen = {ours for rows in (SHARED, HIRES, IMAGE) for theirs, ours in rows.items() if theirs in sent}
+    others = {"sampler_name": "sampler", "sampler_index": "sampler", "hr_sampler_name": "hr_sampler"}
+    others |= {name: name for name in ("hr_scheduler", "enable_hr")}
+    return chosen | {ours for theirs, ours in others.items() if theirs in sent}
 
 
 def _idle(body: Body, raw: Mapping[str, Any]) -> list[str]:
@@ -130,10 +148,8 @@ def _idle(body: Body, raw: Mapping[str, Any]) -> list[str]:
 
 def _fields(body: Body, config: EngineConfig, warnings: list[str]) -> dict[str, Any]:
     """Our fields: of the body, else of its infotext, else Forge's defaults."""
-    given, chosen = _mapped(body, SHARED, config)
+    given, chosen = _mapped(body, SHARED, config), _chosen(body)
     given["sampler"] = body.sampler_name or body.sampler_index
-    if {"sampler_name", "sampler_index"} & body.model_fields_set:
-        chosen.add("sampler")
     if isinstance(body, ImageToImageRequest):
         given |= _image_fields(body, config)
     from_text = _text_fields(body.infotext or "", warnings)
@@ -161,7 +177,10 @@ def _text_fields(text: str, warnings: list[str]) -> dict[str, Any]:
         return {}
     if unknown := unknown_keys(text):
         warnings.append(f"infotext: keys that do not exist had no effect: {', '.join(unknown)[:400]}")
-    return request_fields(text)
+    try:
+        return request_fields(text)
+    except RequestError as error:
+        raise RequestError(f"infotext: {error}", field="infotext") from None
 
 
 def _idle_passes(body: Body, given: Mapping[str, Any]) -> list[str]:
@@ -186,20 +205,18 @@ def _meant(body: Body, names: Iterable[str], switch: str) -> list[str]:
     return [name for name, value in asked.items() if not whole or value not in usual[name]]
 
 
-def _mapped(body: Body, rows: Mapping[str, str], config: EngineConfig) -> tuple[dict[str, Any], set[str]]:
-    """The fields of some rows, and which of them the caller chose."""
+def _mapped(body: Body, rows: Mapping[str, str], config: EngineConfig) -> dict[str, Any]:
+    """The fields of some rows."""
     usual = {name: value for name, value in profile_defaults("a1111").items() if name in DEFAULTED}
     instead = {**usual, **{name: getattr(config, name) for name in CONFIGURED}}
-    fields, chosen = {}, set()
+    fields = {}
     for theirs, ours in rows.items():
         value = getattr(body, theirs)
         if value is None:
             value = instead.get(ours)
-        if theirs in body.model_fields_set:
-            chosen.add(ours)
         if value is not None:
             fields[ours] = value
-    return fields, chosen
+    return fields
 
 
 def _hires_fields(body: TextToImageRequest, from_text: Mapping[str, Any], config: EngineConfig) -> dict[str, Any]:
@@ -211,7 +228,7 @@ def _hires_fields(body: TextToImageRequest, from_text: Mapping[str, Any], config
     for name, values in (("hr_checkpoint_name", [body.hr_checkpoint_name or ""]), ("hr_additional_modules", modules)):
         if not all(value.lower() in SAME for value in values):
             raise RequestError(f"{name}: the second pass draws with the model of the first; leave it out", field=name)
-    fields, _ = _mapped(body, HIRES, config)
+    fields = _mapped(body, HIRES, config)
     for theirs, ours in (("hr_sampler_name", "hr_sampler"), ("hr_scheduler", "hr_scheduler")):
         name = getattr(body, theirs) or ""
         fields[ours] = "" if name.lower() in SAME else name
@@ -230,7 +247,7 @@ def _image_fields(body: ImageToImageRequest, config: EngineConfig) -> dict[str, 
             field = f"init_images[{number}]"
             raise RequestError(f"{field}: there is no picture; send one in base64", field=field)
     rows = IMAGE if body.mask else {name: IMAGE[name] for name in ("resize_mode", "initial_noise_multiplier")}
-    fields, _ = _mapped(body, rows, config)
+    fields = _mapped(body, rows, config)
     if body.mask and body.mask_blur is not None:
         fields |= {"mask_blur_x": body.mask_blur, "mask_blur_y": body.mask_blur}
     return fields
