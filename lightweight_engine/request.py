@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from .errors import RequestError, closest
+from .errors import RequestError, closest, plain
 from .labels import storage_format
 
 Profile = Literal["native", "cog", "a1111"]
@@ -107,12 +107,10 @@ def _one_line(error: ValidationError, fields: Collection[str]) -> tuple[str, str
     for item in error.errors(include_url=False):
         name = ".".join(str(part) for part in item["loc"]) or None
         first = first or name
-        told = item["type"] not in ("missing", "extra_forbidden", "value_error") and "://" not in str(item["input"])
-        given = f" (got {item['input']!r:.80})" if told else ""  # an address may hold a secret
-        message = item["msg"].removeprefix("Value error, ")
+        message = plain(item, limits_of(name or ""))
         if item["type"] == "extra_forbidden":
             message = f"there is no such field; {_hint(name or '', fields)}"
-        parts.append(f"{name}: {message}{given}" if name else message)
+        parts.append(f"{name}: {message}" if name else message)
     return "; ".join(parts), first
 
 
@@ -408,6 +406,15 @@ def _fields_of(section: str) -> tuple[str, ...]:
 
 MODEL_FIELDS = _fields_of("Model")
 """Those that stand for settings of the same names, for one request; a command line has those settings already."""
+
+
+def limits_of(name: str) -> str:
+    """The least and the greatest value of a field that has both, as a person reads them; else nothing."""
+    info = GenerationRequest.model_fields.get(name)
+    bounds = info.metadata if info else []
+    low = next((each.ge for each in bounds if hasattr(each, "ge")), None)
+    high = next((each.le for each in bounds if hasattr(each, "le")), None)
+    return "" if low is None or high is None else f"{low:,} to {high:,}"
 
 
 def profile_defaults(profile: Profile) -> dict[str, Any]:

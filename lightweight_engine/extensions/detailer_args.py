@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from ..errors import ModelNotFoundError, RequestError, closest
+from ..errors import ModelNotFoundError, RequestError, closest, plain
 from ..labels import Compat
 
 log = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ def _fault(item: Any) -> str:
         meant = closest(name, ADetailerArgs.model_fields)
         hint = f"did you mean {meant!r}?" if meant else "they are ADetailer's, GET /adetailer/v1/schema lists them"
         return f"{name}: there is no such argument; {hint}"
-    return f"{name}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r:.80})"
+    return f"{name}: {plain(item)}"
 
 
 @dataclass(frozen=True)

@@ -560,6 +560,39 @@ def test_bad_enlarging(running: Running, fields: dict[str, Any], status: int, pa
     assert param is None or answer.error["param"] == param
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("/sdapi/v1/extra-single-image", {}, "image: there is no picture; send one in base64"),
+        ("/sdapi/v1/extra-batch-images", {}, "imageList: it is missing; give it"),
+        ("/sdapi/v1/png-info", {}, "image: it is missing; give it"),
+        (
+            "/sdapi/v1/txt2img",
+            {"override_settings": 5},
+            "override_settings: give an object of names and values (got 5)",
+        ),
+        ("/sdapi/v1/txt2img", {"styles": 5}, "styles: give a list (got 5)"),
+        (
+            "/sdapi/v1/txt2img",
+            {"seed": "9" * 5000},
+            f"seed: the number is too large; give -1 to 9,223,372,036,854,775,807 (got '{'9' * 78}…)",
+        ),
+        (
+            "/generate",
+            {"seed": "9" * 5000},
+            f"seed: the number is too large; give -1 to 9,223,372,036,854,775,807 (got '{'9' * 78}…)",
+        ),
+        ("/upscale", {"images": []}, "images: give at least 1 (got 0)"),
+        ("/upscale", {}, "images: it is missing; give it"),
+        ("/generate", {"loras": ["a"] * 20}, "loras: give at most 16 (got 20)"),
+        ("/generate", {"adetailer_passes": 5}, "adetailer_passes: give a list (got 5)"),
+    ],
+)
+def test_faults_are_told_in_our_words(running: Running, path: str, body: dict[str, Any], message: str) -> None:
+    answer = running.post(path, body)
+    assert (answer.status, answer.error["message"]) == (422, message)
+
+
 def test_faces_of_enlarged_pictures_are_left(running: Running) -> None:
     answer = running.post(f"{V1}/extra-single-image", {"image": PNG, "gfpgan_visibility": 1, "upscaler_1": "Nearest"})
     assert answer.status == 200 and "gfpgan_visibility had no effect" in answer.json["html_info"]

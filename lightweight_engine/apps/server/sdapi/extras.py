@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from ....errors import RequestError
 from ....request import UpscaleRequest
 from ..asking import CLIENT_GONE, finished, submit
 from ..bodies import read_json
@@ -78,6 +79,8 @@ async def _enlarged(
 def upscale_request(body: ExtraSingleRequest | ExtraBatchRequest, output_format: str) -> UpscaleRequest:
     """A body as our own request. Raises RequestError, which names a field that is wrong."""
     single = isinstance(body, ExtraSingleRequest)
+    if single and not body.image:
+        raise RequestError("image: there is no picture; send one in base64", field="image")
     pictures = [body.image] if single else [each.data for each in body.imageList]
     fields: dict[str, Any] = {"images": pictures, "upscaler": body.upscaler_1, "output_format": output_format}
     if body.resize_mode == 1:

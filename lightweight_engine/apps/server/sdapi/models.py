@@ -12,7 +12,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import models_json_schema
 
-from ....errors import RequestError
+from ....errors import RequestError, plain
+from ....request import limits_of
 
 
 class _Model(BaseModel):
@@ -53,9 +54,7 @@ def first_fault(error: ValidationError, where: str = "") -> RequestError:
     first = error.errors(include_url=False)[0]
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
     name = f"{where}{place}".removeprefix(".")
-    told = first["type"] != "missing" and "://" not in str(first["input"])  # an address may hold a secret
-    given = f" (got {first['input']!r:.80})" if told else ""
-    return RequestError(f"{name}: {first['msg'].removeprefix('Value error, ')}{given}", field=name)
+    return RequestError(f"{name}: {plain(first, limits_of(name))}", field=name)
 
 
 class _Generation(_Model):

@@ -118,7 +118,8 @@ def _names_in_text(body: Body) -> dict[str, str]:
     keys = parse_infotext(body.infotext or "", defaults=False)
     filled = {field: key for key, (field, _) in REQUEST_FIELDS.items() if keys.get(key)}
     chosen = _chosen(body)
-    return {field: f"infotext.{key.removesuffix('-1').removesuffix('-2')}" for field, key in filled.items() if field not in chosen}
+    filled = {field: key.removesuffix("-1").removesuffix("-2") for field, key in filled.items()}
+    return {field: f"infotext.{key}" for field, key in filled.items() if field not in chosen}
 
 
 def _chosen(body: Body) -> set[str]:
