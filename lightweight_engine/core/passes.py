@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import accumulate, groupby
 
 from ..config import EngineConfig
-from ..errors import RequestError
+from ..errors import EngineError, RequestError
 from ..extensions.detectors import DetectorLibrary
 from ..extensions.hires_fix import LATENT_MODES, Target, second_pass, target_size
 from ..extensions.lora import LoRAManager, Progress, field_of, specs_of
@@ -135,9 +136,22 @@ def hires_pass(first: Pass, tools: Tools, warnings: list[str], progress: Progres
     batches: Sequence[Batch] = first.batches
     if request.hr_prompt:
         batches = [replace(batch, prompts=(again.prompt,) * len(batch.seeds)) for batch in batches]
-        loras = with_loras(again, batches[:1], tools.loras, warnings, progress)[0].loras
+        with _of_second_prompt():
+            loras = with_loras(again, batches[:1], tools.loras, warnings, progress)[0].loras
         batches = [replace(batch, loras=loras) for batch in batches]
     return Pass(again, size, *_walk(again, networks, entered=True), tuple(batches)), target
+
+
+@contextmanager
+def _of_second_prompt() -> Iterator[None]:
+    """Faults of the second pass's own prompt, which is the prompt of its request, name it as its caller does."""
+    try:
+        yield
+    except EngineError as error:
+        if error.field == "prompt":
+            error.field = "hr_prompt"
+            error.args = (f"hr_{error}",)
+        raise
 
 
 def numbered(batches: Sequence[Batch]) -> tuple[Batch, ...]:
