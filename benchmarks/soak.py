@@ -201,6 +201,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20.0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder), *SERVE, threads=1) as served:
+        served.logged("the worker is ready")  # before it, each job would be answered 503
         end = time.monotonic() + 60 * args.minutes
         callers = Callers(served, end)
         calling = threading.Thread(target=callers.run)
