@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from . import kernels
 from .fp8 import Float8, quantize_rows
+from .kernels import fused as programs
 from .linear import PackedLinear
 from .packed import Packed
 
-VALUES = torch.float8_e4m3fn
 LARGEST = 448.0
 MULTIPLE = 16
 
@@ -80,24 +80,12 @@ class Rows:
 def in_rows(x: Tensor) -> Rows:
     """The nearest 8-bit floats of ``[..., in]``, the largest of a row being the largest that there is."""
     if x.is_cuda and kernels.available():
-        from .kernels.fused import in_rows as program
-
-        values, scale = program(x if x.dim() == 3 else x.reshape(1, -1, x.shape[-1]))
+        values, scale = programs.in_rows(x if x.dim() == 3 else x.reshape(1, -1, x.shape[-1]))
         return Rows(values.view(x.shape), scale.view(*x.shape[:-1], 1), x.dtype)
     wide = x.float()
     largest = wide.abs().amax(-1, keepdim=True)
     scale = torch.where(largest > 0, largest / torch.full_like(largest, LARGEST), 1.0)
-    return Rows((wide / scale).to(VALUES), scale, x.dtype)
-
-
-class EightBitLinear(PackedLinear):
-    """A linear in ``fp8_rows`` that multiplies as it is stored."""
-
-    multiplies_as_stored = True
-
-    def forward(self, input: Tensor | Rows) -> Tensor:
-        rows = input if isinstance(input, Rows) else in_rows(input)
-        return rows.times(self.packed, self.bias)
+    return Rows((wide / scale).to(programs.EIGHT_BITS), scale, x.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +97,15 @@ class InEightBits:
 
     def __call__(self, x: Tensor | Rows) -> Tensor:
         return (x if isinstance(x, Rows) else in_rows(x)).times(self.weight, self.bias)
+
+
+class EightBitLinear(PackedLinear):
+    """A linear in ``fp8_rows`` that multiplies as it is stored."""
+
+    multiplies_as_stored = True
+
+    def forward(self, input: Tensor | Rows) -> Tensor:
+        return InEightBits(self.packed, self.bias)(input)
 
 
 def takes(shape: tuple[int, ...]) -> bool:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import kernels
-from .eight_bit import VALUES, Rows, in_rows, read_in_eight_bits
+from .eight_bit import Rows, in_rows, read_in_eight_bits
 from .kernels import fused as programs
 from .linear import SHORT, as_numbers, is_product
 
@@ -43,7 +43,7 @@ def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, reader: nn.Module | N
     """
     rows = _are_read(reader)
     if _in_one_pass(x):
-        _, normed, scales = programs.residual_norm(x, None, (shift, scale), rows=VALUES if rows else None)
+        _, normed, scales = programs.residual_norm(x, None, (shift, scale), rows=programs.EIGHT_BITS if rows else None)
         return Rows(normed, scales, x.dtype) if rows else normed
     normed = torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), 1 + scale)
     return in_rows(normed) if rows else normed
@@ -62,7 +62,7 @@ def gate_residual_norm(
     """``gate_residual``, and ``norm_modulate`` of its result."""
     if _in_one_pass(x):
         rows = _are_read(reader)
-        eight = VALUES if rows else None
+        eight = programs.EIGHT_BITS if rows else None
         total, normed, scales = programs.residual_norm(x, (gate, update), (shift, scale), rows=eight)
         return total, Rows(normed, scales, x.dtype) if rows else normed
     total = gate_residual(x, gate, update)
