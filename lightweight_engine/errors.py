@@ -46,6 +46,11 @@ class EngineError(Exception):
     http_status = 500
     field: str | None = None
 
+    def put_before(self, text: str) -> None:
+        """Let the field, which begins the message, begin with a text: it is another's, or a part of one."""
+        self.field = f"{text}{self.field}"
+        self.args = (f"{text}{self}",)
+
 
 class ConfigError(EngineError):
     """A setting is unknown, has the wrong type, or is out of range."""

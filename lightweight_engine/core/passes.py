@@ -149,8 +149,7 @@ def _of_second_prompt() -> Iterator[None]:
         yield
     except EngineError as error:
         if error.field == "prompt":
-            error.field = "hr_prompt"
-            error.args = (f"hr_{error}",)
+            error.put_before("hr_")
         raise
 
 

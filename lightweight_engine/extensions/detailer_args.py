@@ -213,8 +213,7 @@ def of_pass(place: str) -> Iterator[None]:
         yield
     except (RequestError, ModelNotFoundError) as error:
         if place and (error.field or "").startswith("ad_"):
-            error.field = f"{place}.{error.field}"
-            error.args = (f"{place}.{error}",)
+            error.put_before(f"{place}.")
         raise
 
 
