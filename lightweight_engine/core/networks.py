@@ -195,9 +195,10 @@ class Networks:
         return PRESETS[self.manager.state].keep
 
     def rest(self) -> None:
-        """A job is over: keep networks for the next one, where the VRAM state says so."""
+        """A job is over: keep networks for the next one, where the VRAM state says so, and nothing else on the host."""
         if not self.keeps:
             self.release_all()
+        trim_heap()
 
     def release_all(self, keep: Collection[Role] = ()) -> None:
         """Drop every network but those to keep."""
