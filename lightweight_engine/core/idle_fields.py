@@ -11,7 +11,7 @@ from ..request import GenerationRequest
 
 _PICTURE = (
     *("img2img_upscaler", "color_correction", "resize_mode", "initial_noise_multiplier", "img2img_extra_noise"),
-    "img2img_fix_steps",
+    *("img2img_fix_steps", "background_color"),
 )
 _MASK = (
     *("inpainting_mask_invert", "inpainting_fill", "inpaint_full_res", "inpaint_full_res_padding"),

@@ -358,10 +358,52 @@ def test_a_picture_of_ours_has_no_unknown_keys(running: Running) -> None:
 
 
 def test_what_the_engine_finds_idle_is_told_of_fields_that_were_sent(running: Running) -> None:
-    told = draw(running, eta=0.5, subseed=5, denoising_strength=0.5, override_settings={"rho": 5}).json["warnings"]
-    for name in ("eta", "subseed", "denoising_strength", "rho"):
+    told = draw(running, eta=0.5, subseed=5, denoising_strength=0.5).json["warnings"]
+    for name in ("eta", "subseed", "denoising_strength"):
         assert any(each.startswith(f"{name} had no effect with") for each in told), told
     assert not any("had no effect" in each for each in draw(running, eta=None, subseed=-1).json["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ({"rho": 5}, "override_settings.rho had no effect with the scheduler Simple"),
+        ({"eta_ancestral": 0.5}, "override_settings.eta_ancestral had no effect with the sampler Euler"),
+        (
+            {"use_old_karras_scheduler_sigmas": True, "beta_dist_alpha": 0.5},
+            "override_settings.beta_dist_alpha, override_settings.use_old_karras_scheduler_sigmas had no effect with",
+        ),
+        (
+            {"img2img_color_correction": True, "img2img_fix_steps": True, "img2img_background_color": "#000000"},
+            "override_settings.img2img_color_correction, override_settings.img2img_fix_steps, "
+            "override_settings.img2img_background_color had no effect without image",
+        ),
+        ({"upscaler_for_img2img": "Lanczos"}, "override_settings.upscaler_for_img2img had no effect without image"),
+        ({"no_such_option": 1}, "override_settings: options that do not exist here had no effect: no_such_option"),
+    ],
+)
+def test_options_that_do_nothing_are_told_by_their_names(
+    running: Running, overrides: dict[str, Any], told: str
+) -> None:
+    warnings = draw(running, override_settings=overrides).json["warnings"]
+    (sentence,) = [each for each in warnings if "had no effect" in each]
+    assert sentence.startswith(told)
+
+
+def test_options_that_act_or_ask_for_nothing_are_not_told(running: Running) -> None:
+    usual = Options().model_dump(exclude={"sd_model_checkpoint", "upscaler_for_img2img"})
+    acts: dict[str, Any] = {"eta_ancestral": 0.5, "rho": 5}
+    sampled = {"sampler_name": "Euler a", "scheduler": "Karras"}
+    for answer in (draw(running, override_settings=usual), draw(running, override_settings=acts, **sampled)):
+        assert not [each for each in answer.json["warnings"] if "had no effect" in each]
+
+
+@pytest.mark.parametrize("rival", [{"eta": 0.25}, {"infotext": "a\nSteps: 1, Eta: 0.25, Size: 64x64"}])
+def test_an_option_beside_a_field_that_says_something_else(rival: dict[str, Any]) -> None:
+    asked = {"sampler_name": "Euler a", "cfg_scale": 1, "override_settings": {"eta_ancestral": 0.5}}
+    (sentence,) = translated(**asked, **rival).warnings
+    assert sentence.startswith("override_settings: eta_ancestral had no effect: a field of the request says")
+    assert translated(**asked, eta=0.5).warnings == []
 
 
 def test_a_slip_in_the_arguments_of_a_script(running: Running) -> None:

@@ -20,7 +20,7 @@ _PATH = re.compile(r"(?<![\w.:/…-])/(?:[^\s/'\",;:()]+/)+([^\s/'\",;:()]*)")
 
 # The field that a message begins with, and its place where the field is a list.
 _FIELD = re.compile(r"(?P<name>\w+)(?P<place>\[\d+\])?")
-_FIRST_FIELD = re.compile(rf"^{_FIELD.pattern}(?=[:.])")
+_FIRST_FIELDS = re.compile(r"^\w+(?:\[\d+\])?(?:(?=[:.])|(?:, \w+)*(?= had no effect ))")
 
 
 class Refusal(EngineError):
@@ -197,5 +197,5 @@ def their_name(field: str, names: Mapping[str, str]) -> str:
 
 
 def in_their_words(message: str, names: Mapping[str, str]) -> str:
-    """A message that begins with a field, with the name that its reader knows it by."""
-    return _FIRST_FIELD.sub(lambda found: their_name(found[0], names), message)
+    """A message that begins with a field, or with those that had no effect, with the names that its reader knows."""
+    return _FIRST_FIELDS.sub(lambda found: ", ".join(their_name(each, names) for each in found[0].split(", ")), message)

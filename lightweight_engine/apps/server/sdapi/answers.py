@@ -12,7 +12,7 @@ from ....core.infotext_parse import parse_infotext
 from ..jobs import Job
 from ..schemas import as_base64
 from .models import ImageToImageRequest
-from .translate import Body, Translation
+from .translate import Body, Translation, retold
 
 # Keys of the text that ``info`` tells in fields of its own; all others are its extra_generation_params.
 _OWN_KEYS = frozenset(
@@ -33,7 +33,7 @@ def generation_answer(body: Body, translation: Translation, job: Job) -> dict[st
     outcome = job.result()
     images = [as_base64(image) for image in outcome.images] if body.send_images else []
     info = info_of(body, translation, outcome.told, job.started)
-    warnings = list(dict.fromkeys([*translation.warnings, *outcome.told["warnings"]]))
+    warnings = list(dict.fromkeys([*translation.warnings, *retold(outcome.told["warnings"], body)]))
     answer = {"images": images, "parameters": _parameters(body), "info": json.dumps(info), "warnings": warnings}
     return answer | ({"saved": outcome.told["saved"]} if body.save_images else {})
 

@@ -130,6 +130,12 @@ def options_by_field() -> dict[str, str]:
     return {_extra(name)["field"]: name for name in Options.model_fields if "field" in _extra(name)}
 
 
+def asked_fields(values: Mapping[str, Any], chosen: Options) -> dict[str, Any]:
+    """Fields of a request that ``values`` set by options, each to another value than the usual one."""
+    rows = ((field, name) for field, name in options_by_field().items() if name in values)
+    return {field: getattr(chosen, name) for field, name in rows if getattr(chosen, name) != _default(name)}
+
+
 def _extra(name: str) -> dict[str, Any]:
     extra: Any = Options.model_fields[name].json_schema_extra
     return extra or {}

@@ -33,7 +33,7 @@ from .fields import (
     USUAL,
 )
 from .models import ImageToImageRequest, TextToImageRequest
-from .options import Options, options_by_field, without_effect
+from .options import Options, asked_fields, options_by_field, without_effect
 from .scripts import detailer_fields, places_of
 
 Body = TextToImageRequest | ImageToImageRequest
@@ -72,16 +72,18 @@ def translate(
     overrides = body.override_settings or {}
     options = session.changed(overrides, "override_settings")
     warnings += [f"override_settings: {text}" for text in without_effect(overrides, options)]
-    img2img = isinstance(body, ImageToImageRequest)
+    img2img, asked = isinstance(body, ImageToImageRequest), asked_fields(overrides, options)
+    idle = set() if img2img else set(OF_PICTURES).difference(asked)
     values = {
-        **{name: value for name, value in options.fields().items() if img2img or name not in OF_PICTURES},
+        **{name: value for name, value in options.fields().items() if name not in idle},
         **catalogue.fields(options, overrides),
         "output_format": options.output_format,
         **_fields(body, config, warnings),
     }
     values |= detailer_fields(body.alwayson_scripts, warnings, img2img=img2img)
     _check_samplers(values)
-    request = GenerationRequest.over(values, {}, asked=_asked(body))
+    warnings += _outvoted(asked, values)
+    request = GenerationRequest.over(values, {}, asked={*asked, *_asked(body)})
     request, told = _guided(body, request, config, warnings)
     return Translation(request, options, warnings, told)
 
@@ -90,6 +92,12 @@ def renamed(fault: Fault, names: Mapping[str, str]) -> Fault:
     """A fault that names a field, with the name that the field has in this API."""
     param = fault.param and their_name(fault.param, names)
     return replace(fault, message=in_their_words(fault.message, names), param=param)
+
+
+def retold(sentences: Iterable[str], body: Body) -> list[str]:
+    """What the engine says of a body's job, likewise."""
+    names = names_of(body)
+    return [in_their_words(each, names) for each in sentences]
 
 
 def names_of(body: Body) -> dict[str, str]:
@@ -165,11 +173,18 @@ def _fields(body: Body, config: EngineConfig, warnings: list[str]) -> dict[str, 
 
 
 def _asked(body: Body) -> set[str]:
-    """Our fields that a body and its options ask for by the same names; passes that there are not are told here."""
-    usual, options = type(body).model_fields, options_by_field()
+    """Our fields that a body asks for by the same names; passes that there are not are told here."""
+    usual = type(body).model_fields
     sent = body.model_fields_set.intersection(SHARED).difference(OF_MASK)
-    overridden = {name for name in body.override_settings or {} if options.get(name) == name}
-    return overridden | {SHARED[name] for name in sent if getattr(body, name) != usual[name].default}
+    return {SHARED[name] for name in sent if getattr(body, name) != usual[name].default}
+
+
+def _outvoted(asked: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
+    """A sentence for options beside which a body or its infotext says something else."""
+    options = options_by_field()
+    names = [options[name] for name, value in asked.items() if values[name] != value]
+    told = f"override_settings: {', '.join(names)} had no effect: a field of the request says something else"
+    return [told] if names else []
 
 
 def _text_fields(text: str, warnings: list[str]) -> dict[str, Any]:
