@@ -30,9 +30,53 @@ def _in_one_pass(x: Tensor) -> bool:
     return x.is_cuda and not torch.is_grad_enabled() and kernels.available()
 
 
-def clip_half(x: Tensor) -> Tensor:
-    """Keep a half-precision stream away from infinity, as the reference does; other dtypes pass through."""
-    return x.clamp(-LARGEST_HALF, LARGEST_HALF) if x.dtype == torch.float16 else x
+class ResidualStream:
+    """Tokens ``[B, S, D]`` that layers read through a norm and add to.
+
+    What is added waits for the next norm, so that a GPU does both in one pass over memory, between blocks too.
+    """
+
+    def __init__(self, tokens: Tensor) -> None:
+        self._tokens = tokens
+        self._waiting: tuple[Tensor, Tensor] | None = None
+        self._limit = 0
+
+    @property
+    def tokens(self) -> Tensor:
+        """All that was added is in them."""
+        if self._waiting is not None:
+            self._tokens = _sum(self._tokens, self._waiting, self._limit)
+            self._waiting = None
+        return self._tokens
+
+    def add(self, gate: Tensor, update: Tensor, *, clip: bool = False) -> None:
+        """Add ``gate * update``, ``[B, 1, D]`` and ``[B, S, D]``.
+
+        Args:
+            clip: keep a sum in float16 away from infinity, as the reference does.
+        """
+        self._tokens = self.tokens
+        self._waiting = gate, update
+        self._limit = LARGEST_HALF if clip and update.dtype == torch.float16 else 0
+
+    def normed(self, shift: Tensor, scale: Tensor, reader: nn.Module | None = None) -> Tensor | Rows:
+        """``norm_modulate`` of the tokens."""
+        if self._waiting is None or not _in_one_pass(self._tokens):
+            return norm_modulate(self.tokens, shift, scale, reader)
+        rows = programs.EIGHT_BITS if _are_read(reader) else None
+        self._tokens, normed, scales = programs.residual_norm(
+            self._tokens, self._waiting, (shift, scale), limit=self._limit, rows=rows
+        )
+        self._waiting = None
+        return Rows(normed, scales, self._tokens.dtype) if rows else normed
+
+
+def _sum(x: Tensor, added: tuple[Tensor, Tensor], limit: int) -> Tensor:
+    """``x + gate * update``, within a limit other than 0."""
+    if _in_one_pass(x):
+        return programs.residual_norm(x, added, None, limit=limit)[0]
+    total = torch.addcmul(x, *added)
+    return total.clamp(-limit, limit) if limit else total
 
 
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, reader: nn.Module | None = None) -> Tensor | Rows:
@@ -47,26 +91,6 @@ def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, reader: nn.Module | N
         return Rows(normed, scales, x.dtype) if rows else normed
     normed = torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), 1 + scale)
     return in_rows(normed) if rows else normed
-
-
-def gate_residual(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
-    """``x + gate * update``."""
-    if _in_one_pass(x):
-        return programs.residual_norm(x, (gate, update), None)[0]
-    return torch.addcmul(x, gate, update)
-
-
-def gate_residual_norm(
-    x: Tensor, gate: Tensor, update: Tensor, shift: Tensor, scale: Tensor, reader: nn.Module | None = None
-) -> tuple[Tensor, Tensor | Rows]:
-    """``gate_residual``, and ``norm_modulate`` of its result."""
-    if _in_one_pass(x):
-        rows = _are_read(reader)
-        eight = programs.EIGHT_BITS if rows else None
-        total, normed, scales = programs.residual_norm(x, (gate, update), (shift, scale), rows=eight)
-        return total, Rows(normed, scales, x.dtype) if rows else normed
-    total = gate_residual(x, gate, update)
-    return total, norm_modulate(total, shift, scale, reader)
 
 
 def _are_read(reader: nn.Module | None) -> bool:

@@ -128,16 +128,15 @@ def step_room(
     unit = batch * (image + text) * params.hidden_size * storage.compute.itemsize
     mlp = params.mlp_hidden / params.hidden_size
     matrix = scratch * library.scratch / unit
-    streams = 1  # both streams before they were joined, which forward still holds
-    projected = streams + 2 + 3 + mlp  # what linear1 is given and its norm, what it gives
+    projected = 2 + 3 + mlp  # what linear1 is given and its norm, what it gives
     if library.in_place:
         last = 2 + matrix if beside else 1  # what attention gives; with LoRAs what linear2 gives too, beside all that
         points = (projected + matrix, projected + last)
     else:
         points = (
             projected + matrix,
-            streams + 3 + mlp + 3 + 2 * mlp,  # activation beside attention: fused, attended, gelu, both joined, x
-            streams + 4 + mlp + 2 + (1 + mlp) + matrix,  # linear2
+            3 + mlp + 3 + 2 * mlp,  # activation beside attention: fused, attended, gelu, both joined, x
+            4 + mlp + 2 + (1 + mlp) + matrix,  # linear2
         )
     rotary = 3 * (image + text) * params.head_dim // 2 * 8
     return int((max(points) * unit + rotary) * (1 + library.kept))

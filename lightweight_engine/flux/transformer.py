@@ -21,16 +21,7 @@ from torch import Tensor, nn
 
 from ..backend.attention import attention
 from ..backend.eight_bit import Rows
-from ..backend.fused import (
-    are_products,
-    clip_half,
-    gate_residual,
-    gate_residual_norm,
-    gelu_beside,
-    heads,
-    linear_gelu,
-    norm_modulate,
-)
+from ..backend.fused import ResidualStream, are_products, gelu_beside, heads, linear_gelu, norm_modulate
 from ..backend.linear import as_numbers
 from .params import FluxParams
 
@@ -151,23 +142,21 @@ class DoubleBlock(nn.Module):
         self.txt_mlp = MLP(dim, mlp)
 
     def forward(
-        self, img: Tensor, txt: Tensor, img_mod: Tensor, txt_mod: Tensor, rotary: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Image tokens ``[B, L, D]`` and text tokens ``[B, T, D]``; modulations are ``[B, 1, 6*D]``."""
+        self, img: ResidualStream, txt: ResidualStream, img_mod: Tensor, txt_mod: Tensor, rotary: Tensor
+    ) -> None:
+        """Add to image tokens ``[B, L, D]`` and text tokens ``[B, T, D]``; modulations are ``[B, 1, 6*D]``."""
         img_shift1, img_scale1, img_gate1, img_shift2, img_scale2, img_gate2 = img_mod.chunk(6, dim=-1)
         txt_shift1, txt_scale1, txt_gate1, txt_shift2, txt_scale2, txt_gate2 = txt_mod.chunk(6, dim=-1)
-        split = txt.shape[1]
         attended = self.attend(
-            norm_modulate(img, img_shift1, img_scale1, self.img_attn.qkv),
-            norm_modulate(txt, txt_shift1, txt_scale1, self.txt_attn.qkv),
+            img.normed(img_shift1, img_scale1, self.img_attn.qkv),
+            txt.normed(txt_shift1, txt_scale1, self.txt_attn.qkv),
             rotary,
         )
-        update = self.img_attn.proj(attended[:, split:])
-        img, normed = gate_residual_norm(img, img_gate1, update, img_shift2, img_scale2, self.img_mlp[0])
-        img = gate_residual(img, img_gate2, self.img_mlp(normed))
-        update = self.txt_attn.proj(attended[:, :split])
-        txt, normed = gate_residual_norm(txt, txt_gate1, update, txt_shift2, txt_scale2, self.txt_mlp[0])
-        return img, clip_half(gate_residual(txt, txt_gate2, self.txt_mlp(normed)))
+        split = txt.tokens.shape[1]
+        img.add(img_gate1, self.img_attn.proj(attended[:, split:]))
+        img.add(img_gate2, self.img_mlp(img.normed(img_shift2, img_scale2, self.img_mlp[0])))
+        txt.add(txt_gate1, self.txt_attn.proj(attended[:, :split]))
+        txt.add(txt_gate2, self.txt_mlp(txt.normed(txt_shift2, txt_scale2, self.txt_mlp[0])), clip=True)
 
     def attend(self, img: Tensor | Rows, txt: Tensor | Rows, rotary: Tensor) -> Tensor:
         """Joint attention ``[B, S, D]``, text first; apart, so that projections are gone before the MLPs need room."""
@@ -186,15 +175,15 @@ class SingleBlock(nn.Module):
         self.norm = QKNorm(params.head_dim)
         self.modulation = Modulation(dim, 3)
 
-    def forward(self, x: Tensor, mod: Tensor, rotary: Tensor) -> Tensor:
-        """Joint tokens ``[B, S, D]``; the modulation is ``[B, 1, 3*D]``."""
+    def forward(self, x: ResidualStream, mod: Tensor, rotary: Tensor) -> None:
+        """Add to joint tokens ``[B, S, D]``; the modulation is ``[B, 1, 3*D]``."""
         shift, scale, gate = mod.chunk(3, dim=-1)
-        normed = norm_modulate(x, shift, scale, self.linear1)
-        if isinstance(normed, Tensor) and are_products(x, self.linear1, self.linear2):
+        normed = x.normed(shift, scale, self.linear1)
+        if isinstance(normed, Tensor) and are_products(normed, self.linear1, self.linear2):
             update = self._update(normed, rotary)
         else:
             update = self._joined_update(normed, rotary)
-        return clip_half(gate_residual(x, gate, update))
+        x.add(gate, update, clip=True)
 
     def _update(self, x: Tensor, rotary: Tensor) -> Tensor:
         """Both linears in two products each: nothing is copied to lie beside another."""
@@ -334,10 +323,11 @@ class Flux(nn.Module):
         Returns:
             The velocity ``[B, L, C]``.
         """
-        img = self.img_in(img)
+        streams = ResidualStream(txt), ResidualStream(self.img_in(img))
         for block, (img_mod, txt_mod) in zip(self.double_blocks, modulations.double, strict=True):
-            img, txt = block(img, txt, img_mod, txt_mod, rotary)
-        x = torch.cat((txt, img), dim=1)
+            block(streams[1], streams[0], img_mod, txt_mod, rotary)
+        x = ResidualStream(torch.cat([each.tokens for each in streams], dim=1))
+        del streams
         for block, mod in zip(self.single_blocks, modulations.single, strict=True):
-            x = block(x, mod, rotary)
-        return self.final_layer(x[:, txt.shape[1] :], modulations.final)
+            block(x, mod, rotary)
+        return self.final_layer(x.tokens[:, txt.shape[1] :], modulations.final)

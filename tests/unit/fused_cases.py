@@ -22,6 +22,18 @@ def residual_norm(batch: int, tokens: int, width: int) -> tuple[Any, ...]:
     return x, (gate, randn(batch, tokens, width, seed=2)), (shift, scale)
 
 
+def gate_of_its_own(batch: int, tokens: int, width: int) -> tuple[Any, ...]:
+    """A gate from the modulation of another block, which is as wide as that is."""
+    x, (_, update), modulation = residual_norm(batch, tokens, width)
+    return x, (randn(batch, 1, 6 * width, seed=3)[..., width : 2 * width], update), modulation
+
+
+def large(batch: int, tokens: int, width: int) -> tuple[Any, ...]:
+    """Sums of up to three times what float16 takes."""
+    x, (gate, update), modulation = residual_norm(batch, tokens, width)
+    return 2e4 * x, (gate.clamp(-2, 2), (2e4 * update).clamp(-6e4, 6e4)), modulation
+
+
 def one_modulation(batch: int, tokens: int, width: int) -> tuple[Any, ...]:
     """A batch that shares one row of a table, as pictures of one prompt do."""
     gate, shift, scale = randn(5, 1, 3 * width, seed=1)[2:3].chunk(3, dim=-1)
@@ -56,6 +68,8 @@ def rows_of(x: Tensor) -> Tensor:
 CASES: dict[str, tuple[str, tuple[Any, ...]]] = {
     "one token": ("residual_norm", residual_norm(1, 1, 8)),
     "odd width": ("residual_norm", residual_norm(2, 5, 100)),
+    "gate of its own": ("residual_norm", gate_of_its_own(2, 5, 40)),
+    "clipped": ("residual_norm_clipped", large(2, 5, 100)),
     "one modulation for all": ("residual_norm", one_modulation(3, 2, 40)),
     "one modulation for all, in 8 bits": ("residual_norm_rows", one_modulation(3, 2, 48)),
     "wide": ("residual_norm", residual_norm(2, 3, 3072)),
@@ -94,6 +108,8 @@ def run(programs: Any, name: str, arguments: tuple[Any, ...], rows: torch.dtype 
     """
     if name == "residual_norm":
         return programs.residual_norm(*arguments)[:2]
+    if name == "residual_norm_clipped":
+        return programs.residual_norm(*arguments, limit=fused.LARGEST_HALF)[:2]
     if name == "residual_norm_rows":
         total, values, scales = programs.residual_norm(*arguments, rows=rows)
         return total, values.float() * scales, scales
@@ -112,7 +128,12 @@ def twin(name: str, arguments: tuple[Any, ...], rounded: bool = True) -> Any:
     if not name.startswith("residual_norm"):
         return getattr(fused, name)(*arguments)
     x, (gate, update), (shift, scale) = arguments
-    total, normed = fused.gate_residual_norm(x, gate, update, shift, scale)
+    stream = fused.ResidualStream(x)
+    stream.add(gate, update)
+    total = stream.tokens
+    if name == "residual_norm_clipped":
+        total = total.clamp(-fused.LARGEST_HALF, fused.LARGEST_HALF)
+    normed = fused.norm_modulate(total, shift, scale)
     return (total, *_scaled(normed, rounded)) if name == "residual_norm_rows" else (total, normed)
 
 

@@ -65,4 +65,4 @@ def test_programs_say_what_their_twins_say(label: str, dtype: str, interpreted: 
 def test_vectors_of_different_modulations_are_refused() -> None:
     x, (gate, update), (shift, scale) = residual_norm(2, 3, 8)
     with pytest.raises(ValueError, match="one modulation"):
-        programs.residual_norm(x, (gate.contiguous(), update), (shift, scale))
+        programs.residual_norm(x, (gate, update), (shift.contiguous(), scale))

@@ -175,10 +175,16 @@ def test_attention_in_parts_is_attention(queries: int, monkeypatch: pytest.Monke
 
 
 def test_half_precision_streams_stay_finite() -> None:
-    from lightweight_engine.backend.fused import clip_half
+    from lightweight_engine.backend.fused import ResidualStream
 
-    assert clip_half(torch.tensor([1e5], dtype=torch.float32).half()).item() == 32768
-    assert clip_half(torch.tensor([1e5])).item() == 1e5
+    for dtype, expected in ((torch.float16, 32768), (torch.float32, 120_000)):
+        stream = ResidualStream(torch.full((1, 1, 2), 6e4, dtype=dtype))
+        gate, update = torch.ones(1, 1, 2, dtype=dtype), torch.full((1, 1, 2), 6e4, dtype=dtype)
+        stream.add(gate, update, clip=True)
+        assert (stream.tokens == expected).all()
+        stream.add(-gate, update)  # what is not to be clipped is not
+        stream.add(-gate, update)
+        assert (stream.tokens == expected - 120_000).all()
 
 
 def test_autoencoder_sizes() -> None:

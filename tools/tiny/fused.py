@@ -12,6 +12,7 @@ from types import FunctionType
 import torch
 from torch import Tensor
 
+from lightweight_engine.backend import fused
 from lightweight_engine.backend.fused import Stream, plain_heads
 from lightweight_engine.flux import transformer
 
@@ -32,12 +33,12 @@ def heads(streams: Sequence[Stream], table: Tensor) -> tuple[Tensor, Tensor, Ten
 
 def use_compiled(device: torch.device) -> None:
     """Put compiled functions in the place of the plain ones, on a GPU only, once; what does not compile stays plain."""
-    if device.type != "cuda" or not isinstance(transformer.norm_modulate, FunctionType):
+    if device.type != "cuda" or not isinstance(fused.norm_modulate, FunctionType):
         return
     torch._dynamo.config.suppress_errors = True
     torch._dynamo.config.recompile_limit = 32
     compiled = torch.compile(heads)
     transformer.heads = lambda streams, rotary: compiled(streams, torch.view_as_real(rotary))
-    transformer.norm_modulate = torch.compile(transformer.norm_modulate)
+    fused.norm_modulate = transformer.norm_modulate = torch.compile(fused.norm_modulate)
     transformer.gelu_beside = torch.compile(transformer.gelu_beside)
     log.info("norms and rotations are compiled")

@@ -22,6 +22,7 @@ def residual_norm(
     residual: tuple[Tensor, Tensor] | None,
     modulation: tuple[Tensor, Tensor] | None,
     *,
+    limit: float = 0,
     rows: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``x + gate * update``, and its layer norm modulated.
@@ -29,8 +30,9 @@ def residual_norm(
     Args:
         x: ``[B, S, D]``; its rows are contiguous.
         residual: (gate ``[B, 1, D]``, update ``[B, S, D]``); None for none.
-        modulation: (shift, scale), each ``[B, 1, D]`` or, as the gate may be, one for all ``[1, 1, D]``; None for no
-            norm.
+        modulation: (shift, scale), parts of one tensor, each ``[B, 1, D]`` or, as the gate may be, one for all
+            ``[1, 1, D]``; None for no norm.
+        limit: that the sum is kept within; 0 for none.
         rows: what the norm is wanted in instead, with a scale for each row that makes its largest number 448.
 
     Returns:
@@ -45,18 +47,18 @@ def residual_norm(
     scales = torch.empty((batch, tokens, 1), dtype=torch.float32, device=x.device) if rows else x
     gate, update = residual or (x, x)
     shift, scale = modulation or (x, x)
-    vectors = [*(residual or ())[:1], *(modulation or ())]
-    steps = {vector.stride(0) if len(vector) > 1 else 0 for vector in vectors}
-    if len(steps) > 1:
-        raise ValueError("gate, shift and scale must be parts of one modulation")
+    gate_step, step, scale_step = (vector.stride(0) if len(vector) > 1 else 0 for vector in (gate, shift, scale))
+    if step != scale_step:
+        raise ValueError("shift and scale must be parts of one modulation")
     block = 1 << (width - 1).bit_length()
     launch(
         program,
         (tokens, batch),
         *(x, gate, update, shift, scale, total, normed, scales, tokens, x.stride(0), x.stride(1)),
-        *(update.stride(0), update.stride(1), steps.pop()),
+        *(update.stride(0), update.stride(1), gate_step, step),
         WIDTH=width,
         BLOCK=block,
+        LIMIT=float(limit),
         RESIDUAL=residual is not None,
         NORM=modulation is not None,
         ROWS=rows is not None,

@@ -27,18 +27,21 @@ def residual_norm(
     x_row,
     update_batch,
     update_row,
+    gate_batch,
     modulation_batch,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
+    LIMIT: tl.constexpr,
     RESIDUAL: tl.constexpr,
     NORM: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """``total = x + gate * update`` where RESIDUAL, and ``normed = norm(total) * (1 + scale) + shift`` where NORM.
 
-    With ROWS, ``normed`` is in 8-bit floats with a scale for each token in ``scales``.
-    A program does one token, of ``WIDTH`` numbers. ``total`` and ``normed`` are contiguous; vectors of the modulation
-    are contiguous, ``modulation_batch`` apart. ``total`` is normed as it was rounded, as a norm by itself reads it.
+    With LIMIT above 0, ``total`` is kept within it. With ROWS, ``normed`` is in 8-bit floats with a scale for each
+    token in ``scales``. A program does one token, of ``WIDTH`` numbers. ``total`` and ``normed`` are contiguous, as are
+    vectors of a modulation, which lie ``gate_batch`` and ``modulation_batch`` apart. ``total`` is normed as it was
+    rounded, as a norm by itself reads it.
     """
     token = tl.program_id(0).to(tl.int64)
     batch = tl.program_id(1).to(tl.int64)
@@ -49,7 +52,10 @@ def residual_norm(
     row = tl.load(x + batch * x_batch + token * x_row + column, mask=within, other=0.0).to(tl.float32)
     if RESIDUAL:
         added = tl.load(update + batch * update_batch + token * update_row + column, mask=within, other=0.0)
-        row += tl.load(gate + modulation, mask=within, other=0.0).to(tl.float32) * added.to(tl.float32)
+        factor = tl.load(gate + batch * gate_batch + column, mask=within, other=0.0).to(tl.float32)
+        row += factor * added.to(tl.float32)
+        if LIMIT > 0:  # what is no number stays none
+            row = tl.where(row > LIMIT, LIMIT, tl.where(row < -LIMIT, -LIMIT, row))
         rounded = row.to(total.dtype.element_ty)
         tl.store(total + place, rounded, mask=within)
         row = rounded.to(tl.float32)
