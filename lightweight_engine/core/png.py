@@ -12,7 +12,6 @@ import struct
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,14 +41,15 @@ def png(picture: Image, chunks: Sequence[Chunk] = ()) -> bytes:
     colour, channels = _COLOURS[picture.mode]
     rows = np.asarray(picture).reshape(picture.height, -1)
     starts = range(0, len(rows), _BAND)
+    check, before, packed = 1, b"", []
     with ThreadPoolExecutor(min(len(starts), os.cpu_count() or 1)) as pool:
-        bands = list(pool.map(partial(_filtered, rows, channels), starts))
-        packed = list(pool.map(_packed, bands, [b"", *bands[:-1]], [start == starts[-1] for start in starts]))
-    check = 1
-    for band in bands:
-        check = zlib.adler32(band, check)
+        bands = [pool.submit(_filtered, rows, channels, start) for start in starts]
+        for start, filtered in zip(starts, bands, strict=True):
+            band = filtered.result()
+            packed.append(pool.submit(_packed, band, before, start == starts[-1]))
+            check, before = zlib.adler32(band, check), band
     head = struct.pack(">IIBBBBB", *picture.size, 8, colour, 0, 0, 0)
-    data = b"".join((b"\x78\x5e", *packed, struct.pack(">I", check)))
+    data = b"".join((b"\x78\x5e", *(each.result() for each in packed), struct.pack(">I", check)))
     return _SIGNATURE + b"".join(_chunk(*each) for each in ((b"IHDR", head), *chunks, (b"IDAT", data), (b"IEND", b"")))
 
 
@@ -66,13 +66,12 @@ def _filtered(rows: Any, channels: int, start: int) -> bytes:
     first = 1 if start == 0 else 0
     above[first:] = rows[start - 1 + first : start - 1 + len(now)]
     left[:, channels:], corner[:, channels:] = now[:, :-channels], above[:, :-channels]
-    mean = ((left.astype(np.uint16) + above) >> 1).astype(np.uint8)
-    ways = [now, now - left, now - above, now - mean, now - _paeth(left, above, corner)]
-    best = np.argmin([np.minimum(way, -way).sum(1, dtype=np.int64) for way in ways], 0)
+    mean = (left & above) + ((left ^ above) >> 1)
+    ways = np.stack([now, now - left, now - above, now - mean, now - _paeth(left, above, corner)])
+    sizes = np.abs(ways.view(np.int8)).view(np.uint8)  # 128 for -128, too
+    best = np.argmin(sizes.sum(2, dtype=np.uint32), 0)
     band = np.empty((len(now), 1 + now.shape[1]), np.uint8)
-    band[:, 0] = best
-    for number, way in enumerate(ways):
-        band[best == number, 1:] = way[best == number]
+    band[:, 0], band[:, 1:] = best, ways[best, np.arange(len(now))]
     return band.tobytes()
 
 
@@ -84,8 +83,13 @@ def _paeth(left: Any, above: Any, corner: Any) -> Any:
     to_above = left.astype(np.int16) - corner
     to_corner = np.abs(to_left + to_above)
     to_left, to_above = np.abs(to_left), np.abs(to_above)
-    nearer = np.where(to_above <= to_corner, above, corner)
-    return np.where((to_left <= to_above) & (to_left <= to_corner), left, nearer)
+    nearer = _chosen(to_above <= to_corner, above, corner)
+    return _chosen((to_left <= to_above) & (to_left <= to_corner), left, nearer)
+
+
+def _chosen(first: Any, one: Any, other: Any) -> Any:
+    """``numpy.where`` for bytes, in a twentieth of its time where nobody can foresee the choice."""
+    return other ^ ((one ^ other) & -first.view("u1"))
 
 
 def _packed(band: bytes, before: bytes, is_last: bool) -> bytes:

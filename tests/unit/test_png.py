@@ -11,6 +11,8 @@ from PIL import Image
 
 from lightweight_engine.core.images import encode
 from lightweight_engine.core.png import LEVEL, can_write, png
+from lightweight_engine.core.png import _filtered as filtered
+from lightweight_engine.core.png import _paeth as paeth
 
 
 def picture(size: tuple[int, int], mode: str = "RGB", noise: float = 4.0) -> Image.Image:
@@ -48,6 +50,36 @@ def test_every_filter_is_taken_back() -> None:
         rows.append([rows[-1], rows[-1] + step, np.cumsum(step), random.integers(0, 256, 96)][i % 4])
     image = Image.fromarray(np.stack(rows).astype(np.uint8).reshape(len(rows), -1, 3))
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(png(image)))), np.asarray(image))
+
+
+def test_paeth_is_that_of_the_specification() -> None:
+    """PNG, section 9.4: of equal distances the left neighbour goes before the one above, and that before the third."""
+
+    def plain(left: int, above: int, corner: int) -> int:
+        wanted = left + above - corner
+        return min((left, above, corner), key=lambda each: abs(wanted - each))
+
+    steps = [0, 1, 2, 3, 64, 100, 127, 128, 129, 200, 252, 253, 254, 255]
+    left, above, corner = (each.ravel().astype(np.uint8) for each in np.meshgrid(steps, steps, steps))
+    wanted = [plain(*map(int, each)) for each in zip(left, above, corner, strict=True)]
+    assert paeth(left, above, corner).tolist() == wanted
+
+
+@pytest.mark.parametrize("noise", [0.0, 4.0, 60.0])
+def test_each_row_has_the_filter_whose_differences_are_smallest(noise: float) -> None:
+    """In plain numbers, byte by byte as the specification writes them, for bands that begin and do not begin a file."""
+    rows = np.asarray(picture((40, 100), noise=noise)).reshape(100, -1).astype(int)
+    black = np.zeros_like(rows[0])
+    for start in (0, 64):
+        band = np.frombuffer(filtered(rows.astype(np.uint8), 3, start), np.uint8).reshape(-1, 1 + rows.shape[1])
+        for row, (number, *differences) in enumerate(band.tolist(), start):
+            above = rows[row - 1] if row else black
+            left, corner = (np.concatenate([black[:3], each[:-3]]) for each in (rows[row], above))
+            third = paeth(*(each.astype(np.uint8) for each in (left, above, corner)))
+            ways = [(rows[row] - each) % 256 for each in (black, left, above, (left + above) // 2, third.astype(int))]
+            sums = [np.minimum(way, 256 - way).sum() for way in ways]
+            assert sums[number] == min(sums) and number == sums.index(min(sums))
+            assert differences == ways[number].tolist()
 
 
 @pytest.mark.parametrize("noise", [0.0, 4.0, 60.0])
