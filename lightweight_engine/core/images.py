@@ -13,7 +13,8 @@ import os
 import secrets
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -257,18 +258,24 @@ def save(
     infotext: str | None = None,
     quality: int = DEFAULT_QUALITY,
     stealth: bool = False,
-    sidecar: Mapping[str, Any] | None = None,
+    sidecar: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
 ) -> Saved:
     """Write ``FOLDER/NAME.FORMAT``, and ``NAME.json`` beside it where ``sidecar`` is given.
 
     Both files appear whole or not at all. The folder is made. Raises OutputError, with the one thing to do.
+
+    Args:
+        sidecar: what it tells, or what makes that, which runs while the picture is encoded.
     """
-    encoded = encode(image, format, infotext, quality, stealth=stealth)
     path = Path(folder) / f"{name}.{format.lower()}"
     if sidecar is None:
+        encoded = encode(image, format, infotext, quality, stealth=stealth)
         _write_together([(path, encoded.data)])
         return Saved(path, None, encoded.warnings)
-    _write_together([(sidecar_path(path), _json(sidecar)), (path, encoded.data)])
+    with ThreadPoolExecutor(1) as beside:
+        told = beside.submit(lambda: _json(sidecar() if callable(sidecar) else sidecar))
+        encoded = encode(image, format, infotext, quality, stealth=stealth)
+    _write_together([(sidecar_path(path), told.result()), (path, encoded.data)])
     return Saved(path, sidecar_path(path), encoded.warnings)
 
 
@@ -332,10 +339,11 @@ def _write_together(files: Sequence[tuple[Path, bytes]]) -> None:
     target = files[-1][0]
     made: list[Path] = []
     try:
-        for path, data in files:
+        for path, _ in files:
             path.parent.mkdir(parents=True, exist_ok=True)
             made.append(path.with_name(f".{secrets.token_hex(8)}.tmp"))
-            _write(made[-1], data)
+        with ThreadPoolExecutor(len(files)) as disks:  # which are waited for once
+            list(disks.map(_write, made, [data for _, data in files]))
         for index, (path, _) in enumerate(files):
             os.replace(made[index], path)
             made[index] = path

@@ -6,6 +6,7 @@ import base64
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,7 @@ def save_result(result: GenerationResult, folder: Path, *, quality: int = DEFAUL
                     format=result.request.output_format,
                     infotext=result.infotexts[index],
                     quality=quality,
-                    sidecar=sidecar(result, index),
+                    sidecar=partial(sidecar, result, index),
                 ),
                 stages=tuple(row.path for row in kept),
             )

@@ -13,9 +13,11 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -213,6 +215,38 @@ def test_a_pair_is_saved(tmp_path: Path) -> None:
     assert saved.sidecar == sidecar_path(saved.path)
     assert read_sidecar(saved.path) == {**data, "path": "x", "nested": {"a": [1, None]}}
     assert "日本" in saved.sidecar.read_text(encoding="utf-8")
+
+
+def test_a_sidecar_is_made_while_its_picture_is_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each waits for the other to have begun; what making the sidecar raises is raised, with nothing written."""
+    both, encode = threading.Barrier(2, timeout=20), images.encode
+
+    def encoded(*args: Any, **options: Any) -> images.Encoded:
+        both.wait()
+        return encode(*args, **options)
+
+    def sidecar() -> dict[str, int]:
+        both.wait()
+        return {"a": 1}
+
+    monkeypatch.setattr(images, "encode", encoded)
+    saved = save(PICTURE, tmp_path, "x", sidecar=sidecar)
+    assert read_sidecar(saved.path) == {"a": 1} and open_image(saved.path).size == PICTURE.size
+    monkeypatch.setattr(images, "encode", encode)
+    with pytest.raises(ZeroDivisionError):
+        save(PICTURE, tmp_path / "none", "x", sidecar=lambda: {"a": 1 // 0})
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_disk_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both, sync = threading.Barrier(2, timeout=20), os.fsync
+
+    def meet(descriptor: int) -> None:
+        both.wait()
+        sync(descriptor)
+
+    monkeypatch.setattr(images.os, "fsync", meet)
+    assert save(PICTURE, tmp_path, "x", sidecar={"a": 1}).path.exists()
 
 
 def test_files_get_the_usual_permissions(tmp_path: Path) -> None:
