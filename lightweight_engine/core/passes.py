@@ -22,7 +22,7 @@ from ..flux.sampling import Forecast, Schedule, forecast
 from ..labels import resolve_sampler, schedule_steps
 from ..request import MAX_SEED, GenerationRequest
 from ..upscalers.library import UpscalerLibrary
-from ..upscalers.networks import tile_bytes
+from ..upscalers.networks import network_bytes, tile_bytes
 from .limits import PROMPTS, check_cost, check_target, check_texts, check_tokens
 from .networks import Networks
 from .pictures import PictureReader
@@ -255,7 +255,8 @@ def _upscaling(first: Pass, target: Target, tools: Tools) -> Upscaling | None:
     rounds = 1 if by <= USUAL_SCALE else 2
     made = before * USUAL_SCALE ** (2 * rounds)
     tile = tile_bytes(entry.family.tiling.tile, USUAL_SCALE)
-    return Upscaling(entry.path.stat().st_size, tile, 3 * (count * FLOAT * (before + after) + DOUBLE * made))
+    pictures = 3 * (count * FLOAT * (before + after) + DOUBLE * made)
+    return Upscaling(network_bytes(entry.path.stat().st_size), tile, pictures)
 
 
 def _plan_memory(each: Pass, networks: Networks, *, picture: bool, up: Upscaling | None = None) -> Plan:

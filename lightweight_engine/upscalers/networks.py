@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..backend import kernels
 from ..backend.checkpoint import Checkpoint
 from ..backend.model_files import open_model
 from ..errors import MissingDependencyError, UnsupportedCheckpointError
 from . import tiles
+from .dense import dense_network
 from .files import Tiling
 from .upscaler import repeated, size_of
 
@@ -68,18 +70,22 @@ class NetworkUpscaler:
         if on_gpu and descriptor.architecture.id in _OF_CONVOLUTIONS:
             self._order = torch.channels_last  # the one that tensor cores read
             self._network.model.to(memory_format=self._order)
+        is_dense = on_gpu and kernels.available() and descriptor.architecture.id == "ESRGAN"
+        self._dense = dense_network(self._network.model) if is_dense else None
+        self._warned = False
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the network."""
-        return sum(p.nbytes for p in self._network.model.parameters())
+        """Bytes of the network, in all forms that are kept."""
+        forms: tuple[nn.Module | None, ...] = (self._network.model, self._dense)
+        return sum(t.nbytes for form in forms if form for t in (*form.parameters(), *form.buffers()))
 
     def upscale(self, levels: Tensor, by: float) -> Tensor:
         """Levels ``[3, H, W]`` at ``by`` times their size, cut to multiples of 8 pixels.
 
         The network waits on the host: what other stages of a job may take of the device is planned without it.
         """
-        with _visiting(self._network.model, self.device):
+        with _visiting(self._dense or self._network.model, self.device):
             return repeated(self.once, levels.to(self.device), by).to(levels.device)
 
     @torch.inference_mode()
@@ -125,7 +131,25 @@ class NetworkUpscaler:
 
     def run(self, pictures: Tensor) -> Tensor:
         """The network on RGB pictures ``[B, 3, H, W]`` in 0..1."""
-        return self._network(pictures.flip(1).contiguous(memory_format=self._order)).flip(1)
+        return self._run(pictures.flip(1).contiguous(memory_format=self._order)).flip(1)
+
+    def _run(self, pictures: Tensor) -> Tensor:
+        """By the dense network where it takes that size, and once more by the other where numbers did not fit."""
+        height, width = pictures.shape[2:]
+        if self._dense is None:
+            return self._network(pictures)
+        if self._network.size_requirements.check(width, height):
+            made = self._dense(pictures)
+            if made.isfinite().all():
+                return made.clamp_(0, 1)
+            self._warn()
+        with _visiting(self._network.model, pictures.device):
+            return self._network(pictures)
+
+    def _warn(self) -> None:
+        if not self._warned:
+            log.warning("%s has numbers beyond half precision: it computes in float32, which takes longer", self.name)
+        self._warned = True
 
     @staticmethod
     def _bytes(pictures: Tensor) -> Tensor:
@@ -149,8 +173,16 @@ def _visiting(network: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def tile_bytes(tile: int, scale: int) -> int:
-    """What a tile takes at most: four feature maps of a wide network at the enlarged size, in float32."""
-    return 4 * 64 * (tile * scale) ** 2 * 4
+    """What a tile takes at most in a wide network: four feature maps in float32 at the enlarged size, or a dense block.
+
+    A block is as large as twelve maps at the tile's size, in the form of ``dense`` half of that.
+    """
+    return 64 * 4 * tile**2 * max(4 * scale**2, 12)
+
+
+def network_bytes(file: int) -> int:
+    """What the network of a file of so many bytes takes at most: one of 16 bits, in float32 and dense form at once."""
+    return 5 * file
 
 
 def unit(levels: Tensor, dtype: torch.dtype) -> Tensor:

@@ -33,6 +33,7 @@ ARROWS = {
     "config": "errors labels request",
     # backend
     "backend.feature_maps": "kernels kernels.group_norm",
+    "backend.convolutions": "kernels kernels.convolution",
     "backend.eight_bit": "fp8 kernels kernels.fused linear packed",
     "backend.fused": "eight_bit kernels kernels.fused linear",
     "backend.nf4": "kernels kernels.dequantize kernels.quantize packed",
@@ -50,6 +51,7 @@ ARROWS = {
     "backend.memory_manager": "devices",
     "backend.quantize": "block_types fp8 gguf nf4 packed",
     "backend.kernels": "kernels.launch",
+    "backend.kernels.convolution": "kernels.launch kernels.taps",
     "backend.kernels.dequantize": "block_types kernels.launch kernels.four_bit kernels.float8 kernels.gguf",
     "backend.kernels.fused": "kernels.launch kernels.streams",
     "backend.kernels.group_norm": "kernels.channels kernels.launch",
@@ -101,7 +103,7 @@ ARROWS = {
     "upscalers.tiles": "resampling",
     "upscalers.upscaler": "resampling",
     "upscalers.resizing": "resampling upscaler",
-    "upscalers.networks": "files tiles upscaler",
+    "upscalers.networks": "dense files tiles upscaler",
     "upscalers.library": "files networks upscaler",
     # extensions
     "extensions.lora": "lora_library",
@@ -259,6 +261,7 @@ LAZY_MODULES = (
     "backend.kernels.gguf",
     "backend.kernels.streams",
     "backend.kernels.channels",
+    "backend.kernels.taps",
 )
 
 # Modules that a program may import without paying for torch.
