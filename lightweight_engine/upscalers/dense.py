@@ -7,6 +7,7 @@ them. What is summed from block to block is float32.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -77,9 +78,8 @@ class DenseNetwork(nn.Module):
         """All that is done at the size of the picture: what the blocks made of the first maps, and those."""
         first = F.conv2d(x, self.first, self.first_bias, padding=1).permute(0, 2, 3, 1).contiguous()
         batch, height, width, _ = first.shape
-        size, grown = (batch, height, width), self.width + _INNER * GROWTH
-        here, there = (Maps.empty(size, grown, device=x.device) for _ in range(2))
-        here.channels(0, self.width).inside.copy_(first)
+        here, there = (_Growing.empty((batch, height, width), self.width, x.device) for _ in range(2))
+        here.start.copy_(first)
         origin, trunk = first.clone(), torch.empty_like(first)
         for number, block in enumerate(self.blocks):
             place = number % _CHAIN
@@ -87,19 +87,30 @@ class DenseNetwork(nn.Module):
                 sums = Sums(trunk, FACTOR, origin=origin, keep=origin)
             else:
                 sums = Sums(trunk if place else origin, FACTOR, keep=trunk)
-            self._block(block, here, there, sums)
+            *inner, last = block.children()
+            for convolution, read, written in zip(inner, here.read[:-1], here.written, strict=True):
+                convolution(read, written, slope=SLOPE)
+            last(here.read[-1], there.start, sums=sums)
             here, there = there, here
-        joined = Maps.empty(size, self.width, device=x.device)
-        self.joined(here.channels(0, self.width), joined.inside, sums=Sums(first, 1.0))
+        joined = Maps.empty((batch, height, width), self.width, device=x.device)
+        self.joined(here.read[0], joined.inside, sums=Sums(first, 1.0))
         return joined
 
-    def _block(self, block: nn.Module, here: Maps, there: Maps, sums: Sums) -> None:
-        """One dense block of the first channels of ``here``, its sum to those of ``there``."""
-        *inner, last = block.children()
-        for number, convolution in enumerate(inner):
-            read = self.width + number * GROWTH
-            convolution(here.channels(0, read), here.channels(read, read + GROWTH).inside, slope=SLOPE)
-        last(here, there.channels(0, self.width).inside, sums=sums)
+
+@dataclass(frozen=True)
+class _Growing:
+    """The maps of a block: what each of its convolutions reads of them, and where the inner ones write."""
+
+    read: list[Maps]
+    written: list[Tensor]
+    start: Tensor
+
+    @classmethod
+    def empty(cls, size: tuple[int, int, int], width: int, device: torch.device) -> _Growing:
+        ends = [width + number * GROWTH for number in range(_INNER + 1)]
+        maps = Maps.empty(size, ends[-1], device=device)
+        written = [maps.channels(end, end + GROWTH).inside for end in ends[:-1]]
+        return cls([maps.channels(0, end) for end in ends], written, maps.channels(0, width).inside)
 
 
 def _made(convolution: nn.Module, maps: Maps, *, doubled: bool = False) -> Maps:
