@@ -170,3 +170,10 @@ def _is_plain(model: nn.Module) -> bool:
     slopes = {module.negative_slope for module in modules if isinstance(module, nn.LeakyReLU)}
     enlarging = {(module.mode, module.scale_factor) for module in modules if isinstance(module, nn.Upsample)}
     return slopes == {SLOPE} and enlarging <= {("nearest", 2.0)}
+
+
+def build_programs(device: torch.device) -> None:
+    """Run every program that networks of the published width need, so that they are compiled and kept."""
+    state = {name: torch.zeros(shape) for name, shape in _shapes(64, 3, blocks=1, doublings=2)}
+    with torch.inference_mode():
+        DenseNetwork(state, blocks=1, doublings=2, shuffle=1).to(device)(torch.zeros(1, 3, 8, 8, device=device))

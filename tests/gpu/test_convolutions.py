@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from safetensors.torch import save_file
 pytest.importorskip("spandrel")
 
 from spandrel.architectures.ESRGAN.__arch.RRDB import RRDBNet
-from test_dense import KINDS, levels_of, pictures, plain
+from test_dense import KINDS, PROJECT, levels_of, pictures, plain
 from test_upscalers import noise
 
 from lightweight_engine.backend import convolutions
@@ -106,3 +109,22 @@ def test_tiles_take_no_more_than_is_counted(fields: dict[str, int], tmp_path: Pa
     pictures = 3 * (1 + 3 * fields["scale"] ** 2) * levels[0].numel()
     taken = torch.cuda.max_memory_allocated() - before
     assert taken <= room + network_bytes((tmp_path / "x.safetensors").stat().st_size) + pictures
+
+
+def test_a_warm_up_compiles_all_that_a_network_needs(tmp_path: Path) -> None:
+    """A process after it compiles nothing for a network of the published width."""
+    if not convolutions.kernels.available():
+        pytest.skip("Triton's programs cannot be run here")
+    build = "import torch; from lightweight_engine.upscalers.dense import build_programs as b; b(torch.device('cuda'))"
+    run = (
+        "import sys, torch; sys.path.insert(0, 'tests/unit'); from test_dense import *\n"
+        "with torch.inference_mode(): dense_network(plain('4x').cuda()).cuda()(pictures().cuda())"
+    )
+    found = []
+    for code in (build, run):
+        command = [sys.executable, "-c", code]
+        environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=PROJECT, check=False)
+        assert done.returncode == 0, done.stderr
+        found.append(len(list(tmp_path.rglob("*.cubin"))))
+    assert found[0] == found[1] > 0

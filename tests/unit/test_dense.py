@@ -16,7 +16,8 @@ from test_convolutions import needs_triton
 from test_upscalers import noise
 from torch import Tensor, nn
 
-from lightweight_engine.upscalers.dense import DenseNetwork, dense_network
+from lightweight_engine.backend.convolutions import Convolution, Maps
+from lightweight_engine.upscalers.dense import DenseNetwork, build_programs, dense_network
 from lightweight_engine.upscalers.networks import NetworkUpscaler, Tiling, _visiting, network_bytes, open_network
 
 pytest.importorskip("spandrel")
@@ -184,3 +185,25 @@ def test_numbers_beyond_half_precision_are_computed_again(
     upscaler._dense = None
     plain = upscaler.once(levels)
     assert torch.equal(made, plain) and plain.float().std() > 1
+
+
+@torch.inference_mode()
+def test_programs_are_built_as_a_published_network_needs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a convolution, what a program is compiled for: channels, and what is done with the result."""
+    needed: list[set[tuple[Any, ...]]] = []
+
+    def noted(self: Convolution, x: Maps, out: Tensor, **how: Any) -> None:
+        sums = how.get("sums")
+        kind = sums and (sums.factor, sums.origin is None, sums.keep is None)
+        strides = x.whole.stride(2), out.stride(2), out.dtype
+        needed[-1].add((x.whole.shape[3], self.made, *strides, how.get("slope"), how.get("doubled"), kind))
+
+    monkeypatch.setattr(Convolution, "forward", noted)
+    needed.append(set())
+    build_programs(torch.device("cpu"))
+    for kind in ("4x", "2x, unshuffled"):
+        form = dense_network(plain(kind))
+        assert form is not None
+        needed.append(set())
+        form(pictures())
+    assert needed[0] == needed[1] == needed[2] and len(needed[0]) == 10
