@@ -14,7 +14,7 @@ from ..extensions.inpainting import ORIGINAL, latent_mask
 from ..flux.autoencoder import Autoencoder
 from ..flux.noise import TorchStream, side_seed
 from ..flux.tiling import decode_tiled, encode_tiled
-from ..upscalers.resampling import to_levels, to_numbers
+from ..upscalers.resampling import to_numbers
 from .finite import check_finite
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def start_of(job: Job, batch: Batch) -> Start:
     job.networks.enter("decode", job.attempt.plan)
     begin, rows = job.begin, range(batch.first, batch.first + len(batch.seeds))
     pictures = [begin.of(row) for row in rows]
-    pixels = [to_numbers(to_levels(each.picture, job.networks.device))[None] for each in pictures]
+    pixels = [to_numbers(each.levels)[None] for each in pictures]
     latents = [
         job.attempt("decode", lambda one=one, seed=seed: encode_pixels(job, one, [seed]))
         for one, seed in zip(pixels, batch.seeds, strict=True)

@@ -31,7 +31,7 @@ from ..request import GenerationRequest
 from ..upscalers.upscaler import Upscaler
 from .coding import Start, decode_latent, encode_pixels, start_of
 from .finite import check_finite
-from .images import to_images
+from .images import to_images, to_levels
 from .networks import Networks
 from .progress import Interrupted
 from .recovery import Recovery
@@ -293,10 +293,10 @@ def finished(
         pixels: ``[B, 3, H, W]`` in 0..1.
         refine: what is done to them before that.
     """
-    images = refine(to_images(pixels))
     if job.begin is None:
-        return images
-    return [job.begin.finish(image, batch.first + i) for i, image in enumerate(images)]
+        return refine(to_images(pixels))
+    results = to_levels(pixels) if refine is list else refine(to_images(pixels))  # levels stay on the device
+    return [job.begin.finish(result, batch.first + i) for i, result in enumerate(results)]
 
 
 def stages_of(job: Job, drawn: Drawn) -> list[dict[str, Image.Image]]:

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ..errors import RequestError
 from ..extensions.inpainting import Masking, Prepared, paste_back, prepare, read_mask
 from ..request import GenerationRequest
-from ..upscalers.resampling import HOST, resample
+from ..upscalers.resampling import HOST, resample, to_image
 from ..upscalers.resizing import LATENT, STRETCH
 from ..upscalers.upscaler import Upscaler
 from .colours import match_colours
@@ -43,12 +44,13 @@ class StartPictures:
         """The start picture of output ``index`` at its own size."""
         return self.originals[index if len(self.originals) > 1 else 0]
 
-    def finish(self, image: Image.Image, index: int) -> Image.Image:
-        """The result of output ``index`` in its colours and its place."""
+    def finish(self, result: Image.Image | Tensor, index: int) -> Image.Image:
+        """The result of output ``index``, a picture or levels ``[3, H, W]``, in its colours and its place."""
         begin = self.of(index)
         if self.recolour:
-            image = match_colours(image, begin.picture)
-        return paste_back(image, begin, device=self.device)
+            image = to_image(result) if isinstance(result, Tensor) else result
+            result = match_colours(image, begin.picture)
+        return paste_back(result, begin, device=self.device)
 
 
 def read_start(

@@ -7,15 +7,14 @@ Every step and its order are the reference's.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 from torch import Tensor
 
-from ..upscalers.resampling import HOST, Filter, Size, resample
-from ..upscalers.resizing import CROP, FILL, LATENT, STRETCH, resize
+from ..upscalers.resampling import HOST, Filter, Size, resample, to_image, to_levels
+from ..upscalers.resizing import CROP, FILL, LATENT, STRETCH, levels_at, resize, resize_levels
 from ..upscalers.upscaler import Upscaler
 from .masks import blur, crop_region, expand_region
 
@@ -46,23 +45,28 @@ class Masking:
     padding: int = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prepared:
     """A start picture as it is drawn on.
 
     Attributes:
-        picture: RGB at the size that is drawn, or at its own where its latent is resized.
+        levels: ``[3, H, W]`` at the size that is drawn, or at its own where its latent is resized; on the device.
         mask: at the size that is drawn; None where all is painted.
         kept: RGB, the picture that the result goes into.
         overlay_mask: of the size of ``kept``; what it covers is the result's.
         paste_to: where the result goes in ``kept``; None is everywhere.
     """
 
-    picture: Image.Image
+    levels: Tensor
     mask: Image.Image | None = None
     kept: Image.Image | None = None
     overlay_mask: Image.Image | None = None
     paste_to: Box | None = None
+
+    @property
+    def picture(self) -> Image.Image:
+        """The levels as RGB."""
+        return to_image(self.levels)
 
     @property
     def overlay(self) -> Image.Image | None:
@@ -104,7 +108,6 @@ def prepare(
         upscaler: enlarges the picture, where a whole one is resized.
         device: where pictures are resized; the bytes are the same.
     """
-    scaled = partial(resize, device=device)
     masking = masking or Masking()
     region = None
     if mask is not None:
@@ -113,18 +116,21 @@ def prepare(
             region = _region(mask, size, masking.padding)
             mask = mask if region else None
     if mask is None:
-        return Prepared(picture if mode == LATENT else scaled(picture, size, mode, upscaler))
+        if mode == LATENT:
+            return Prepared(to_levels(picture, device))
+        return Prepared(levels_at(picture, size, mode, upscaler, device=device))
     if region is not None:
-        overlay_mask, mask = mask, scaled(mask.crop(region), size, FILL).convert("L")
-        kept, inner = picture, scaled(picture.crop(region), size, FILL)
+        overlay_mask, mask = mask, resize(mask.crop(region), size, FILL, device=device).convert("L")
+        kept, levels = picture, levels_at(picture.crop(region), size, FILL, device=device)
     else:
         mode = FILL if mode == LATENT else mode
-        mask = scaled(mask, size, mode).convert("L")
+        mask = resize(mask, size, mode, device=device).convert("L")
         overlay_mask = ImageChops.add(mask, mask)
-        kept = inner = scaled(picture, size, mode, upscaler)
+        levels = levels_at(picture, size, mode, upscaler, device=device)
+        kept = to_image(levels)
     if masking.content != ORIGINAL:
-        inner = spread(inner, mask)
-    return Prepared(inner, mask, kept, overlay_mask, region)
+        levels = to_levels(spread(to_image(levels), mask), device)
+    return Prepared(levels, mask, kept, overlay_mask, region)
 
 
 def _region(mask: Image.Image, size: Size, padding: int) -> Box | None:
@@ -171,20 +177,34 @@ def start_content(latent: Tensor, mask: Tensor, noise: Tensor, content: int) -> 
     return kept + noise * mask if content == NOISE else kept
 
 
-def paste_back(result: Image.Image, prepared: Prepared, *, device: torch.device = HOST) -> Image.Image:
-    """The result in its place, under the part of the picture that was kept; ``device`` as in ``prepare``."""
+def paste_back(result: Image.Image | Tensor, prepared: Prepared, *, device: torch.device = HOST) -> Image.Image:
+    """The result in its place, under the part of the picture that was kept.
+
+    Args:
+        result: a picture, or levels ``[3, H, W]`` on the device.
+        device: as in ``prepare``.
+    """
     box = prepared.paste_to
     if prepared.kept is None or box is None:
-        return _laid_over(result, prepared)
+        return _laid_over(_as_image(result), prepared)
     canvas = prepared.kept.copy()  # away from the result, what is laid over it is the picture itself
-    part = resize(result, (box[2] - box[0], box[3] - box[1]), CROP, device=device)
+    size = box[2] - box[0], box[3] - box[1]
+    if isinstance(result, Tensor) and result.device != HOST:
+        part = to_image(resize_levels(result, size, CROP))
+    else:
+        part = resize(_as_image(result), size, CROP, device=device)
     canvas.paste(_laid_over(part, prepared.cropped(box)), box)
     return canvas
 
 
+def _as_image(picture: Image.Image | Tensor) -> Image.Image:
+    return to_image(picture) if isinstance(picture, Tensor) else picture
+
+
 def _laid_over(result: Image.Image, prepared: Prepared) -> Image.Image:
-    if prepared.overlay is None:
+    overlay = prepared.overlay
+    if overlay is None:
         return result
     canvas = result.convert("RGBA")
-    canvas.alpha_composite(prepared.overlay)
+    canvas.alpha_composite(overlay)
     return canvas.convert("RGB")

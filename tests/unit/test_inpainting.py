@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image, ImageOps
 from lightweight_engine import GenerationRequest, LightweightEngine
 from lightweight_engine.core.replay import read_recipe, replay, save_result, with_pictures
 from lightweight_engine.errors import RequestError
+from lightweight_engine.extensions import inpainting
 from lightweight_engine.extensions.inpainting import (
     NOISE,
     NOTHING,
@@ -24,8 +26,10 @@ from lightweight_engine.extensions.inpainting import (
     start_content,
 )
 from lightweight_engine.extensions.masks import _blurred_rows, blur
+from lightweight_engine.upscalers import resampling, resizing
 from lightweight_engine.upscalers.resizing import CROP, resize
 
+HOST = resampling.HOST
 WIDTH, HEIGHT = 96, 128
 SMALL = {"prompt": "a smiling woman with red hair", "width": WIDTH, "height": HEIGHT, "steps": 4, "seed": 7}
 
@@ -96,6 +100,33 @@ def test_working_on_a_part_gives_the_bytes_of_the_whole(box: tuple[int, int, int
     canvas.paste(resize(result, (right - left, bottom - top), CROP), (left, top))
     canvas.alpha_composite(made.overlay)
     assert np.array_equal(pixels(paste_back(result, made)), pixels(canvas.convert("RGB")))
+
+
+def ways(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], mode: int, masking: Masking) -> list[list[np.ndarray]]:
+    """All that is made of a start picture and a result, as on the host, and as on a device that a CPU stands for."""
+    result, made, resized = picture(*size, seed=5), [], Mock(wraps=resampling.lanczos)
+    monkeypatch.setattr(resampling, "lanczos", resized)
+    for host in (HOST, torch.device("meta")):  # where "meta" is the host, a CPU's tensors lie on a device
+        for module in (resampling, resizing, inpainting):
+            monkeypatch.setattr(module, "HOST", host)
+        begin = prepare(picture(), mask(), size, mode, masking, device=torch.device("cpu"))
+        assert begin.mask is not None and begin.kept is not None and begin.overlay_mask is not None
+        backs = [paste_back(each, begin, device=torch.device("cpu")) for each in (result, resampling.to_levels(result))]
+        assert resized.called == (host != HOST)
+        made.append([pixels(each) for each in (begin.picture, begin.mask, begin.kept, begin.overlay_mask, *backs)])
+    return made
+
+
+@pytest.mark.parametrize("content", [0, 1])
+@pytest.mark.parametrize("only_masked", [True, False])
+@pytest.mark.parametrize("mode", [0, 1, 2])
+@pytest.mark.parametrize("size", [(64, 64), (72, 96), (90, 40)])
+def test_pictures_that_stay_on_a_device_have_the_bytes_of_those_that_do_not(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], mode: int, only_masked: bool, content: int
+) -> None:
+    host, device = ways(monkeypatch, size, mode, Masking(content=content, only_masked=only_masked, padding=8))
+    assert all(np.array_equal(one, other) for one, other in zip(host, device, strict=True))
+    assert np.array_equal(device[-1], device[-2])
 
 
 # --- image-to-image through the engine ----------------------------------------------------------------------------

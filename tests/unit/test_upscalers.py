@@ -26,7 +26,7 @@ from lightweight_engine.upscalers import tiles
 from lightweight_engine.upscalers.library import UpscalerLibrary
 from lightweight_engine.upscalers.networks import NetworkUpscaler, Tiling, _fault, _visiting, open_network
 from lightweight_engine.upscalers.resampling import Filter, lanczos, resample, to_image, to_levels
-from lightweight_engine.upscalers.resizing import CROP, FILL, resize
+from lightweight_engine.upscalers.resizing import CROP, FILL, STRETCH, resize, resize_levels
 from lightweight_engine.upscalers.upscaler import NONE, PLAIN, enlarged
 
 spandrel = pytest.importorskip("spandrel")
@@ -89,6 +89,16 @@ def test_transparent_colours_do_not_bleed() -> None:
 @pytest.mark.parametrize("size", [(64, 64), (50, 75), (75, 50), (16, 128), (1, 9)])
 def test_every_mode_gives_the_size(mode: int, size: tuple[int, int]) -> None:
     assert resize(to_image(noise(41, 57)), size, mode).size == size
+
+
+@pytest.mark.parametrize("mode", [STRETCH, CROP, FILL])
+@pytest.mark.parametrize("size", [(57, 41), (64, 64), (50, 75), (75, 50), (16, 129), (61, 44), (1, 9), (200, 9)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_levels_get_the_bytes_of_pictures_in_every_mode(mode: int, size: tuple[int, int], channels: int) -> None:
+    levels = noise(41, 57)[:channels]
+    image = resize(to_image(levels), size, mode)
+    assert image.mode == ("L" if channels == 1 and mode == STRETCH else "RGB")
+    assert torch.equal(resize_levels(levels, size, mode), to_levels(image)[:channels])
 
 
 # --- tiles --------------------------------------------------------------------------------------------------------
