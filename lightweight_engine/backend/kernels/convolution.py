@@ -29,8 +29,8 @@ class Shape:
         rows, columns: of a program, in lines and groups.
         depth: channels of one product, at most.
         warps, stages: of Triton.
-        copied: bytes of one copy to a program's own memory: 8 pass the first cache and are found there by the next tap,
-            16 pass by it.
+        copied: bytes of one copy to a program's own memory: 8 go through the first cache, where the next tap finds
+            them, 16 go past it.
     """
 
     group: int = 2

@@ -84,7 +84,8 @@ def convolve(
         else:
             place = (tap // SPAN * line + tap % SPAN) * STRIDE + depth
         numbers = tl.load(tl.multiple_of(source + place, [1, COPIED]))
-        total = tl.dot(numbers, tl.load(factors + (tap * CHANNELS + depth) * (GROUP * MADE_BLOCK)), total)
+        factor = factors + (tap * CHANNELS + depth) * (GROUP * MADE_BLOCK)
+        total = tl.dot(numbers, tl.load(tl.multiple_of(factor, [1, COPIED])), total)
     number = made % MADE_BLOCK
     neighbour = made // MADE_BLOCK
     inside = (top + row[:, None] < height) & (left + column[:, None] + neighbour[None, :] < width)
