@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Sequence
+from functools import cache
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +32,13 @@ PACKAGES = ("torch", "tokenizers", "numpy", "pillow")
 
 def versions() -> dict[str, str]:
     """Of this engine and of the packages that decide what a picture looks like."""
-    return {
-        "lightweight-engine": __version__,
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in PACKAGES},
-    }
+    return {"lightweight-engine": __version__, "python": platform.python_version(), **_packages()}
+
+
+@cache
+def _packages() -> dict[str, str]:
+    """Versions of the packages; reading what tells them takes milliseconds."""
+    return {name: metadata.version(name) for name in PACKAGES}
 
 
 def device_name(device: torch.device) -> str:

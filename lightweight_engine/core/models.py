@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -151,10 +152,15 @@ class ModelSet:
         """The parts as the user's files have them."""
         return {**self.parts, **self.originals}
 
+    @cached_property
+    def _paths(self) -> dict[Role, tuple[Path, ...]]:
+        """The files of each of the own parts."""
+        return {role: files_of(part) for role, part in self.own_parts.items()}
+
     @property
     def key(self) -> tuple[tuple[str, int, int], ...]:
         """What the parts' files are, cheaply: path, size and time of change."""
-        paths = [path for part in self.own_parts.values() for path in files_of(part)]
+        paths = [path for each in self._paths.values() for path in each]
         stats = [(path, path.stat()) for path in paths]
         return tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats)
 
@@ -165,7 +171,7 @@ class ModelSet:
                 role=role,
                 name=title_of(part.checkpoint.path),
                 path=str(part.checkpoint.path),
-                sha256=hashes.sha256_of(files_of(part)) if hashes else None,
+                sha256=hashes.sha256_of(self._paths[role]) if hashes else None,
             )
             for role, part in self.own_parts.items()
         )

@@ -42,6 +42,7 @@ from .precision import Precision
 log = logging.getLogger(__name__)
 
 HOST = torch.device("cpu")
+KEPT_COSTS = 256
 
 
 @dataclass(eq=False)
@@ -86,6 +87,7 @@ class Networks:
         self._loaded: OrderedDict[Role, _Loaded] = OrderedDict()
         self._placements: dict[Role, Residency] = {}
         self._preview: Preview | None = None
+        self._costs: dict[Hashable, Cost] = {}
         if device.type == "cpu":
             return_freed_memory()
 
@@ -133,9 +135,18 @@ class Networks:
         return made
 
     def _most(self, role: Role, sets: Collection[LoraSet]) -> Cost:
-        part, storage, on_host = self.models.parts[role], self.storage(role), self.device == HOST
-        costs = [adapter_cost(each, part, storage, merge=self._merge_loras, on_host=on_host) for each in sets]
+        costs = [self._cost_of(role, each) for each in sets]
         return Cost(max((each.held for each in costs), default=0), max((each.room for each in costs), default=0))
+
+    def _cost_of(self, role: Role, loras: LoraSet) -> Cost:
+        """What LoRAs take beside a network; counted once, as every plan of a job asks."""
+        key = role, loras.key(role)
+        if key not in self._costs:
+            if len(self._costs) >= KEPT_COSTS:
+                self._costs.clear()
+            part, storage, on_host = self.models.parts[role], self.storage(role), self.device == HOST
+            self._costs[key] = adapter_cost(loras, part, storage, merge=self._merge_loras, on_host=on_host)
+        return self._costs[key]
 
     def _at_hand(self, sets: Collection[LoraSet]) -> AtHand:
         """What the transformer's weights take as numbers, and the LoRAs of any of these sets beside them at most."""

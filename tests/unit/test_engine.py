@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from lightweight_engine import Config, GenerationRequest, LightweightEngine, Progress
-from lightweight_engine.core.describe import pixels_sha256
+from lightweight_engine.core.describe import PACKAGES, pixels_sha256, versions
 from lightweight_engine.core.replay import read_recipe, replay, save_result
 from lightweight_engine.errors import GenerationCancelled, MemoryBudgetError, ModelNotFoundError, RequestError
 
@@ -264,3 +265,11 @@ def test_files_that_cannot_be_used_are_told_where_tiny_steps_in(tmp_path: Path) 
     (tmp_path / "Stable-diffusion" / "x.safetensors").write_bytes(b"<html>")
     lean = LightweightEngine(Config(models_dir=tmp_path, cache_dir=tmp_path, device="cpu", offline=True))
     assert any("web page" in warning and "tiny" in warning for warning in lean.run(request(steps=1)).warnings)
+
+
+def test_versions_are_looked_up_once_and_belong_to_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, packages = versions(), {name: metadata.version(name) for name in PACKAGES}
+    assert told.items() >= packages.items()
+    told["torch"] = "changed"
+    monkeypatch.setattr(metadata, "version", lambda name: "asked again")
+    assert versions().items() >= packages.items()

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from lora_models import lora_file, random_lora
 from safetensors.torch import save
 
 from lightweight_engine import Config, GenerationRequest, GenerationResult, LightweightEngine
+from lightweight_engine.core import networks
 from lightweight_engine.core.adapters import Adapter
 from lightweight_engine.core.describe import pixels_sha256, sidecar
 from lightweight_engine.core.models import TINY, ModelLibrary
@@ -253,3 +255,21 @@ def test_running_out_of_memory_while_they_are_attached(
     assert pixels_sha256(result.images[0]) == expected
     assert any("memory" in warning for warning in result.warnings)
     assert picture(plain) == bare
+
+
+def test_what_loras_take_is_counted_once(plain: LightweightEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans are those of networks that never counted, set by set, and equal sets are not counted again."""
+
+    def rows(*loras: str) -> list[dict[str, object]]:
+        return plain.plan(GenerationRequest(**{**SMALL, "loras": loras})).rows()
+
+    plain.setup()
+    sets, counted, fresh = [(), ("A",), ("C",), ("A", "C")], Mock(wraps=networks.adapter_cost), []
+    monkeypatch.setattr(networks, "adapter_cost", counted)
+    for loras in sets:
+        plain.networks._costs.clear()
+        fresh.append(rows(*loras))
+    assert fresh[0] != fresh[1] != fresh[3]
+    assert [rows(*loras) for loras in sets] == fresh
+    calls = counted.call_count
+    assert calls and [rows(*loras) for loras in reversed(sets)] == fresh[::-1] and counted.call_count == calls
