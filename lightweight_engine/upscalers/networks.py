@@ -70,7 +70,7 @@ class NetworkUpscaler:
         if on_gpu and descriptor.architecture.id in _OF_CONVOLUTIONS:
             self._order = torch.channels_last  # the one that tensor cores read
             self._network.model.to(memory_format=self._order)
-        is_dense = on_gpu and kernels.available() and descriptor.architecture.id == "ESRGAN"
+        is_dense = descriptor.architecture.id == "ESRGAN" and convolves_in_tf32(self.device) and kernels.available()
         self._dense = dense_network(self._network.model) if is_dense else None
         self._warned = False
 
@@ -155,6 +155,13 @@ class NetworkUpscaler:
     def _bytes(pictures: Tensor) -> Tensor:
         """Pictures in 0..1 as bytes, rounded to the nearest."""
         return pictures.float().nan_to_num(nan=0.0).clamp(0, 1).mul(255).round().byte()
+
+
+def convolves_in_tf32(device: torch.device) -> bool:
+    """Whether torch's convolutions of float32 read TF32 there, as the reference has it: on NVIDIA's from Ampere on."""
+    if device.type != "cuda" or torch.version.cuda is None or not torch.backends.cudnn.allow_tf32:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @contextmanager

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 
 from lightweight_engine.backend.convolutions import Convolution, Maps
 from lightweight_engine.upscalers.dense import DenseNetwork, build_programs, dense_network
-from lightweight_engine.upscalers.networks import NetworkUpscaler, Tiling, _visiting, network_bytes, open_network
+from lightweight_engine.upscalers.networks import (
+    NetworkUpscaler,
+    Tiling,
+    _visiting,
+    convolves_in_tf32,
+    network_bytes,
+    open_network,
+)
 
 pytest.importorskip("spandrel")
 
@@ -154,6 +161,31 @@ def test_tiles_are_made_by_this_form(upscaler: NetworkUpscaler, caplog: pytest.L
     assert form is not None and made.shape == plain.shape == (3, 80, 60)
     off = (made.int() - plain.int()).abs()
     assert off.max() == 1 and not caplog.records, "it rounds otherwise, by a level"
+
+
+@pytest.mark.parametrize(
+    ("device", "build", "allowed", "capability", "expected"),
+    [
+        ("cuda", "12.9", True, (9, 0), True),
+        ("cuda", "12.9", True, (8, 0), True),
+        ("cuda", "12.9", True, (7, 5), False),
+        ("cuda", "12.9", False, (9, 0), False),
+        ("cuda", None, True, (9, 4), False),
+        ("cpu", "12.9", True, (9, 0), False),
+    ],
+)
+def test_half_precision_is_for_where_the_reference_rounds_as_well(
+    device: str,
+    build: str | None,
+    allowed: bool,
+    capability: tuple[int, int],
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", build)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert convolves_in_tf32(torch.device(device)) is expected
 
 
 def test_both_forms_are_counted_and_one_travels(upscaler: NetworkUpscaler) -> None:
