@@ -25,17 +25,18 @@ from benchmarks.report import publish, write
 from lightweight_engine.backend.convolutions import Convolution, Maps, Sums
 from lightweight_engine.backend.kernels.convolution import Shape
 from lightweight_engine.core.describe import device_name
+from lightweight_engine.core.plan import MOST_TILES
 from lightweight_engine.upscalers import tiles
 from lightweight_engine.upscalers.dense import dense_network
 from lightweight_engine.upscalers.files import Tiling
-from lightweight_engine.upscalers.library import ROOM
-from lightweight_engine.upscalers.networks import NetworkUpscaler
+from lightweight_engine.upscalers.networks import NetworkUpscaler, tile_bytes
 
 SCALE = 4
 ROUNDS = 5
+BEST = 10  # shapes that are told of each convolution
 
 
-def coloured(blocks: int, device: torch.device) -> NetworkUpscaler:
+def coloured(blocks: int, together: int, device: torch.device) -> NetworkUpscaler:
     """An upscaler of random weights, its last convolution such that colours spread over all levels."""
     torch.manual_seed(1)
     descriptor: Any = spandrel.ModelLoader().load_from_state_dict(RRDBNet(num_blocks=blocks, scale=SCALE).state_dict())
@@ -45,7 +46,7 @@ def coloured(blocks: int, device: torch.device) -> NetworkUpscaler:
     last.bias.data = 0.5 + (last.bias.data - made.mean((0, 2, 3))) * spread
     last.weight.data = last.weight.data * spread
     descriptor.model.cpu()
-    return NetworkUpscaler("x", descriptor, Tiling(), device, room=ROOM)
+    return NetworkUpscaler("x", descriptor, Tiling(), device, room=together * tile_bytes(Tiling().tile, SCALE))
 
 
 def operations(model: nn.Module, tile: int, count: int) -> float:
@@ -75,10 +76,10 @@ def room(work: Callable[[], Any]) -> float | None:
     return (torch.cuda.max_memory_allocated() - before) / 2**30
 
 
-def rows(height: int, width: int, blocks: int, device: torch.device) -> list[dict[str, Any]]:
+def rows(height: int, width: int, blocks: int, together: int, device: torch.device) -> list[dict[str, Any]]:
     torch.manual_seed(3)
     levels = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
-    ours, theirs = (coloured(blocks, device) for _ in range(2))
+    ours, theirs = (coloured(blocks, together, device) for _ in range(2))
     theirs._dense, ours._dense = None, ours._dense or dense_network(ours._network.model)
     torch.backends.cudnn.allow_tf32 = False
     exact = theirs.upscale(levels, SCALE).int()
@@ -168,11 +169,11 @@ def shape_row(label: str, shape: Shape, batch: int, device: torch.device) -> dic
 
 
 def shape_rows(batch: int, device: torch.device) -> list[dict[str, Any]]:
-    """All shapes for each convolution, the quickest first; written after each convolution."""
+    """The quickest shapes for each convolution; written after each convolution."""
     table: list[dict[str, Any]] = []
     for label in KINDS:
         found = [row for shape in shapes() if (row := shape_row(label, shape, batch, device))]
-        table += sorted(found, key=lambda row: row["ms"])
+        table += sorted(found, key=lambda row: row["ms"])[:BEST]
         write("upscaler_shapes", table, device=device_name(device))
     return table
 
@@ -182,15 +183,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="few blocks and a small picture: whether it runs")
     parser.add_argument("--shapes", action="store_true", help="time the shapes of programs; a GPU is needed")
+    parser.add_argument("--together", type=int, default=MOST_TILES, help="tiles at once, at most (default: a job's)")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu" and (args.shapes or not args.small):
         raise SystemExit("a GPU is needed; --small runs without")
     if args.shapes:
-        publish("upscaler_shapes", shape_rows(2 if args.small else 7, device), device=device_name(device))
+        publish("upscaler_shapes", shape_rows(2 if args.small else args.together, device), device=device_name(device))
         return
     size = (96, 64, 1) if args.small else (1344, 768, 23)
-    publish("upscaler_small" if args.small else "upscaler", rows(*size, device), device=device_name(device))
+    table = rows(*size, args.together, device)
+    name = "upscaler_small" if args.small else "upscaler"
+    publish(name, table, together=args.together, device=device_name(device))
 
 
 if __name__ == "__main__":
