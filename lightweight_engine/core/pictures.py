@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from ..backend.net import Access, Limits, get
 from ..errors import BlockedURLError, DownloadError, RequestError, about
@@ -200,15 +200,16 @@ def _decoded(text: str, field: str, how: str) -> bytes:
 
 
 def upright(picture: Image.Image) -> Image.Image:
-    """A picture turned as its EXIF says; one whose EXIF cannot be read stays as it is."""
+    """A picture turned as its EXIF says; itself where that says nothing, or cannot be read."""
     try:
-        return ImageOps.exif_transpose(picture)
+        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(picture) if turned else picture
     except Exception:  # noqa: BLE001 - foreign EXIF makes its reader raise nearly anything, and it is no part of the pixels
         return picture
 
 
 def plain(picture: Image.Image, field: str = "image") -> Image.Image:
-    """A picture as L, RGB or, with transparency, RGBA; 16 bits are brought to 8."""
+    """A new picture as L, RGB or, with transparency, RGBA; 16 bits are brought to 8."""
     if picture.mode.startswith("I"):
         levels = np.asarray(picture).astype(np.int64)
         return Image.fromarray((levels.clip(0, 65535) / 257).round().astype(np.uint8))
@@ -220,9 +221,9 @@ def plain(picture: Image.Image, field: str = "image") -> Image.Image:
 
 
 def flattened(picture: Image.Image, background: str = WHITE) -> Image.Image:
-    """A picture as RGB, what is transparent on ``background`` (#rrggbb)."""
+    """A picture as RGB, what is transparent on ``background`` (#rrggbb); itself where it is RGB."""
     if picture.mode == "RGBA":
         canvas = Image.new("RGB", picture.size, background)
         canvas.paste(picture, mask=picture)
         return canvas
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")

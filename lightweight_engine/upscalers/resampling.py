@@ -81,7 +81,7 @@ def _rounded(sums: Tensor) -> Tensor:
     return ((sums + 2 ** (_FRACTION - 1)) / 2**_FRACTION).floor().clamp(0, 255).byte()
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)  # a job has four of an upscaler, and four of each part that the detailer paints
 def _weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
     """Pillow's fixed-point weights (Resample.c, HPND licence): the first sample of each sum, and its weights.
 
@@ -103,7 +103,7 @@ def _weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
 
 def to_levels(image: Image.Image, device: torch.device = HOST) -> Tensor:
     """A picture as levels ``[3, H, W]`` (one channel for L) on a device."""
-    array = np.array(image if image.mode == "L" else image.convert("RGB"))
+    array = np.array(image if image.mode in ("L", "RGB") else image.convert("RGB"))
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).to(device).permute(2, 0, 1).contiguous()
 
 

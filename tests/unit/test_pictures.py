@@ -131,6 +131,16 @@ def test_modes(data: bytes, mode: str) -> None:
     assert flattened(made).mode == "RGB"
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_a_picture_that_is_given_is_never_worked_on_itself(mode: str) -> None:
+    given = sample(mode)
+    made, before = READER.read(given), given.tobytes()
+    assert made is not given and made.tobytes() == before
+    made.paste(0, (0, 0, 20, 20))
+    assert given.tobytes() == before != made.tobytes()
+    assert (flattened(made) is made) == (mode == "RGB")
+
+
 def test_16_bits_are_scaled_and_not_cut() -> None:
     made = np.array(READER.read(sixteen_bits())).ravel()
     assert made[-1] == round(959 * 68 / 257) and len(np.unique(made)) > 200
