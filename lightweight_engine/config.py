@@ -190,7 +190,7 @@ class EngineConfig(BaseModel):
         4_096, "limits", "Tokens of T5 in a prompt, of which each part between BREAKs takes 256 or more.", ge=256
     )
     max_prompt_texts: int = _setting(
-        64, "limits", "Texts of a prompt that are encoded: parts joined by AND, and those of its schedules.", ge=1
+        64, "limits", "Texts of a prompt that are encoded: parts by AND, of its schedules, or between [SEP].", ge=1
     )
     max_megapixel_steps: float = _setting(
         4_000.0, "limits", "Cost of one request: megapixels x model calls x pictures.", gt=0

@@ -5,25 +5,31 @@ What a mask is painted with is a request like any other: image-to-image on one p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..errors import RequestError
+from ..errors import EngineError, RequestError
 from ..extensions.adetailer import ADetailer, DetailerOptions, Outer, PassReport, Repaint
-from ..extensions.detailer_args import Passes
+from ..extensions.detailer_args import ADetailerArgs, Passes, check_samplers, of_pass
+from ..extensions.detailer_prompts import is_skipped, prompts_of
 from ..extensions.detailer_targets import drawn
 from ..extensions.detection import Detection
 from ..flux.conditioner import resolve_guidance
 from ..flux.prompt import parse_networks
 from ..request import DetailReport, GenerationRequest
+from .limits import check_length, check_parts
 from .named import passes_of
-from .passes import Tools, check_work, first_pass, plan_passes
+from .passes import Pass, Tools, check_work, first_pass, plan_passes
 from .plan import Plan
 from .processing import Batch, Job, draw, finished
+
+if TYPE_CHECKING:
+    from ..config import EngineConfig
 
 SMALLEST_SIDE = 16
 
@@ -96,6 +102,7 @@ def detailing_of(request: GenerationRequest, tools: Tools) -> Detailing | None:
     )
     detailer = ADetailer(tools.detectors, options)
     detailer.check(passes)
+    check_samplers(passes, request.sampler, request.scheduler, request.compat)
     return Detailing(detailer, passes)
 
 
@@ -111,39 +118,95 @@ def find(request: GenerationRequest, tools: Tools, image: Image.Image) -> tuple[
     return found, shown
 
 
-def plan_detailing(request: GenerationRequest, detailing: Detailing, size: tuple[int, int], tools: Tools) -> list[Plan]:
-    """The memory plan of each pass, at the size that it draws.
+def plan_detailing(detailing: Detailing, first: Pass, tools: Tools) -> list[Plan]:
+    """The memory plan of each pass, at the size that it draws: of the mask that takes most.
+
+    Masks are planned with each text that they may be painted with: a pass that finds nothing would not tell what is
+    wrong with them.
 
     Args:
-        size: (height, width) of the first pass.
+        first: the first pass of the job.
 
     Raises:
-        RequestError: it draws at a size, or takes more work, than the configuration allows.
+        RequestError: a mask is drawn at a size, or takes more work, than the configuration allows; or a text is wrong.
+        EngineError: a LoRA of a text cannot be had or used.
     """
     plans = []
-    for args in detailing.passes.active:
-        own = args.ad_use_inpaint_width_height
-        width, height = (args.ad_inpaint_width, args.ad_inpaint_height) if own else (size[1], size[0])
-        if min(width, height) < SMALLEST_SIDE:
-            raise RequestError(
-                f"ad_inpaint_width, ad_inpaint_height: {width}x{height} is less than {SMALLEST_SIDE} pixels; give more",
-                field="adetailer_args",
-            )
-        inner = request.model_copy(
-            update={
-                **ONE_PICTURE,
-                "width": width,
-                "height": height,
-                "steps": args.ad_steps if args.ad_use_steps else request.steps,
-                "cfg_scale": args.ad_cfg_scale if args.ad_use_cfg_scale else request.cfg_scale,
-                "denoising_strength": args.ad_denoising_strength,
-                "image": Image.new("RGB", (1, 1)),  # stands for any: only that there is one matters
-            }
-        )
-        one = first_pass(inner, tools, [], lambda *_: None)
-        check_work(one, tools.config)
-        plans.append(plan_passes(one, None, None, tools))
+    for place, args in detailing.passes.placed:
+        with of_pass(place), _of_arguments(args):
+            plans += sorted(_plans(args, first, tools), key=lambda plan: plan.peak)[-1:]
     return plans
+
+
+def _plans(args: ADetailerArgs, first: Pass, tools: Tools) -> Iterator[Plan]:
+    request = first.request
+    own = args.ad_use_inpaint_width_height
+    width, height = (args.ad_inpaint_width, args.ad_inpaint_height) if own else (first.size[1], first.size[0])
+    if min(width, height) < SMALLEST_SIDE:
+        field = "ad_inpaint_width" if width < SMALLEST_SIDE else "ad_inpaint_height"
+        raise RequestError(f"{field}: {width}x{height} is less than {SMALLEST_SIDE} pixels; give more", field=field)
+    mask = request.model_copy(
+        update={
+            **ONE_PICTURE,
+            "width": width,
+            "height": height,
+            "steps": args.ad_steps if args.ad_use_steps else request.steps,
+            "cfg_scale": args.ad_cfg_scale if args.ad_use_cfg_scale else request.cfg_scale,
+            "sampler": args.own_sampler or first.sampler,
+            "scheduler": args.own_scheduler or first.scheduler,
+            "denoising_strength": args.ad_denoising_strength,
+            "image": Image.new("RGB", (1, 1)),  # stands for any: only that there is one matters
+        }
+    )
+    mains = dict.fromkeys(prompt for batch in first.batches for prompt in batch.prompts)
+    for prompt, negative in dict.fromkeys(pair for main in mains for pair in _texts(args, request, main, tools.config)):
+        one = first_pass(mask.model_copy(update={"prompt": prompt, "negative_prompt": negative}), tools, [], _untold)
+        check_work(one, tools.config)
+        yield plan_passes(one, None, None, tools)
+
+
+def _texts(
+    args: ADetailerArgs, request: GenerationRequest, main: str, config: EngineConfig
+) -> Iterator[tuple[str, str]]:
+    """Prompt and negative prompt of the masks of a picture, as far as they have some of their own."""
+    parts = []
+    for name, text, outer in (
+        ("prompt", args.ad_prompt, main),
+        ("negative_prompt", args.ad_negative_prompt, request.negative_prompt),
+    ):
+        check_length(name, text, config)
+        parts.append(prompts_of(text, [outer], 0, ""))
+        check_parts(name, len(parts[-1]), config)
+    for number in range(max(map(len, parts))):
+        prompt, negative = (texts[min(number, len(texts) - 1)] for texts in parts)
+        if is_skipped(prompt):
+            continue
+        for name, text in (("prompt", prompt), ("negative_prompt", negative)):
+            check_length(name, text, config)
+        yield with_outer_loras(request, prompt, main), negative
+
+
+@contextmanager
+def _of_arguments(args: ADetailerArgs) -> Iterator[None]:
+    """Faults of the request that paints a mask name the arguments of the pass which its fields are from."""
+    own = {
+        "prompt": ("ad_", args.ad_prompt),
+        "negative_prompt": ("ad_", args.ad_negative_prompt),
+        "steps": ("ad_", args.ad_use_steps),
+        "width": ("ad_inpaint_", args.ad_use_inpaint_width_height),
+        "height": ("ad_inpaint_", args.ad_use_inpaint_width_height),
+    }
+    try:
+        yield
+    except EngineError as error:
+        prefix, is_own = own.get(error.field or "", ("", False))
+        if is_own:
+            error.put_before(prefix)
+        raise
+
+
+def _untold(*_: object) -> None:
+    """Nobody watches what is planned."""
 
 
 def detail(job: Job, batch: Batch, workshop: Workshop, images: Sequence[Image.Image]) -> list[Image.Image]:
@@ -212,16 +275,12 @@ def _paint(job: Job, repaint: Repaint, outer_prompt: str, workshop: Workshop) ->
 
 
 def request_of(request: GenerationRequest, repaint: Repaint, outer_prompt: str) -> GenerationRequest:
-    """The request that paints a mask. LoRAs of the outer prompt act, unless the mask's own prompt names some."""
-    prompt = repaint.prompt
-    tags = [tag for tag in parse_networks(outer_prompt)[1] if tag.kind == "lora"]
-    if request.compat == "fixed" and not any(tag.kind == "lora" for tag in parse_networks(prompt)[1]):
-        prompt += "".join(map(str, tags))
+    """The request that paints a mask."""
     update = {
         **ONE_PICTURE,
         "image": repaint.image,
         "mask": repaint.mask,
-        "prompt": prompt,
+        "prompt": with_outer_loras(request, repaint.prompt, outer_prompt),
         "negative_prompt": repaint.negative_prompt,
         "seed": repaint.seed,
         "subseed": repaint.subseed,
@@ -240,6 +299,14 @@ def request_of(request: GenerationRequest, repaint: Repaint, outer_prompt: str) 
     if repaint.noise_multiplier is not None:
         update["initial_noise_multiplier"] = repaint.noise_multiplier
     return request.model_copy(update=update)
+
+
+def with_outer_loras(request: GenerationRequest, prompt: str, outer_prompt: str) -> str:
+    """The prompt of a mask: LoRAs of the outer prompt act, unless its own names some."""
+    tags = [tag for tag in parse_networks(outer_prompt)[1] if tag.kind == "lora"]
+    if request.compat == "fixed" and not any(tag.kind == "lora" for tag in parse_networks(prompt)[1]):
+        prompt += "".join(map(str, tags))
+    return prompt
 
 
 def _told(reports: Sequence[PassReport]) -> DetailReport:

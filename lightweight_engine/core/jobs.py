@@ -52,7 +52,7 @@ def plan_job(
     begin = _start_pictures(first, tools, warnings)
     memory = plan_passes(first, second, target, tools)
     detailing = detailing_of(request, tools)
-    for plan in (memory, *(plan_detailing(request, detailing, first.size, tools) if detailing else ())):
+    for plan in (memory, *(plan_detailing(detailing, first, tools) if detailing else ())):
         plan.check()
     if memory.residency not in RESIDENCIES:
         warnings.append(f"residency: {memory.residency}; see what it takes by `plan`, and make room or ask for less")
@@ -83,7 +83,7 @@ def plan_request(request: GenerationRequest, tools: Tools) -> Plan:
     first = first_pass(request, tools, [], lambda *_: None)
     memory = plan_passes(first, *hires_pass(first, tools, [], lambda *_: None), tools)
     detailing = detailing_of(request, tools)
-    details = plan_detailing(request, detailing, first.size, tools) if detailing else []
+    details = plan_detailing(detailing, first, tools) if detailing else []
     return replace(memory, then={**memory.then, **{f"detail {i}": plan for i, plan in enumerate(details, 1)}})
 
 

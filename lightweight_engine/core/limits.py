@@ -29,13 +29,7 @@ def check_fields(request: GenerationRequest, config: EngineConfig) -> None:
     _check_sides(request.height, request.width, config)
     check_size((request.width or 0, request.height or 0), request.output_format)
     for field in PROMPTS:
-        length = len(getattr(request, field))
-        if length > config.max_prompt_chars:
-            raise RequestError(
-                f"{field}: {length:,} characters are over the limit of {config.max_prompt_chars:,} "
-                "(setting max_prompt_chars); shorten it",
-                field=field,
-            )
+        check_length(field, getattr(request, field), config)
     _check_count("num_outputs", request.num_outputs, config)
     if isinstance(request.image, list | tuple):
         _check_starts(len(request.image), request.num_outputs)
@@ -48,12 +42,32 @@ def check_upscale(request: UpscaleRequest, config: EngineConfig) -> None:
     _check_count("images", len(request.images), config)
 
 
+def check_length(field: str, text: str, config: EngineConfig) -> None:
+    """Refuse a prompt of more characters than the configuration allows. Raises RequestError."""
+    if len(text) > config.max_prompt_chars:
+        raise RequestError(
+            f"{field}: {len(text):,} characters are over the limit of {config.max_prompt_chars:,} "
+            "(setting max_prompt_chars); shorten it",
+            field=field,
+        )
+
+
 def check_tokens(field: str, tokens: int, config: EngineConfig) -> None:
     """Refuse a prompt of more tokens than the configuration allows. Raises RequestError."""
     if tokens > config.max_prompt_tokens:
         raise RequestError(
             f"{field}: {tokens:,} tokens are over the limit of {config.max_prompt_tokens:,} (setting "
             "max_prompt_tokens; a part between BREAKs counts as the longest, and as 256 at least); shorten it",
+            field=field,
+        )
+
+
+def check_parts(field: str, parts: int, config: EngineConfig) -> None:
+    """Refuse a detailer's prompt for more masks than the configuration allows texts. Raises RequestError."""
+    if parts > config.max_prompt_texts:
+        raise RequestError(
+            f"{field}: {parts:,} parts are over the limit of {config.max_prompt_texts:,} (setting max_prompt_texts); "
+            "use fewer",
             field=field,
         )
 

@@ -15,6 +15,7 @@ from ..extensions.detailer_args import (
     HANDS,
     ADetailerArgs,
     Passes,
+    check_samplers,
     check_supported,
     of_pass,
     read_passes,
@@ -115,6 +116,7 @@ def _check_generation(
         return
     passes = passes_of(request, is_tiny=is_tiny, detectors=detectors.names())
     check_supported(passes)
+    check_samplers(passes, request.sampler, request.scheduler, request.compat)
     for place, args in passes.placed:
         with of_pass(place):
             detectors.require(args.ad_model)

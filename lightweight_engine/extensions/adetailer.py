@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 from PIL import Image
 
 from ..labels import Compat
-from .detailer_args import SAME_SAMPLER, SAME_SCHEDULER, ADetailerArgs, Passes, check_supported, of_pass
+from .detailer_args import ADetailerArgs, Passes, check_supported, of_pass
 from .detailer_masks import Order, Size, dynamic_strength, matching_sdxl_size, matching_size, meet
 from .detailer_prompts import is_skipped, prompts_of
 from .detailer_targets import Target, targets_of
@@ -224,8 +224,8 @@ class ADetailer:
             steps=args.ad_steps if args.ad_use_steps else outer.steps,
             cfg_scale=args.ad_cfg_scale if args.ad_use_cfg_scale else outer.cfg_scale,
             distilled_cfg_scale=FORGE_DISTILLED_CFG if forge else outer.distilled_cfg_scale,
-            sampler=_own(args.ad_use_sampler, args.ad_sampler, SAME_SAMPLER) or outer.sampler,
-            scheduler=_own(args.ad_use_sampler, args.ad_scheduler, SAME_SCHEDULER) or outer.scheduler,
+            sampler=args.own_sampler or outer.sampler,
+            scheduler=args.own_scheduler or outer.scheduler,
             mask_blur=args.ad_mask_blur,
             only_masked=args.ad_inpaint_only_masked,
             padding=args.ad_inpaint_only_masked_padding,

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from ..errors import ModelNotFoundError, RequestError, closest, plain
-from ..labels import Compat
+from ..errors import EngineError, RequestError, closest, plain
+from ..labels import Compat, resolve_sampler
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +106,15 @@ class ADetailerArgs(BaseModel):
     @property
     def is_mediapipe(self) -> bool:
         return self.ad_model.lower().startswith("mediapipe")
+
+    @property
+    def own_sampler(self) -> str | None:
+        """None where it is that of the job; a scheduler likewise."""
+        return self.ad_sampler if self.ad_use_sampler and self.ad_sampler != SAME_SAMPLER else None
+
+    @property
+    def own_scheduler(self) -> str | None:
+        return self.ad_scheduler if self.ad_use_sampler and self.ad_scheduler != SAME_SCHEDULER else None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -211,7 +220,7 @@ def of_pass(place: str) -> Iterator[None]:
     """Faults of arguments in the block, which know no request, name the pass at ``place`` that has them."""
     try:
         yield
-    except (RequestError, ModelNotFoundError) as error:
+    except EngineError as error:
         if place and (error.field or "").startswith("ad_"):
             error.put_before(f"{place}.")
         raise
@@ -228,6 +237,22 @@ def check_supported(passes: Passes) -> None:
             if getattr(args, name) != off:
                 with of_pass(place):
                     raise RequestError(f"{name}: {what}; leave it at {off!r}", field=name)
+
+
+def check_samplers(passes: Passes, sampler: str, scheduler: str, compat: Compat = "fixed") -> None:
+    """Refuse names of no sampler or schedule, whether a pass will find something or not.
+
+    Args:
+        sampler, scheduler: of the job, for passes that have none of their own.
+
+    Raises:
+        RequestError: names the argument, and those that there are.
+    """
+    for place, args in passes.placed:
+        if args.own_sampler or args.own_scheduler:
+            pair = args.own_sampler or sampler, args.own_scheduler or scheduler
+            with of_pass(place):
+                resolve_sampler(*pair, compat, fields=("ad_sampler", "ad_scheduler"))
 
 
 def read_passes(

@@ -212,6 +212,18 @@ def test_the_policy_is_told(running: Running) -> None:
                     422,
                     "alwayson_scripts.ADetailer.args[2].ad_restore_face",
                 ),
+                *(
+                    (
+                        {"ad_model": "face_tiny", "ad_confidence": 1, "ad_use_sampler": True, name: value},
+                        status,
+                        f"alwayson_scripts.ADetailer.args[2].{name}",
+                    )
+                    for name, value, status in (
+                        ("ad_sampler", "Foo", 422),
+                        ("ad_scheduler", "Foo", 422),
+                        ("ad_prompt", "a face<lora:there-is-none:1>", 404),
+                    )
+                ),
             )
         ),
         ({"alwayson_scripts": {"adetailer": [{"ad_model": "x.pt"}]}}, 404, "alwayson_scripts.adetailer[0].ad_model"),

@@ -53,6 +53,11 @@ CASES: dict[str, tuple[Arguments, int, str]] = {
     "26 look-alike letters": (["--lora", "hаt"], MODEL, "no LoRA"),
     "29 arguments that are no object": (["--adetailer", "--adetailer-args", "[1]"], WRONG, "adetailer"),
     "29 an unknown key": (["--adetailer", "--adetailer-args", '{"ad_stps": 1}'], WRONG, "ad_steps"),
+    "19 a sampler of a pass": (
+        ["--adetailer", "--adetailer-args", '{"ad_use_sampler": true, "ad_sampler": "Foo"}'],
+        WRONG,
+        "adetailer_args.ad_sampler: 'Foo'",
+    ),
     "32 no picture": (["--image", ""], WRONG, "image"),
     "34 a text": (["--image", "text.png"], WRONG, "text.png"),
     "36 a header that claims much": (["--image", "huge.png"], WRONG, "pixels"),

@@ -15,6 +15,7 @@ from lightweight_engine.errors import MemoryBudgetError, ModelNotFoundError, Req
 from tools.tiny.draw import training_drawing
 
 QUICK = {"ad_steps": 2, "ad_denoising_strength": 0.5, "ad_use_cfg_scale": False}
+NEVER = {"ad_confidence": 1.0, "ad_use_inpaint_width_height": True, "ad_use_sampler": True}  # finds nothing
 SMALL = {"prompt": "a woman", "width": 256, "height": 256, "steps": 2, "seed": 5, "denoising_strength": 0}
 
 
@@ -105,6 +106,41 @@ def test_loras_of_the_prompt_act_on_masks(engine: LightweightEngine, drawing: Im
         ({"adetailer_args": {"ad_use_checkpoint": True}}, RequestError, "ad_use_checkpoint"),
         ({"adetailer_args": {"ad_model_classes": "dog"}}, RequestError, "dog"),
         ({"adetailer_args": {"ad_use_inpaint_width_height": True, "ad_inpaint_width": 60000}}, RequestError, "width"),
+        ({"adetailer_args_hands": {**NEVER, "ad_inpaint_width": 60000}}, RequestError, r"hands\.ad_inpaint_width: "),
+        ({"adetailer_args_hands": {**NEVER, "ad_inpaint_height": 8}}, RequestError, r"hands\.ad_inpaint_height: "),
+        ({"adetailer_args": {**NEVER, "ad_sampler": "Eular"}}, RequestError, r"^adetailer_args\.ad_sampler: .*'Euler'"),
+        (
+            {"adetailer_args": {**NEVER, "ad_sampler": "DDIM"}},
+            RequestError,
+            r"^adetailer_args\.ad_sampler: 'DDIM' is not",
+        ),
+        (
+            {"adetailer_args": {**NEVER, "ad_scheduler": "Turbo"}},
+            RequestError,
+            r"^adetailer_args\.ad_scheduler: 'Turbo'",
+        ),
+        ({"adetailer_args": {**NEVER, "ad_prompt": "a" * 20_001}}, RequestError, r"^adetailer_args\.ad_prompt: 20,001"),
+        (
+            {"adetailer_args": {**NEVER, "ad_prompt": "[PROMPT]" * 9}, "prompt": "b" * 2_300},
+            RequestError,
+            r"^adetailer_args\.ad_prompt: 20,700 char",
+        ),
+        (
+            {"adetailer_args": {**NEVER, "ad_prompt": "x[SEP]" * 64}},
+            RequestError,
+            r"^adetailer_args\.ad_prompt: 65 parts",
+        ),
+        ({"adetailer_args": {**NEVER, "ad_negative_prompt": "é " * 5_000}}, RequestError, r"ad_negative_prompt: 10,"),
+        (
+            {"adetailer_args": {**NEVER, "ad_prompt": "a face[SEP]a<lora:nite:1>"}},
+            ModelNotFoundError,
+            r"^adetailer_args\.ad_prompt: .*night",
+        ),
+        (
+            {"adetailer_passes": [{"ad_model": "None"}, {**NEVER, "ad_model": "face_tiny", "ad_sampler": "x"}]},
+            RequestError,
+            r"^adetailer_passes\[1\]\.ad_sampler: ",
+        ),
         ({"adetailer_passes": [3]}, RequestError, "adetailer_passes"),
     ],
 )
