@@ -86,12 +86,12 @@ def listed(name: str, device: torch.device | str) -> Detector:
     return Listed(name, YOLODetector(name, look, ("face",), 640, device, nbytes=nbytes))
 
 
-def write_upscaler(path: Path) -> None:
-    """An ESRGAN of 64 channels and 23 blocks, as the published 4x ones are."""
+def write_upscaler(path: Path, filters: int = 64, blocks: int = 23) -> None:
+    """An ESRGAN, of 64 channels and 23 blocks as the published 4x ones are."""
     from spandrel.architectures.ESRGAN.__arch.RRDB import RRDBNet
 
     torch.manual_seed(1)
-    state = RRDBNet(num_filters=64, num_blocks=23, scale=4).state_dict()
+    state = RRDBNet(num_filters=filters, num_blocks=blocks, scale=4).state_dict()
     entries = {name: Entry(each.dtype, tuple(each.shape), partial(torch.clone, each)) for name, each in state.items()}
     write_safetensors(path, entries)
 
