@@ -99,7 +99,7 @@ PLAIN_CONVOLUTION = (4.4, 4.4)
 
 LIBRARIES = {
     "cuda": Library(base=64 << 20, convolution=(0.5, 4.4), unfolding=0, scratch=1.0, kept=0.0, in_place=True),
-    "cpu": Library(base=58 << 20, convolution=(0.0, 0.0), unfolding=9, scratch=2.0, kept=0.55),
+    "cpu": Library(base=80 << 20, convolution=(0.0, 0.0), unfolding=9, scratch=2.0, kept=0.55),
 }
 
 
