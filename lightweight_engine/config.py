@@ -55,6 +55,8 @@ _LINK_PORT, _LINK_URL = f"{PREFIX}PORT", re.compile(r"(?:tcp|udp|sctp)://")
 
 _HOST_PORT = re.compile(r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\]):(?P<port>[0-9]{1,5})")
 _HOST = re.compile(r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+_HOST_NAME = re.compile(r"[a-z0-9._-]+|[0-9a-f:]*:[0-9a-f:.]+")  # or an address of IPv6, without brackets
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?|null")
 _TOKEN = re.compile(r"[!-~]{1,4096}")  # what fits into a header
 _MIN_KEY = 8  # characters: a shorter one is guessed, and taken out of the log wherever it stands in a word
 
@@ -384,6 +386,26 @@ class EngineConfig(BaseModel):
                 f"a key is shorter than {_MIN_KEY} characters; give longer ones, as of `openssl rand -hex 16`"
             )
         return value
+
+    @field_validator("host_names", mode="after")
+    @classmethod
+    def _host_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """Names as a caller's ``Host`` has them: any other would never be met."""
+        names = tuple(name.lower().removeprefix("[").removesuffix("]") for name in value)
+        for given, name in zip(value, names, strict=True):
+            if not _HOST_NAME.fullmatch(name):
+                raise ValueError(f"{given!r:.80} is no name of a host; write it as pics.example.org, each by itself")
+        return names
+
+    @field_validator("allowed_origins", mode="after")
+    @classmethod
+    def _origins_of_pages(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """Origins as a browser sends them: any other would never be met."""
+        pages = tuple(page.lower().removesuffix("/") for page in value)
+        for given, page in zip(value, pages, strict=True):
+            if not _ORIGIN.fullmatch(page):
+                raise ValueError(f"{given!r:.80} is no origin; write it as https://example.org, each by itself")
+        return pages
 
     @field_validator("allow_hosts", mode="before")
     @classmethod

@@ -224,6 +224,30 @@ class TestNetwork:
                 Config(allow_hosts=wrong)
 
 
+def test_names_and_pages_are_those_that_a_caller_can_send(tmp_path: Path) -> None:
+    environ = {
+        "LWE_HOST_NAMES": "Pics.example, [::1], 10.0.0.5",
+        "LWE_ALLOWED_ORIGINS": "https://App.example/, http://localhost:5173, null",
+    }
+    config = load(tmp_path, environ=environ)
+    assert config.host_names == ("pics.example", "::1", "10.0.0.5")
+    assert config.allowed_origins == ("https://app.example", "http://localhost:5173", "null")
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        *(("host_names", text) for text in ("*", "*.example", "https://pics.example", "pics.example:443", "a b")),
+        *(("allowed_origins", text) for text in ("*", "app.example", "https://app.example/ui", "https://*.example")),
+    ],
+)
+def test_names_and_pages_that_no_caller_sends_are_refused(tmp_path: Path, name: str, wrong: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, environ={f"LWE_{name.upper()}": f"localhost,{wrong}" if name == "host_names" else wrong})
+    assert f"{name} (from LWE_{name.upper()})" in str(caught.value) and repr(wrong) in str(caught.value)
+    assert "write it as" in str(caught.value)
+
+
 @pytest.mark.parametrize("keys", ["zq9", "seven77", "long-enough,short"])
 def test_short_keys_are_refused_and_not_shown(tmp_path: Path, keys: str) -> None:
     with pytest.raises(ConfigError, match="shorter than 8 characters") as caught:

@@ -61,9 +61,9 @@ class Rules:
 
     @classmethod
     def of(cls, config: EngineConfig) -> Rules:
-        names = LOOPBACK_NAMES | {config.host.lower(), *(name.lower() for name in config.host_names)}
+        names = LOOPBACK_NAMES | {config.host.lower(), *config.host_names}
         keys = tuple(key.get_secret_value() for key in config.api_keys)
-        return cls(names, frozenset(origin.rstrip("/").lower() for origin in config.allowed_origins), keys)
+        return cls(names, frozenset(config.allowed_origins), keys)
 
     def check(self, scope: Scope, headers: Headers) -> str:
         """The caller, as a name for its key.
