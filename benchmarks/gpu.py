@@ -85,7 +85,7 @@ class Task:
         """A step of sampling: what does not depend on the latent was computed before; replayed, as in a pass."""
         latent, text, pooled = self.inputs()
         latent, condition = latent.expand(pictures, -1, -1, -1), Conditioning(text, pooled, guidance=GUIDANCE)
-        velocity = Velocity(model, Recorded(model, lambda: "here") if record else None)
+        velocity = Velocity(model, Recorded(model, lambda: "here", trial=1) if record else None)
         velocity.precompute([SIGMA], [condition])
         return lambda: velocity(latent, SIGMA, [condition] * pictures)
 

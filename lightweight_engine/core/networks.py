@@ -31,12 +31,13 @@ from ..flux.load import Storage, give_back, load_part, read_params, stored_as
 from ..flux.lora_set import NO_LORAS, LoraSet
 from ..flux.params import AutoencoderParams, FluxParams
 from ..flux.preview import Preview
+from ..flux.recorded import Recorded
 from ..flux.text_encoders import TextEncoders
 from ..flux.tokenizers import CLIPTokens, T5Tokens
 from ..flux.units import Kind, UnitName, in_order, unit_of
 from .adapters import FLOAT, Adapter, adapter_cost, at_hand
 from .models import ModelSet
-from .plan import AtHand, Network, Plan, StageName
+from .plan import AtHand, Network, Plan, Stage, StageName
 from .precision import Precision
 
 log = logging.getLogger(__name__)
@@ -47,13 +48,18 @@ KEPT_COSTS = 256
 
 @dataclass(eq=False)
 class _Loaded:
-    """A network and what brings its streamed units."""
+    """A network and what brings its streamed units.
+
+    ``version`` counts what changes the network itself: weights at other places, other LoRAs.
+    """
 
     module: nn.Module
     units: dict[UnitName, Unit]
     placed: Residency
     streams: list[Ring | PageStream | Ahead]
     adapter: Adapter
+    recorded: Recorded | None = None
+    version: int = 0
 
 
 class Networks:
@@ -110,7 +116,8 @@ class Networks:
     @property
     def held(self) -> int:
         """Bytes on the device."""
-        return sum(loaded.placed.nbytes for loaded in self._loaded.values())
+        recorded = sum(loaded.recorded.nbytes for loaded in self._loaded.values() if loaded.recorded)
+        return sum(loaded.placed.nbytes for loaded in self._loaded.values()) + recorded
 
     @cached_property
     def tokenizers(self) -> tuple[CLIPTokens, T5Tokens]:
@@ -174,8 +181,15 @@ class Networks:
         self.release_all({*stage.networks, *stage.kept})
         for role in self._loaded:
             self.replace(role)
+        self._keep_recorded(stage)
         if self.device.type == "cpu":
             trim_heap()
+
+    def _keep_recorded(self, stage: Stage) -> None:
+        """Recorded steps stay through stages that have room for them; in that of sampling they are part of its room."""
+        for loaded in self._loaded.values():
+            if loaded.recorded and stage.name != "sample" and loaded.recorded.nbytes > stage.replay:
+                loaded.recorded.close()
 
     @contextmanager
     def text_encoders(self) -> Iterator[TextEncoders]:
@@ -235,12 +249,21 @@ class Networks:
                 _close(loaded)
                 self._place(role, loaded, self._wanted(role))
 
-    def standing(self, role: Role) -> Hashable | None:
-        """What evaluations of a network depend on beside their inputs; None where the plan has none recorded."""
-        loaded = self._loaded.get(role)
-        if loaded is None or not loaded.placed.recorded:
-            return None
-        return id(loaded), loaded.placed, loaded.adapter.key
+    def recorded(self, tokens: int, evaluations: int | None) -> Recorded:
+        """The transformer's evaluations for a pass, which follow what becomes of it; it is loaded.
+
+        Args:
+            tokens, evaluations: see ``Recorded.begin``.
+        """
+        loaded = self._loaded["transformer"]
+        if loaded.recorded is None:
+
+            def standing() -> int | None:  # None: the plan has none recorded
+                return loaded.version if loaded.placed.recorded else None
+
+            loaded.recorded = Recorded(loaded.module, standing)  # type: ignore[arg-type]
+        loaded.recorded.begin(tokens, evaluations)
+        return loaded.recorded
 
     def _adapt(self, role: Role) -> None:
         """Let the LoRAs that are wanted act on a network that is loaded."""
@@ -253,6 +276,7 @@ class Networks:
         with torch.inference_mode(False), torch.no_grad():
             if self._merge_loras:  # weights are written where streams would have to see them
                 _close(loaded)
+            _close_recorded(loaded)
             loaded.adapter.follow(self._loras, names)
             if self._merge_loras:
                 self._place(role, loaded, loaded.placed)
@@ -293,6 +317,7 @@ class Networks:
         """Bring units to where the plan has them."""
         streamed = self._streamed(role, wanted)
         loaded.placed = wanted
+        loaded.version += 1
         for name, unit in loaded.units.items():
             if name not in streamed:
                 to_device(unit, self.device)
@@ -324,9 +349,17 @@ def _whole(network: Network) -> Residency:
 
 
 def _close(loaded: _Loaded) -> None:
+    _close_recorded(loaded)
     for stream in loaded.streams:
         stream.close()
     loaded.streams.clear()
+
+
+def _close_recorded(loaded: _Loaded) -> None:
+    """What was recorded holds no longer."""
+    loaded.version += 1
+    if loaded.recorded:
+        loaded.recorded.close()
 
 
 def units_of(role: Role, module: nn.Module) -> dict[UnitName, Unit]:

@@ -129,6 +129,7 @@ class Stage:
         passes: how often the blocks run.
         adapters: of LoRAs, beside networks at work or kept.
         tiles: of ``room``, what an upscaler's tiles may take.
+        replay: of steps that were recorded, which stay for the passes that follow.
     """
 
     name: StageName
@@ -141,6 +142,7 @@ class Stage:
     tiled: bool = False
     adapters: Mapping[Role, int] = field(default_factory=dict)
     tiles: int = 0
+    replay: int = 0
 
     @property
     def weights(self) -> int:
@@ -153,8 +155,11 @@ class Stage:
 
     @property
     def peak(self) -> int:
-        kept = sum(placed.nbytes for placed in self.kept.values())
-        return self.weights + kept + sum(self.adapters.values()) + self.room + self.base
+        return self.weights + self.kept_bytes + sum(self.adapters.values()) + self.room + self.base
+
+    @property
+    def kept_bytes(self) -> int:
+        return sum(placed.nbytes for placed in self.kept.values()) + self.replay
 
     def floor(self, card: Card) -> float | None:
         """Seconds that one pass takes at least: computing or copying, whichever is longer; None where not known."""
@@ -238,7 +243,7 @@ class Plan:
                 "slots": sum(placed.slots for placed in stage.networks.values()),
                 "streamed_per_pass": stage.moved,
                 "kept": list(stage.kept),
-                "kept_bytes": sum(placed.nbytes for placed in stage.kept.values()),
+                "kept_bytes": stage.kept_bytes,
                 "lora_bytes": sum(stage.adapters.values()),
                 "room": stage.room + stage.base,
                 "tiled": stage.tiled,
@@ -322,10 +327,9 @@ def lowered(plan: Plan, networks: Mapping[Role, Network], name: StageName) -> Pl
             placed = {
                 role: _place(networks[role], 0, plan.card.kind, drop=True, stream_all=True) for role in stage.networks
             }
-            kept = sum(each.nbytes for each in stage.kept.values())
-            tiled = stage.tiled or (name == "decode" and kept < stage.room / 2)
+            tiled = stage.tiled or (name == "decode" and stage.kept_bytes < stage.room / 2)
             adapters = {role: nbytes for role, nbytes in stage.adapters.items() if role in placed}
-            stage = replace(stage, networks=placed, kept={}, tiled=tiled, adapters=adapters)
+            stage = replace(stage, networks=placed, kept={}, tiled=tiled, adapters=adapters, replay=0)
         stages.append(stage)
     return replace(plan, stages=tuple(stages))
 
@@ -449,4 +453,12 @@ def _with_kept(stage: Stage, stages: Sequence[Stage], networks: Mapping[Role, Ne
         if peak + nbytes <= budget.total and weights + nbytes <= budget.weights:
             kept[role] = placed
             peak, weights = peak + nbytes, weights + nbytes
-    return replace(stage, kept=kept, adapters={**stage.adapters, **_adapters(networks, *kept)})
+    adapters = {**stage.adapters, **_adapters(networks, *kept)}
+    return replace(stage, kept=kept, adapters=adapters, replay=_replay(stages, kept, budget.total - peak))
+
+
+def _replay(stages: Sequence[Stage], kept: Mapping[Role, Residency], spare: int) -> int:
+    """Bytes of recorded steps that stay beside a stage: they work in the room of sampling, and hold that."""
+    sample = next(stage for stage in stages if stage.name == "sample")
+    transformer = kept.get("transformer")
+    return sample.room if transformer and transformer.recorded and sample.room <= spare else 0

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..backend.pace import Lead
 from ..extensions.hires_fix import LatentMode, Passes, Target
 from ..extensions.hires_fix import start as hires_start
 from ..extensions.inpainting import start_content
 from ..flux.conditioner import Conditioner, resolve_guidance
 from ..flux.conditioning import Composition, Scheduled
 from ..flux.guidance import Guided, Inpainting, SkipRules
+from ..flux.latents import token_count
 from ..flux.lora_set import NO_LORAS, LoraSet
 from ..flux.noise import ImageNoise, Source
 from ..flux.prompt import parse_networks, plan_negative, plan_prompt
-from ..flux.recorded import Recorded
 from ..flux.sampling import Forecast, SamplerOptions, Schedule, plan, run
 from ..flux.schedules import ScheduleOptions
 from ..flux.velocity import Velocity
@@ -185,9 +186,8 @@ def walk(job: Job, batch: Batch, texts: Texts, start: Start) -> Tensor:
     job.enter("sample")
     networks.adapt(batch.loras)
     model = job.attempt("sample", networks.load, "transformer")
-    recorded = Recorded(model, lambda: networks.standing("transformer"))
-    velocity = Velocity(model, recorded)
     foreseen = job.forecast.sigmas if job.forecast else ()
+    velocity = Velocity(model, networks.recorded(token_count(*job.cells), len(foreseen) or None))
     job.attempt("sample", velocity.precompute, foreseen, conditionings(positives, negatives))
     evaluate = partial(job.attempt, "sample", velocity)
     guided = Guided(evaluate, positives, negatives, request.cfg_scale, rules=skip_rules(job), compat=request.compat)
@@ -198,12 +198,16 @@ def walk(job: Job, batch: Batch, texts: Texts, start: Start) -> Tensor:
     latent = job.schedule.start(
         first, init, noise_multiplier=request.initial_noise_multiplier, extra_noise=request.img2img_extra_noise
     )
+    lead = Lead(networks.device)
+
+    def after_step(step: int, latent: Tensor, denoised: Tensor) -> None:
+        lead.step()
+        job.after_step(step, latent, denoised)
+
     try:
-        latent = run(job.schedule, painted or guided, latent, noise, job.after_step, sampler_options(request))
+        latent = run(job.schedule, painted or guided, latent, noise, after_step, sampler_options(request))
     except Interrupted as interrupted:
         latent = interrupted.denoised
-    finally:
-        recorded.close()
     latent = painted.blend(latent) if painted else latent
     check_finite(networks, "transformer", [latent])
     return latent

@@ -6,6 +6,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def token_count(height: int, width: int) -> int:
+    """Tokens of a latent of these cells."""
+    return -(-height // 2) * -(-width // 2)
+
+
 def pack(latent: Tensor) -> Tensor:
     """``[B, C, h, w]`` to ``[B, ceil(h/2)*ceil(w/2), 4*C]``, channels slowest inside a token.
 

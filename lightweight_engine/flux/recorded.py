@@ -1,4 +1,4 @@
-"""The transformer's evaluations recorded as CUDA graphs and replayed, so that the GPU never waits for Python.
+"""The transformer's evaluations recorded as CUDA graphs and replayed, so that the GPU does not wait for Python.
 
 A step starts several hundred kernels; products in 8 bits, or small pictures, are done sooner than a host starts the
 next. What is replayed are the very same kernels: not one bit changes.
@@ -7,7 +7,9 @@ next. What is replayed are the very same kernels: not one bit changes.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from ..backend.ahead import Ahead
 from ..backend.linear import PackedLinear
+from ..backend.pace import mark, reached
 from .transformer import Flux, Modulations
 
 log = logging.getLogger(__name__)
@@ -22,55 +25,116 @@ log = logging.getLogger(__name__)
 MOST = 4
 """Graphs kept at a time."""
 
+TRIAL = 3
+"""Evaluations of a shape after which it is judged whether the GPU waits for the host."""
+
+WORTH = 8
+"""Evaluations of a pass that recording pays from: it takes as long as the host takes to start one."""
+
 
 class Recorded:
-    """Evaluations of a network for one pass; called as its ``forward`` is.
+    """Evaluations of a network, pass after pass; called as its ``forward`` is.
 
-    The first of a shape runs as it is, which lets libraries choose what they do; the second is recorded.
+    Those of a shape are recorded where the GPU was seen to wait for the host, and replayed for as long as they hold.
 
     Args:
         standing: what evaluations depend on beside their inputs: where weights lie and which LoRAs act; None where
             units pass through, so that nothing can be recorded.
+        trial: evaluations of a shape that run as they are before; the first lets libraries choose what they do.
     """
 
-    def __init__(self, model: Flux, standing: Callable[[], Hashable | None]) -> None:
+    def __init__(self, model: Flux, standing: Callable[[], Hashable | None], trial: int = TRIAL) -> None:
         self._model = model
         self._standing = standing
-        self._seen: set[Hashable] = set()
+        self._trial = trial
+        self._stood: Hashable | None = None
+        self._trials: dict[Hashable, _Trial] = {}
         self._graphs: dict[Hashable, _Graph] = {}
+        self._calls: Counter[Hashable] = Counter()
+        self._expected: int | None = None
         self._pool: Any = None
         self._refused = False
+        self.nbytes = 0
+        """What recorded evaluations keep of the device."""
+
+    def begin(self, tokens: int, evaluations: int | None = None) -> None:
+        """A pass begins: what was recorded for pictures of another size is dropped.
+
+        Args:
+            tokens: of the picture.
+            evaluations: of each shape, where that is known.
+        """
+        self._calls.clear()
+        self._expected = evaluations
+        self._refused = False
+        if any(graph.tokens != tokens for graph in self._graphs.values()):
+            self.close()
 
     def __call__(self, img: Tensor, txt: Tensor, modulations: Modulations, rotary: Tensor) -> Tensor:
         """The velocity ``[B, L, C]``."""
         standing = self._standing()
         if standing is None or self._refused or torch.is_grad_enabled():
             return self._model(img, txt, modulations, rotary)
-        key = (standing, img.shape, txt.shape, rotary.data_ptr())
-        if key in self._seen and key not in self._graphs and len(self._graphs) < MOST:
+        if standing != self._stood:
+            self.close()
+            self._trials.clear()
+            self._stood = standing
+        key = (img.shape, txt.shape)
+        trial = self._trials.setdefault(key, _Trial())
+        if key not in self._graphs and self._pays(key, trial):
             self._record(key, img, txt, modulations, rotary)
-        self._seen.add(key)
-        if key not in self._graphs:
-            return self._model(img, txt, modulations, rotary)
-        return self._graphs[key](img, txt, modulations)
+        self._calls[key] += 1
+        if key in self._graphs:
+            return self._graphs[key](img, txt, modulations, rotary)
+        return trial.watch(lambda: self._model(img, txt, modulations, rotary), img.device)
 
     def close(self) -> None:
         """Give back what the graphs keep."""
         if self._graphs:
             self._graphs.clear()
-            self._pool = None
+            self._pool, self.nbytes = None, 0
             torch.cuda.empty_cache()  # what a graph worked in is no other's before
+
+    def _pays(self, key: Hashable, trial: _Trial) -> bool:
+        """Whether an evaluation is worth recording now."""
+        left = None if self._expected is None else self._expected - self._calls[key]
+        judged = trial.calls >= self._trial and not trial.ahead
+        return judged and len(self._graphs) < MOST and (left is None or left >= WORTH)
 
     def _record(self, key: Hashable, img: Tensor, txt: Tensor, modulations: Modulations, rotary: Tensor) -> None:
         try:
+            torch.cuda.synchronize(img.device)
+            torch.cuda.empty_cache()  # a graph takes memory of its own: what steps worked in becomes free for it
+            before = torch.cuda.memory_reserved(img.device)
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             self._graphs[key] = _Graph(self._model, self._pool, img, txt, modulations, rotary)
+            self.nbytes += torch.cuda.memory_reserved(img.device) - before
             return
         except RuntimeError as error:  # out of memory too: a step that is not recorded may have enough
             reason = str(error).partition("\n")[0]
         log.warning("steps are not recorded, as that failed (%s)", reason)
         self._refused = True
         self.close()
+
+
+@dataclass
+class _Trial:
+    """What was seen of evaluations that are not recorded.
+
+    ``ahead``: the GPU had not begun one before the host had started all of it, so that nothing is gained by recording.
+    In the third in a row that is so where the host takes less than two thirds of the GPU's time.
+    """
+
+    calls: int = 0
+    ahead: bool = False
+
+    def watch(self, work: Callable[[], Tensor], device: torch.device) -> Tensor:
+        before = None if self.ahead else mark(device)
+        made = work()
+        self.calls += 1
+        # The first has nothing before it, and compiles.
+        self.ahead = self.ahead or (self.calls > 1 and not reached(before))
+        return made
 
 
 class _Graph:
@@ -83,23 +147,25 @@ class _Graph:
     def __init__(
         self, model: Flux, pool: Any, img: Tensor, txt: Tensor, modulations: Modulations, rotary: Tensor
     ) -> None:
-        self._img, self._txt, self._modulations = img.clone(), txt.clone(), modulations.map(torch.clone)
-        self._rotary = rotary
+        self.tokens = img.shape[1]
+        self._modulations = modulations.map(torch.clone)
+        self._inputs = [img.clone(), txt.clone(), *self._modulations.tensors]
+        self._rotary, self._rotary_given = rotary.clone(), rotary
         self._ahead = {each for module in model.modules() if (each := _ahead_of(module)) is not None}
         self._graph = torch.cuda.CUDAGraph()
         self._settle()
         recording = torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local")
         with torch.cuda.device(img.device), recording:
             try:
-                self._made = model(self._img, self._txt, self._modulations, rotary)
+                self._made = model(*self._inputs[:2], self._modulations, self._rotary)
             finally:  # also where that fails: a recording that leaves streams apart cannot be ended
                 self._settle()
 
-    def __call__(self, img: Tensor, txt: Tensor, modulations: Modulations) -> Tensor:
-        self._img.copy_(img)
-        self._txt.copy_(txt)
-        for ours, given in zip(self._modulations.tensors, modulations.tensors, strict=True):
-            ours.copy_(given)
+    def __call__(self, img: Tensor, txt: Tensor, modulations: Modulations, rotary: Tensor) -> Tensor:
+        torch._foreach_copy_(self._inputs, [img, txt, *modulations.tensors])  # type: ignore[reportPrivateImportUsage]
+        if rotary is not self._rotary_given:
+            self._rotary.copy_(rotary)
+            self._rotary_given = rotary
         self._graph.replay()
         return self._made.clone()  # the next replay writes to the same place
 

@@ -58,7 +58,7 @@ def test_replayed_steps_are_bit_equal(storage: str) -> None:
         pytest.skip("the GPU has no products in 8 bits")
     model = model_of(storage)
     rotary = {rows: model.rotary(rows, 8, 20) for rows in (12, 6)}
-    steps = Recorded(model, lambda: "here")
+    steps = Recorded(model, lambda: "here", trial=1)
     pairs = []
     for seed, rows in enumerate([12, 12, 6, 12, 6, 6, 12]):  # two shapes, each run, recorded and replayed
         given = inputs(model, seed, rows)
@@ -69,10 +69,30 @@ def test_replayed_steps_are_bit_equal(storage: str) -> None:
 
 
 @torch.inference_mode()
+def test_a_later_pass_replays_with_rotations_of_its_own() -> None:
+    model = model_of("bf16")
+    steps = Recorded(model, lambda: "here", trial=1)
+    recordings = []
+    for rows, columns in ((12, 8), (8, 12), (6, 8)):  # the second is the first turned
+        steps.begin(rows * columns)
+        rotary = model.rotary(rows, columns, 20)
+        for seed in range(3):
+            given = inputs(model, seed, rows * columns // 8)
+            assert torch.equal(steps(*given, rotary), model(*given, rotary))
+        recordings.append(list(steps._graphs.values()))
+        assert len(recordings[-1]) == 1 and steps.nbytes > 0
+    assert recordings[0] == recordings[1] != recordings[2]
+    recordings.clear()
+    held = torch.cuda.memory_reserved()
+    steps.close()
+    assert steps.nbytes == 0 and torch.cuda.memory_reserved() < held
+
+
+@torch.inference_mode()
 def test_another_placement_is_recorded_anew() -> None:
     model = model_of("bf16")
     rotary, standing = model.rotary(12, 8, 20), ["one"]
-    steps = Recorded(model, lambda: standing[0])
+    steps = Recorded(model, lambda: standing[0], trial=1)
     for _ in range(3):
         steps(*inputs(model, 1), rotary)
     weight: Tensor = model.double_blocks[0].img_attn.qkv.weight
@@ -86,7 +106,7 @@ def test_another_placement_is_recorded_anew() -> None:
 @torch.inference_mode()
 def test_where_units_pass_through_nothing_is_recorded() -> None:
     model = model_of("bf16")
-    steps = Recorded(model, lambda: None)
+    steps = Recorded(model, lambda: None, trial=1)
     for _ in range(3):
         steps(*inputs(model, 1), model.rotary(12, 8, 20))
     assert not steps._graphs
@@ -97,7 +117,7 @@ def test_a_step_that_cannot_be_recorded_is_computed_all_the_same() -> None:
     model = model_of("nf4")
     rotary, given = model.rotary(12, 8, 20), inputs(model, 1)
     expected = model(*given, rotary).clone()
-    steps = Recorded(model, lambda: "here")
+    steps = Recorded(model, lambda: "here", trial=1)
     run_out = torch.cuda.OutOfMemoryError("out of memory")
 
     # In the middle of recording: the stream that unpacks ahead must be free again.

@@ -113,6 +113,30 @@ def test_steps_are_recorded_where_every_block_stays(
     assert not lowered(plan, known(published, "nf4"), "sample").placed("transformer").recorded
 
 
+@pytest.mark.parametrize(
+    ("state", "gib", "record", "stays"),
+    [
+        ("HIGH_VRAM", 80, True, ["encode", "decode"]),
+        ("HIGH_VRAM", 80, False, []),
+        ("LOW_VRAM", 80, True, []),  # the transformer does not stay either
+        ("HIGH_VRAM", 12, True, ["decode"]),  # the text encoders need that room
+    ],
+)
+def test_recorded_steps_stay_where_there_is_room(
+    published: Path, state: str, gib: float, record: bool, stays: list[str]
+) -> None:
+    networks = known(published, "nf4")
+    plan = make_plan(networks, MEGAPIXEL, MemoryManager(card(gib), state, record=record))  # type: ignore[arg-type]
+    assert [stage.name for stage in plan.stages if stage.replay] == stays and plan.fits
+    for stage in plan.stages:
+        assert stage.replay in (0, plan.stage("sample").room)
+    rows = {row["stage"]: row["kept_bytes"] for row in plan.rows()}
+    for name in stays:
+        stage = plan.stage(name)  # type: ignore[arg-type]
+        assert rows[name] == sum(placed.nbytes for placed in stage.kept.values()) + stage.replay
+        assert lowered(plan, networks, stage.name).stage(stage.name).replay == 0
+
+
 # --- the published sizes on real cards -------------------------------------------------------------------------------
 
 # Bytes of all modulation linears and of the embedders before them are 27 % of the weights, and are not needed while
@@ -207,7 +231,7 @@ def test_never_over_the_budget_where_it_fits(published: Path, state: str, gib: f
                 assert not plan.fits or stage.peak <= plan.budget.total
                 weights = stage.weights + sum(placed.nbytes for placed in stage.kept.values())
                 assert not stage.kept or weights <= plan.budget.weights
-                assert stage.peak == weights + stage.room + stage.base
+                assert stage.peak == weights + stage.replay + stage.room + stage.base
                 assert not set(stage.kept) & set(stage.networks)
 
 
