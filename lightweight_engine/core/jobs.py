@@ -11,6 +11,7 @@ from torch import Tensor
 from ..extensions.hires_fix import LATENT_MODES, LatentMode
 from ..flux.conditioner import Conditioner
 from ..request import GenerationRequest
+from ..upscalers.library import Coming
 from ..upscalers.upscaler import NONE, Upscaler
 from .detailing import detailing_of, plan_detailing
 from .idle_fields import without_effect
@@ -69,6 +70,8 @@ def plan_job(
     plan = memory.then[HIRES]
     hires = _job(second, tools, plan, tracker, 1, warnings)
     method = _method(request, tools, plan, tracker)
+    if isinstance(method, Coming):
+        job = _checking(job, method.check)
     again = {batch.first: batch for batch in second.batches}
     return replace(job, hires=Hires(hires, target, method, again)), tracker
 
@@ -131,6 +134,20 @@ def _job(
     )
 
 
+def _checking(job: Job, check: Callable[[], None]) -> Job:
+    """A job that calls ``check`` at every stage and step, which may raise to end it."""
+
+    def enter(stage: str) -> None:
+        check()
+        job.enter(stage)
+
+    def after_step(step: int, latent: Tensor, denoised: Tensor) -> None:
+        check()
+        job.after_step(step, latent, denoised)
+
+    return replace(job, enter=enter, after_step=after_step)
+
+
 def _start_pictures(first: Pass, tools: Tools, warnings: list[str]) -> StartPictures | None:
     name = first.request.img2img_upscaler
     upscaler = None
@@ -141,14 +158,17 @@ def _start_pictures(first: Pass, tools: Tools, warnings: list[str]) -> StartPict
 
 
 def _method(request: GenerationRequest, tools: Tools, plan: Plan, tracker: Tracker) -> LatentMode | Upscaler | None:
-    """What enlarges the picture of a request; its network is read now, so that a bad file is refused now."""
+    """What enlarges the picture of a request; its network is read now, so that a bad file is refused now.
+
+    The first of a process is read beside the first steps, as that takes seconds, and is refused then.
+    """
     name = request.hr_upscaler
     if name in LATENT_MODES:
         return LATENT_MODES[name]
     if name.lower() == "none":
         return None
     room = max((stage.tiles for stage in plan.stages if stage.name == "upscale"), default=0)
-    return tools.upscalers.find(name, field="hr_upscaler", room=room, after_tile=tracker.after_tile)
+    return tools.upscalers.begin(name, field="hr_upscaler", room=room, after_tile=tracker.after_tile)
 
 
 def _previewer(networks: Networks) -> Callable[[Tensor], Image.Image]:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..backend import kernels
+from ..errors import EngineError
 from ..request import GenerationRequest
 from ..upscalers.dense import build_programs
 
@@ -51,12 +53,37 @@ def warm_up(engine: LightweightEngine) -> WarmedUp:
     on_gpu = engine.networks.device.type == "cuda" and kernels.available()
     folder = kernels.kept_in() if on_gpu else None
     before = _programs(folder)
-    if on_gpu and engine.config.hr_upscaler in engine.upscalers.names():
-        build_programs(engine.networks.device)  # the tiny job is not enlarged
-    first, again = (engine.run(GenerationRequest(**WARM_UP)).timings for _ in range(2))
+    first, again = draw_once(engine), engine.run(GenerationRequest(**WARM_UP)).timings
     kept = _programs(folder)
     log.info("a tiny job took %.2f s, and once more %.2f s", sum(first.values()), sum(again.values()))
     return WarmedUp(folder, kept - before, kept, first, again)
+
+
+def draw_once(engine: LightweightEngine) -> Mapping[str, float]:
+    """Draw with the model of the settings, and get their upscaler ready where its file is there.
+
+    The tiny job is not enlarged: it runs while the network is read and its package imported, which is seconds.
+
+    Returns:
+        Seconds of each stage.
+
+    Raises:
+        EngineError: as ``LightweightEngine.run``.
+    """
+    name, device = engine.config.hr_upscaler, engine.networks.device
+    engine.upscalers.device = device
+    wanted = any(entry.name == name for entry in engine.upscalers.entries())
+    with ThreadPoolExecutor(1, "upscaler") as beside:
+        reading = beside.submit(engine.upscalers.find, name) if wanted else None
+        if wanted and device.type == "cuda" and kernels.available():
+            build_programs(device)
+        timings = engine.run(GenerationRequest(**WARM_UP)).timings
+    try:
+        if reading is not None:
+            reading.result()
+    except EngineError as error:  # whoever asks for it is told
+        log.warning("the upscaler of the settings cannot be used: %s", error)
+    return timings
 
 
 def _programs(folder: Path | None) -> int:

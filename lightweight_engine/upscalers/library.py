@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..backend.kept_files import KeptFiles
 from .files import Entry, UpscalerFiles
-from .networks import AfterTile, NetworkUpscaler, open_network
+from .networks import AfterTile, NetworkUpscaler, is_imported, open_network
 from .upscaler import PLAIN, Upscaler
 
 ROOM = 4 << 30  # bytes for tiles at once on a GPU; beyond about ten of them it gets no faster
+
+
+@dataclass(frozen=True, eq=False)
+class Coming:
+    """An upscaler whose network is being read in a thread; whoever needs it waits.
+
+    Args:
+        work: the reading.
+        find: what is there after it.
+    """
+
+    name: str
+    work: Future[object]
+    find: Callable[[], Upscaler]
+
+    def check(self) -> None:
+        """Raise now what was wrong with the network; nothing while it is being read."""
+        if self.work.done():
+            self.work.result()
+
+    def wait(self) -> Upscaler:
+        """The upscaler itself. Raises EngineError, as ``UpscalerLibrary.find``."""
+        self.work.result()
+        return self.find()
+
+    @property
+    def scale(self) -> int:
+        return self.wait().scale
+
+    def upscale(self, levels: Tensor, by: float) -> Tensor:
+        return self.wait().upscale(levels, by)
 
 
 class UpscalerLibrary(UpscalerFiles):
@@ -27,6 +62,8 @@ class UpscalerLibrary(UpscalerFiles):
         super().__init__(roots)
         self.device = device
         self._loaded: KeptFiles[NetworkUpscaler] = KeptFiles(keep)
+        self._turn = threading.Lock()  # of those who read networks
+        self._works: list[Future[object]] = []
 
     def find(
         self, name: str, *, field: str = "upscaler", room: int = ROOM, after_tile: AfterTile | None = None
@@ -48,9 +85,34 @@ class UpscalerLibrary(UpscalerFiles):
         network.after_tile = after_tile or (lambda done, total: None)
         return network
 
+    def begin(
+        self, name: str, *, field: str = "upscaler", room: int = ROOM, after_tile: AfterTile | None = None
+    ) -> Upscaler | Coming:
+        """As ``find``, for a network that is needed later: where importing spandrel, which takes long, is still to be
+        done, that and the reading go on beside other work.
+
+        Raises:
+            EngineError: as of ``entry``; then what is wrong with the network is told by ``Coming``.
+        """
+
+        def find() -> Upscaler:
+            return self.find(name, field=field, room=room, after_tile=after_tile)
+
+        entry = None if is_imported() else self.entry(name, field=field)
+        if entry is None:
+            return find()
+        beside = ThreadPoolExecutor(1, "upscaler")  # a process that ends waits for it, and cuts no import off
+        work: Future[object] = beside.submit(self._load, entry)
+        beside.shutdown(wait=False)
+        self._works = [*(each for each in self._works if not each.done()), work]
+        return Coming(name, work, find)
+
     def release(self) -> None:
-        """Drop all networks."""
-        self._loaded.clear()
+        """Drop all networks, those that are being read as well."""
+        wait(self._works)
+        self._works.clear()
+        with self._turn:
+            self._loaded.clear()
 
     @property
     def held(self) -> int:
@@ -61,4 +123,5 @@ class UpscalerLibrary(UpscalerFiles):
         def read() -> NetworkUpscaler:
             return NetworkUpscaler(entry.name, open_network(entry.path), entry.family.tiling, self.device)
 
-        return self._loaded.get(entry.path, read)
+        with self._turn:
+            return self._loaded.get(entry.path, read)

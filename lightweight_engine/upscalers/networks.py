@@ -7,6 +7,7 @@ warrants. Colours go in as BGR whatever the network was trained on, as the refer
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -244,6 +245,11 @@ def _fault(found: Any) -> str | None:
 
 def _unknown(path: Path, fault: str) -> UnsupportedCheckpointError:
     return UnsupportedCheckpointError(f"{path.name} is not an upscaler that can be used: {fault}; use another file")
+
+
+def is_imported() -> bool:
+    """Whether spandrel is imported, or is being; it brings much of torch with it, and takes two seconds."""
+    return "spandrel" in sys.modules
 
 
 def _spandrel() -> Any:

@@ -18,7 +18,7 @@ from ...core.engine import LightweightEngine
 from ...core.file_cache import FileCache, Held
 from ...core.pictures import PictureReader
 from ...core.progress import Watch, fetching
-from ...core.warm_up import WARM_UP
+from ...core.warm_up import draw_once
 from ...errors import EngineError, about
 from ...request import GenerationRequest, GenerationResult, Progress
 from ..server.faults import in_their_words, their_name, without_paths
@@ -61,7 +61,7 @@ class Predictor:
         """
         begin = time.perf_counter()
         self._engine.setup()
-        self._engine.run(GenerationRequest(**WARM_UP))
+        draw_once(self._engine)
         for note in self._engine.notes:
             print(self._shown(note))
         self._ready = True
