@@ -541,23 +541,25 @@ def test_prompts(strict: Running, case: str) -> None:
 
 # --- protocol -------------------------------------------------------------------------------------------------------
 
-BODIES: dict[str, tuple[bytes, int]] = {
-    "nothing": (b"", 400),
-    "half": (b'{"prompt": ', 400),
-    "a list": (b"[]", 400),
-    "a key twice": (b'{"steps": 1, "steps": 2}', 400),
-    "deep": (b'{"prompt": ' + b"[" * 10_000 + b"]" * 10_000 + b"}", 400),
-    "another encoding": ('{"prompt": "é"}'.encode("latin-1"), 400),
-    "an endless integer": (b'{"seed": ' + b"9" * 5000 + b"}", 400),
-    "of another type": (b'{"prompt": {"a": 1}}', 422),
+BODIES: dict[str, tuple[bytes, int, str]] = {
+    "nothing": (b"", 400, "the body is empty"),
+    "half": (b'{"prompt": ', 400, "not valid JSON"),
+    "a list": (b"[]", 400, "the body is a list,"),
+    "a text": (b'"a"', 400, "the body is a text,"),
+    "null": (b"null", 400, "the body is null,"),
+    "a key twice": (b'{"steps": 1, "steps": 2}', 400, "the key 'steps' is there twice"),
+    "deep": (b'{"prompt": ' + b"[" * 10_000 + b"]" * 10_000 + b"}", 400, "nested too deeply"),
+    "another encoding": ('{"prompt": "é"}'.encode("latin-1"), 400, "not valid JSON"),
+    "an endless integer": (b'{"seed": ' + b"9" * 5000 + b"}", 400, "not valid JSON"),
+    "of another type": (b'{"prompt": {"a": 1}}', 422, "prompt: "),
 }
 
 
 @pytest.mark.parametrize("case", BODIES)
 def test_73_bodies(strict: Running, case: str) -> None:
-    body, status = BODIES[case]
+    body, status, words = BODIES[case]
     for path in ("/generate", "/jobs"):
-        refused(strict.post(path, body), status)
+        refused(strict.post(path, body), status, words)
 
 
 @pytest.mark.parametrize(
@@ -565,6 +567,20 @@ def test_73_bodies(strict: Running, case: str) -> None:
 )
 def test_73_other_types(strict: Running, kind: str) -> None:
     refused(strict.post("/generate", json.dumps(SMALL).encode(), Content_Type=kind), 415, "application/json")
+
+
+@pytest.mark.parametrize(
+    "path", [*(f"/models/{does}" for does in ("load", "unload", "refresh")), "/jobs/{}/interrupt", "/jobs/{}"]
+)
+def test_fields_where_none_are_taken(strict: Running, path: str) -> None:
+    method, path = "DELETE" if path == "/jobs/{}" else "POST", path.format(strict.job(SMALL))
+    error = refused(strict.ask(method, path, {"checkpoint": "tiny"}), 422, "named in the request that draws")
+    assert error["param"] == "checkpoint"
+    assert refused(strict.ask(method, path, {"wait": True}), 422, "takes no fields")["param"] == "wait"
+    refused(strict.ask(method, path, b"now"), 422, "takes no body")
+    refused(strict.ask(method, path, b"x" * (3 << 20)), 413, "takes no body")
+    for nothing in (None, b"", {}, b"null"):
+        assert strict.ask(method, path, nothing).status in (200, 409)
 
 
 def test_addresses(strict: Running) -> None:

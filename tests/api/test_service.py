@@ -359,6 +359,13 @@ def test_parameters_that_there_are_not(server: Running, method: str, path: str, 
     assert server.get("/livez?probe=1").status == 200, "probes send what they like"
 
 
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health"])
+def test_a_monitor_may_ask_for_the_head_alone(server: Running, path: str) -> None:
+    head, whole = server.ask("HEAD", path), server.get(path)
+    assert (head.status, head.body) == (200, b"")
+    assert head.headers["content-length"] == str(len(whole.body))
+
+
 def test_metrics(server: Running) -> None:
     server.generate()
     server.generate(width=5)

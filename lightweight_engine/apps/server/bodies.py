@@ -14,8 +14,10 @@ from starlette.types import Message, Receive
 
 from ...config import EngineConfig
 from ...errors import RequestError
+from ...request import MODEL_FIELDS
 from .faults import BodyTimeoutError, BodyTooLargeError, MalformedBodyError, MediaTypeError, UnavailableError
 
+LONGEST_IDLE = 2**20  # bytes of a body where none is taken, that are looked at
 DEEPEST = 8  # levels of a body in which the place of a fault is looked for; no field lies deeper
 
 
@@ -85,10 +87,11 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
-        raise MediaTypeError(
-            f"the body is {kind or 'of no type'!r:.80}; send JSON, with Content-Type: application/json"
-        )
+        told = f"the body is {kind!r:.80}" if kind else "the body has no type"
+        raise MediaTypeError(f"{told}; send JSON, with Content-Type: application/json")
     body = await _read(request, max_bytes)
+    if not body.strip():
+        raise MalformedBodyError("the body is empty; send an object of fields")
     odd: list[str] = []
     number = partial(_number, odd=odd)
     try:
@@ -104,8 +107,38 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
         told = f"{place}: {odd[0]:.40} is not finite" if place else f"the number {odd[0]:.40} is not finite"
         raise RequestError(f"{told}; send a number that is", field=place or None)
     if not isinstance(parsed, dict):
-        raise MalformedBodyError(f"the body is {type(parsed).__name__}, and not an object of fields; send one")
+        raise MalformedBodyError(f"the body is {_kind(parsed)}, and not an object of fields; send one")
     return parsed
+
+
+async def refuse_fields(request: Request) -> None:
+    """What a route of our own API depends on that takes no body: what is sent there would be without effect.
+
+    Raises:
+        RequestError: there is a body that says something; with its first field, where it has fields.
+        BodyTooLargeError, BodyTimeoutError, UnavailableError: as of ``read_json``.
+    """
+    if request.method not in ("POST", "DELETE"):
+        return
+    try:
+        body = (await _read(request, LONGEST_IDLE)).strip()
+        said = json.loads(body) if body else None
+    except BodyTooLargeError as error:
+        raise BodyTooLargeError("this address takes no body; leave it out", headers=error.headers) from None
+    except (ValueError, RecursionError):
+        said = "no JSON"
+    if isinstance(said, dict) and said:
+        name = next(iter(said))
+        hint = "the model is named in the request that draws" if name in MODEL_FIELDS else "leave it out"
+        raise RequestError(f"{name:.80}: this address takes no fields; {hint}", field=name[:80])
+    if said not in (None, {}):
+        raise RequestError("this address takes no body; leave it out")
+
+
+def _kind(parsed: Any) -> str:
+    """What a value is called in JSON."""
+    names = {list: "a list", str: "a text", type(None): "null", bool: "a switch"}
+    return names.get(type(parsed), "a number")
 
 
 def _is_text(parsed: Any) -> bool:

@@ -13,7 +13,7 @@ from starlette.responses import StreamingResponse
 from ...errors import RequestError
 from ...request import GenerationRequest, UpscaleRequest
 from .asking import CLIENT_GONE, finished, seconds_of, submit
-from .bodies import read_json
+from .bodies import read_json, refuse_fields
 from .events import Events
 from .faults import ConflictError, NotAcceptableError, UnknownJobError
 from .jobs import Job
@@ -39,6 +39,7 @@ _PICTURE_HEADERS: dict[str, Any] = {
         ("X-Warnings-Text", "string", "The warnings, a JSON list in ASCII; not all, where they are longer than 4 KiB."),
     )
 }
+_BARE: dict[str, Any] = {"dependencies": [Depends(refuse_fields)]}  # a route that takes no body
 MAX_LISTED = 1000  # jobs in one answer
 MAX_WARNINGS_TEXT = 4096  # bytes in a header, as proxies take no more than some KiB of all
 
@@ -134,21 +135,21 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
         """Where a job is, and what came of it."""
         return told(service.jobs.get(job_id))
 
-    @router.delete("/jobs/{job_id}", response_model=JobAnswer, responses=errors(401, 404, 409))
+    @router.delete("/jobs/{job_id}", response_model=JobAnswer, responses=errors(401, 404, 409), **_BARE)
     async def cancel_job(job_id: str) -> JobAnswer:
         """Cancel a job: at once if it waits, within a step if it runs. Once more changes nothing."""
         job = service.jobs.get(job_id)
         service.cancel(job)
         return told(job)
 
-    @router.post("/jobs/{job_id}/interrupt", response_model=JobAnswer, responses=errors(401, 404, 409))
+    @router.post("/jobs/{job_id}/interrupt", response_model=JobAnswer, responses=errors(401, 404, 409), **_BARE)
     async def interrupt_job(job_id: str) -> JobAnswer:
         """End a running job within a step with the pictures so far: the one being drawn is taken as it is then."""
         job = service.jobs.get(job_id)
         service.interrupt(job)
         return told(job)
 
-    @router.post("/jobs/{job_id}/skip", response_model=JobAnswer, responses=errors(401, 404, 409))
+    @router.post("/jobs/{job_id}/skip", response_model=JobAnswer, responses=errors(401, 404, 409), **_BARE)
     async def skip_batch(job_id: str) -> JobAnswer:
         """End the batch that is being drawn likewise, and go on with the next."""
         job = service.jobs.get(job_id)

@@ -15,6 +15,7 @@ from ...config import EngineConfig
 from ...labels import LATENT_UPSCALERS, STORAGE, sampler_labels, scheduler_labels
 from ...request import MAX_DETAILER_PASSES, MAX_LORAS
 from .asking import tended
+from .bodies import refuse_fields
 from .messages import Tend
 from .metrics import CONTENT_TYPE
 from .names import MODEL_FILES
@@ -66,6 +67,10 @@ def _add_health(router: APIRouter, service: Service) -> None:
             **_model_of(service),
         )
 
+    for path, text in (("/livez", livez), ("/readyz", readyz)):  # monitors ask for the head alone
+        router.head(path, response_class=PlainTextResponse, include_in_schema=False)(text)
+    router.head("/health", include_in_schema=False)(health)
+
 
 def _add_facts(router: APIRouter, service: Service) -> None:
     @router.get("/config", responses=errors(401))
@@ -85,17 +90,17 @@ def _add_facts(router: APIRouter, service: Service) -> None:
         """The model in use and its files, as of the last job; memory of the worker as it is now."""
         return status_of(service.supervisor)
 
-    @router.post("/models/refresh", responses=errors(401, 503))
+    @router.post("/models/refresh", responses=errors(401, 503), dependencies=[Depends(refuse_fields)])
     async def refresh_models() -> dict[str, Any]:
         """List the models folder anew, when the job that runs is over; every job does so at its end."""
         return await _tended(service, Tend())
 
-    @router.post("/models/unload", responses=errors(401, 503))
+    @router.post("/models/unload", responses=errors(401, 503), dependencies=[Depends(refuse_fields)])
     async def unload_models() -> dict[str, Any]:
         """Give the memory of the model in use back, when the job that runs is over. The next job loads it again."""
         return await _tended(service, Tend("unload"))
 
-    @router.post("/models/load", responses=errors(401, 503, 507))
+    @router.post("/models/load", responses=errors(401, 503, 507), dependencies=[Depends(refuse_fields)])
     async def load_models() -> dict[str, Any]:
         """Load the model in use again, when the job that runs is over."""
         return await _tended(service, Tend("load"))
