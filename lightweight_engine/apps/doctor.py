@@ -5,23 +5,23 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata, util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import typer
 
-from ..errors import EngineError
+from ..config import EngineConfig
+from ..errors import ConfigError, EngineError
 from .console import DIFFERENT, Console, human_bytes
 from .options import Debug, Json, check_models_dir, load_config, takes_settings
 
-if TYPE_CHECKING:
-    from ..config import EngineConfig
-
 LEAST_TORCH = (2, 10)
 LITTLE_DISK = 1_000_000_000
+
+REPAIR = "repair that and run doctor again: device, models and folders go by the settings, and were not looked at"
 
 # Extra -> its packages, and what they are for; see docs/dependencies.md.
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -46,15 +46,13 @@ class Check:
 def doctor(json: Json = False, debug: Debug = False, **settings: Any) -> None:
     """Look for problems and say how to repair each. Ends with code 9 where something must be repaired."""
     with Console(json=json, debug=debug) as console:
-        config = load_config(settings)
         checks = []
-        for look in LOOKS:
-            for check in look(config):
-                checks.append(check)
-                if not json:
-                    console.data(f"{check.state:4}  {check.name}: {check.found}")
-                    if check.fix:
-                        console.data(f"      -> {check.fix}")
+        for check in _checks(settings):
+            checks.append(check)
+            if not json:
+                console.data(f"{check.state:4}  {check.name}: {check.found}")
+                if check.fix:
+                    console.data(f"      -> {check.fix}")
         bad = sum(check.state == "bad" for check in checks)
         if json:
             console.result({"ok": not bad, "checks": [asdict(check) for check in checks]})
@@ -62,6 +60,21 @@ def doctor(json: Json = False, debug: Debug = False, **settings: Any) -> None:
             console.say(f"{bad} thing{'s' * (bad != 1)} to repair" if bad else "ready")
     if bad:
         raise typer.Exit(DIFFERENT)
+
+
+def _checks(settings: Mapping[str, Any]) -> Iterator[Check]:
+    """Of everything; where a setting is wrong, of that and of what depends on none."""
+    try:
+        config = load_config(settings)
+    except ConfigError as error:
+        for look in LOOKS:
+            if look in WITHOUT_SETTINGS:
+                yield from look(EngineConfig())
+            elif look is _settings:
+                yield Check("settings", "bad", str(error), REPAIR)
+        return
+    for look in LOOKS:
+        yield from look(config)
 
 
 def _python(config: EngineConfig) -> Iterator[Check]:
@@ -250,6 +263,7 @@ def _installed(packages: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 LOOKS = (_python, _torch, _device, _host, _settings, _models, _memory, _tokenizers, _folders, _packages, _extras)
+WITHOUT_SETTINGS = (_python, _torch, _host, _packages, _extras)
 
 
 def register(app: typer.Typer) -> None:

@@ -541,6 +541,28 @@ def test_doctor_says_what_to_repair(cli: Cli, models: Path, tmp_path: Path) -> N
     assert "-> set output_dir to a folder of yours" in done.out
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("stesp = 3", "bad.toml: 'stesp' is not a setting; did you mean 'steps'?"),
+        ("max_side = 'big'", "max_side (from bad.toml): input should be a valid integer"),
+        ("max_side = [1", "bad.toml is not valid TOML"),
+        (None, "bad.toml cannot be read"),
+    ],
+)
+def test_doctor_tells_of_wrong_settings_and_looks_at_the_rest(
+    cli: Cli, tmp_path: Path, text: str | None, said: str
+) -> None:
+    if text is not None:
+        (tmp_path / "bad.toml").write_text(text)
+    done = cli("doctor", "--config", "bad.toml", "--json")
+    checks = {row["name"]: row for row in json.loads(done.out)["checks"]}
+    assert (done.code, checks["settings"]["state"]) == (9, "bad")
+    assert said in checks["settings"]["found"] and "run doctor again" in checks["settings"]["fix"]
+    assert {"python", "torch", "packages"} <= checks.keys()
+    assert not {"device", "models", "output_dir"} & checks.keys(), "these go by settings that nobody chose"
+
+
 def test_doctor_fails_for_want_of_a_checkpoint(cli: Cli, tmp_path: Path) -> None:
     folder = tmp_path / "none" / "Stable-diffusion"
     folder.mkdir(parents=True)
