@@ -66,6 +66,7 @@ def upscale(
         if source is None:
             raise RequestError("there is no picture to enlarge; name one", field="image")
         from ..core.engine import LightweightEngine
+        from ..core.image_text import PNG_KEY
         from ..core.images import check_folder, save
         from ..core.pictures import PictureReader
         from ..core.upscaling import USUAL_SCALE, usual_upscaler
@@ -91,7 +92,10 @@ def upscale(
             (made,) = engine.run_upscale(request, **options).images
         label = f"{made.width}x{made.height}" if width or height else f"{by or USUAL_SCALE:g}x"
         free = _free_name(config.output_dir, source, label)
-        saved = save(made, config.output_dir, free, format=format, quality=quality)
+        text = made.info.get(PNG_KEY)
+        saved = save(made, config.output_dir, free, format=format, infotext=text, quality=quality)
+        for warning in saved.warnings:
+            console.warn(warning)
         if json:
             console.result({"path": str(saved.path), "width": made.width, "height": made.height})
         else:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from test_hires_fix import compact_state
 
 from lightweight_engine import Config, LightweightEngine
+from lightweight_engine.core.images import read_infotext, save
 from lightweight_engine.errors import RequestError
 from lightweight_engine.upscalers.resampling import to_image, to_levels
 
@@ -50,6 +51,27 @@ def test_as_data_and_in_another_format(cli: Cli) -> None:
     done = cli("upscale", "small.png", "--by", 1.5, "--upscaler", "Lanczos", "--format", "jpg", "--json", "-q")
     found = json.loads(done.out)
     assert (found["width"], found["height"]) == (61, 45) and found["path"].endswith("small-1.5x.jpg")
+
+
+@pytest.mark.parametrize("before", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("after", ["png", "jpg", "webp"])
+def test_the_text_of_a_picture_stays_in_its_file(cli: Cli, tmp_path: Path, before: str, after: str) -> None:
+    text = "a cat, größer\nSteps: 2, Sampler: Euler, Seed: 7, Size: 41x30"
+    save(Image.open(tmp_path / "small.png"), tmp_path, "told", format=before, infotext=text)
+    done = cli("upscale", f"told.{before}", "--upscaler", "Lanczos", "--format", after)
+    assert done.code == 0 and read_infotext(tmp_path / done.out.strip()) == text
+    assert text in cli("info", done.out.strip()).out
+
+
+def test_a_picture_without_text_gets_none(cli: Cli, tmp_path: Path) -> None:
+    assert read_infotext(tmp_path / cli("upscale", "small.png", "--upscaler", "Lanczos").out.strip()) is None
+
+
+def test_a_text_that_a_format_does_not_hold_is_told(cli: Cli, tmp_path: Path) -> None:
+    save(Image.open(tmp_path / "small.png"), tmp_path, "told", infotext="x" * 70_000)
+    done = cli("upscale", "told.png", "--upscaler", "Lanczos", "--format", "jpg")
+    assert "longer than a JPEG's EXIF can hold" in done.err
+    assert read_infotext(tmp_path / done.out.strip()) == "x" * 70_000
 
 
 def test_to_a_size_by_two(cli: Cli, tmp_path: Path) -> None:
