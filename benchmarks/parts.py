@@ -15,6 +15,7 @@ from torch import nn
 from benchmarks.fullsize import SMALL, Sizes, draw
 from benchmarks.gpu import milliseconds
 from benchmarks.report import publish
+from lightweight_engine.backend.together import Neighbours, read_together
 from lightweight_engine.core.describe import device_name
 from lightweight_engine.flux.keymaps import Role
 from lightweight_engine.flux.load import NETWORKS
@@ -24,10 +25,16 @@ TFLOP = {"decode": 10.30, "encode": 4.80, "T5, 512 tokens": 4.84, "CLIP": 0.013}
 
 
 def network(role: Role, sizes: Sizes, dtype: torch.dtype, device: torch.device) -> Any:
-    """A network of random weights, those of convolutions with their channels last, as it is loaded."""
+    """A network of random weights, placed as when it is loaded: what is read together lies together, and those of
+    convolutions have their channels last."""
     with torch.device("meta"):
         module: nn.Module = NETWORKS[role][1](sizes.of(role))
-    state = {name: draw(name, tuple(each.shape), dtype, device) for name, each in module.state_dict().items()}
+    shapes = {name: tuple(each.shape) for name, each in module.state_dict().items()}
+    places = Neighbours(read_together(module), dict.fromkeys(shapes, dtype), shapes, device)
+    state = {}
+    for name, shape in shapes.items():
+        drawn, place = draw(name, shape, dtype, device), places.place(name)
+        state[name] = drawn if place is None else place.copy_(drawn)
     module.load_state_dict(state, assign=True)
     return module.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 

@@ -31,12 +31,16 @@ class Staging(threading.local):
         self._halves: list[Tensor] = []
         self._stream: Any = None
 
-    def bring(self, tensor: Tensor) -> Tensor:
-        """A tensor on the device, all of it there."""
+    def bring(self, tensor: Tensor, into: Tensor | None = None) -> Tensor:
+        """A tensor on the device, all of it there.
+
+        Args:
+            into: where to, of the same shape and dtype.
+        """
         there = tensor.device.type != "cpu" or tensor.is_pinned()
         if not self._pinned or there or tensor.nbytes < SMALL or not tensor.is_contiguous():
-            return tensor.to(self._device)
-        made = torch.empty(tensor.shape, dtype=tensor.dtype, device=self._device)
+            return tensor.to(self._device) if into is None else into.copy_(tensor)
+        made = torch.empty(tensor.shape, dtype=tensor.dtype, device=self._device) if into is None else into
         self._copy(tensor.detach().view(-1).view(torch.uint8), made.view(-1).view(torch.uint8))
         return made
 

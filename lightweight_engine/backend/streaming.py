@@ -261,6 +261,13 @@ def _to_host(units: Sequence[Unit], arena: Tensor) -> list[_Waiting]:
 
 
 def to_device(unit: Unit, device: torch.device) -> None:
-    """Make a unit resident."""
-    for place in unit.places:
-        place.put(place.tensor.detach().to(device))
+    """Make a unit resident; on a GPU its tensors lie as they do in a slot, one after another."""
+    tensors = [place.tensor.detach() for place in unit.places]
+    if device.type == "cpu" or all(tensor.device.type == device.type for tensor in tensors):
+        homes = [tensor.to(device) for tensor in tensors]
+    else:
+        homes = views(torch.empty(unit.slot_bytes, dtype=torch.uint8, device=device), tensors)
+        for home, tensor in zip(homes, tensors, strict=True):
+            home.copy_(tensor)
+    for place, home in zip(unit.places, homes, strict=True):
+        place.put(home)

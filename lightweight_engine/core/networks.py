@@ -25,9 +25,10 @@ from ..backend.packed import Packed
 from ..backend.pages import PageStream, release_pages
 from ..backend.staging import Staging
 from ..backend.streaming import Place, Ring, Unit, to_device
+from ..backend.together import Neighbours, read_together
 from ..flux.footprint import inventory
 from ..flux.keymaps import Part, Role
-from ..flux.load import Storage, give_back, load_part, read_params, stored_as
+from ..flux.load import Storage, empty_network, give_back, load_part, read_params, stored_as
 from ..flux.lora_set import NO_LORAS, LoraSet
 from ..flux.params import AutoencoderParams, FluxParams
 from ..flux.preview import Preview
@@ -288,13 +289,14 @@ class Networks:
         part = self.models.parts[role]
         on_host = self._streamed(role, wanted)
         staging = Staging(self.device, pinned=self.manager.pinned)
+        neighbours = self._neighbours(part)
 
         def home(name: str, value: Tensor | Packed) -> Tensor | Packed:
             if unit_of(role, name) in on_host:
                 return value.to(HOST)
             if isinstance(value, Packed):
                 return Packed(value.spec, {leaf: staging.bring(tensor) for leaf, tensor in value.parts.items()})
-            return staging.bring(value)
+            return staging.bring(value, neighbours.place(name))
 
         with torch.inference_mode(False):
             module = load_part(part, self.storage(role), device=self.device, home=home)
@@ -306,6 +308,20 @@ class Networks:
                 give_back(source)
         log.info("loaded %s from %s", role, part.checkpoint.path.name)
         return loaded
+
+    def _neighbours(self, part: Part) -> Neighbours:
+        """Places on a GPU for weights that one product reads."""
+        if self.device == HOST:
+            return Neighbours((), {}, {}, HOST)
+        network, storage = empty_network(part), self.storage(part.role)
+        groups = read_together(network)
+        kept = {
+            name: format
+            for group in groups
+            for name in group
+            if isinstance(format := storage.kept_as(part.sources[name], True), torch.dtype)
+        }
+        return Neighbours(groups, kept, part.shapes, self.device)
 
     def _streamed(self, role: Role, wanted: Residency) -> set[UnitName]:
         """The units that pass through."""

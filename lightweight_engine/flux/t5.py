@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backend.attention import attention
+from ..backend.together import ReadsTogether
 from .params import T5Params
 
 
@@ -38,7 +39,9 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, x.shape[-1:], self.weight, eps=1e-6)
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(ReadsTogether):
+    together = ("q", "k", "v")
+
     def __init__(self, params: T5Params, with_bias: bool) -> None:
         super().__init__()
         inner = params.num_heads * params.head_dim
@@ -51,7 +54,7 @@ class SelfAttention(nn.Module):
             self.relative_attention_bias = nn.Embedding(params.num_buckets, params.num_heads)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for proj in (self.q, self.k, self.v))
+        q, k, v = (each.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for each in self.products(x))
         return self.o(attention(q, k, v, bias=bias, scale=1.0))
 
 
@@ -65,7 +68,9 @@ class AttentionLayer(nn.Module):
         return x + self.SelfAttention(self.layer_norm(x), bias)
 
 
-class GatedMLP(nn.Module):
+class GatedMLP(ReadsTogether):
+    together = ("wi_0", "wi_1")
+
     def __init__(self, params: T5Params) -> None:
         super().__init__()
         self.wi_0 = nn.Linear(params.hidden_size, params.mlp_hidden, bias=False)
@@ -73,7 +78,8 @@ class GatedMLP(nn.Module):
         self.wo = nn.Linear(params.mlp_hidden, params.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.wo(F.gelu(self.wi_0(x), approximate="tanh") * self.wi_1(x))
+        gate, value = self.products(x)
+        return self.wo(F.gelu(gate, approximate="tanh") * value)
 
 
 class MLPLayer(nn.Module):

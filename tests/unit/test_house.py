@@ -47,6 +47,7 @@ ARROWS = {
     "backend.lora_modules": "lora lora_algorithms",
     "backend.lora_layers": "eight_bit fp8 linear lora lora_algorithms",
     "backend.streaming": "devices",
+    "backend.together": "streaming",
     "backend.pages": "checkpoint devices streaming",
     "backend.memory_manager": "devices",
     "backend.quantize": "block_types fp8 gguf nf4 packed",

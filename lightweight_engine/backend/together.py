@@ -1,0 +1,111 @@
+"""Linears that read the same input, as one product: their weights lie one behind another on a GPU.
+
+A product of 512 rows with a square matrix is too small to keep all of a large GPU busy; three of them as one are not.
+Where a weight is elsewhere, packed or adapted, each linear is computed by itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .streaming import aligned
+
+
+class ReadsTogether(nn.Module):
+    """A module some of whose linears, none with a bias, read the same input.
+
+    Attributes:
+        together: their names, in order.
+    """
+
+    together: tuple[str, ...] = ()
+
+    def products(self, x: Tensor) -> Sequence[Tensor]:
+        """What each of them makes of ``x`` ``[..., in]``."""
+        linears = [self.get_submodule(name) for name in self.together]
+        joint = joint_weight(linears) if x.is_cuda and not torch.is_grad_enabled() else None
+        if joint is None:
+            return [linear(x) for linear in linears]
+        return F.linear(x, joint).split([linear.out_features for linear in linears], dim=-1)  # type: ignore[misc]
+
+
+def joint_weight(linears: Sequence[nn.Module]) -> Tensor | None:
+    """One matrix ``[all outputs, in]`` that is the weights of all, where they lie in memory like that; else None."""
+    weights: list[Tensor] = []
+    for linear in linears:
+        if type(linear) is not nn.Linear or linear.bias is not None or "forward" in linear.__dict__:
+            return None
+        weights.append(linear.weight)
+    first, width = weights[0], weights[0].shape[1]
+    alike = all(
+        each.dtype == first.dtype and each.shape[1] == width and each.is_contiguous() and each.device == first.device
+        for each in weights
+    )
+    if not alike or not all(_follows(*pair) for pair in pairwise(weights)):
+        return None
+    return first.detach().as_strided((sum(len(each) for each in weights), width), (width, 1))
+
+
+def _follows(first: Tensor, second: Tensor) -> bool:
+    """Whether a tensor begins where the one before it ends, in one piece of memory."""
+    if first.untyped_storage().data_ptr() != second.untyped_storage().data_ptr():
+        return False
+    return first.data_ptr() + first.nbytes == second.data_ptr()
+
+
+def read_together(module: nn.Module) -> list[tuple[str, ...]]:
+    """Names of the weights that are read together, group by group."""
+    return [
+        tuple(f"{path}.{name}.weight" for name in each.together)
+        for path, each in module.named_modules()
+        if isinstance(each, ReadsTogether)
+    ]
+
+
+class Neighbours:
+    """Places on a device for weights that are read together, one behind another; threads may ask for them.
+
+    Args:
+        groups: their names, in order.
+        kept: the dtype of each weight, as far as it is plain.
+        shapes: ``[out, in]`` of each.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[Sequence[str]],
+        kept: Mapping[str, torch.dtype],
+        shapes: Mapping[str, Sequence[int]],
+        device: torch.device,
+    ) -> None:
+        self._shapes, self._kept, self._device = shapes, kept, device
+        self._groups = {name: tuple(group) for group in groups if self._fits(group) for name in group}
+        self._made: dict[tuple[str, ...], list[Tensor]] = {}
+        self._lock = threading.Lock()
+
+    def place(self, name: str) -> Tensor | None:
+        """Where this weight goes; None where it lies by itself."""
+        group = self._groups.get(name)
+        if group is None:
+            return None
+        with self._lock:
+            if group not in self._made:
+                rows = [self._shapes[each][0] for each in group]
+                whole = torch.empty(sum(rows), self._shapes[name][1], dtype=self._kept[name], device=self._device)
+                self._made[group] = list(whole.split(rows))
+            return self._made[group][group.index(name)]
+
+    def _fits(self, group: Sequence[str]) -> bool:
+        """Whether one matrix holds all, with each at a place that a unit's other tensors could have too."""
+        dtypes, widths = {self._kept.get(name) for name in group}, {self._shapes[name][1] for name in group}
+        if None in dtypes or len(dtypes) > 1 or len(widths) > 1:
+            return False
+        itemsize = next(iter(dtypes)).itemsize  # type: ignore[union-attr]
+        sizes = [self._shapes[name][0] * self._shapes[name][1] * itemsize for name in group]
+        return all(size == aligned(size) for size in sizes)
