@@ -85,6 +85,25 @@ def _gelu(x):
 
 
 @triton.jit
+def _piece(source, number, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """A piece of a row in float32, zeros behind its end."""
+    column = number * BLOCK + tl.arange(0, BLOCK)
+    return tl.load(source + column, mask=column < WIDTH, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _put(target, numbers, number, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """A piece of a row to its place."""
+    column = number * BLOCK + tl.arange(0, BLOCK)
+    tl.store(target + column, numbers.to(target.dtype.element_ty), mask=column < WIDTH)
+
+
+@triton.jit
+def _largest(plain, active):
+    return tl.maximum(tl.max(tl.abs(plain), 0), tl.max(tl.abs(active), 0))
+
+
+@triton.jit
 def in_rows(
     first,
     second,
@@ -99,24 +118,35 @@ def in_rows(
     SECOND: tl.constexpr,
     FIRST_BLOCK: tl.constexpr,
     SECOND_BLOCK: tl.constexpr,
+    PIECES: tl.constexpr,
 ):
     """``FIRST`` numbers of ``first`` and GELU of ``SECOND`` of ``second``, side by side in 8-bit floats.
 
-    A program does one token; either part may be left out by a width of 0. ``values`` is contiguous.
+    A program does one token, in one piece or in three: Flux is three times a power of two wide. Either part may be left
+    out by a width of 0. ``values`` is contiguous.
     """
     token = tl.program_id(0).to(tl.int64)
     batch = tl.program_id(1).to(tl.int64)
     row = batch * tokens + token
+    plain = first + batch * first_batch + token * first_row
+    active = second + batch * second_batch + token * second_row
     out = values + row * (FIRST + SECOND)
-    column, place = tl.arange(0, FIRST_BLOCK), tl.arange(0, SECOND_BLOCK)
-    plain = tl.load(first + batch * first_batch + token * first_row + column, mask=column < FIRST, other=0.0)
-    active = tl.load(second + batch * second_batch + token * second_row + place, mask=place < SECOND, other=0.0)
-    plain, active = plain.to(tl.float32), _gelu(active.to(tl.float32))
-    scale = _row_scale(tl.maximum(tl.max(tl.abs(plain), 0), tl.max(tl.abs(active), 0)))
+    plain0, active0 = _piece(plain, 0, FIRST, FIRST_BLOCK), _gelu(_piece(active, 0, SECOND, SECOND_BLOCK))
+    largest = _largest(plain0, active0)
+    if PIECES == 3:
+        plain1, active1 = _piece(plain, 1, FIRST, FIRST_BLOCK), _gelu(_piece(active, 1, SECOND, SECOND_BLOCK))
+        plain2, active2 = _piece(plain, 2, FIRST, FIRST_BLOCK), _gelu(_piece(active, 2, SECOND, SECOND_BLOCK))
+        largest = tl.maximum(largest, tl.maximum(_largest(plain1, active1), _largest(plain2, active2)))
+    scale = _row_scale(largest)
     tl.store(scales + row, scale)
     inverse = 1.0 / scale
-    tl.store(out + column, (plain * inverse).to(values.dtype.element_ty), mask=column < FIRST)
-    tl.store(out + FIRST + place, (active * inverse).to(values.dtype.element_ty), mask=place < SECOND)
+    _put(out, plain0 * inverse, 0, FIRST, FIRST_BLOCK)
+    _put(out + FIRST, active0 * inverse, 0, SECOND, SECOND_BLOCK)
+    if PIECES == 3:
+        _put(out, plain1 * inverse, 1, FIRST, FIRST_BLOCK)
+        _put(out + FIRST, active1 * inverse, 1, SECOND, SECOND_BLOCK)
+        _put(out, plain2 * inverse, 2, FIRST, FIRST_BLOCK)
+        _put(out + FIRST, active2 * inverse, 2, SECOND, SECOND_BLOCK)
 
 
 @triton.jit
