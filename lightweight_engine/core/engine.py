@@ -22,7 +22,7 @@ from ..upscalers.library import UpscalerLibrary
 from .assembly import assemble
 from .current_model import CurrentModel
 from .describe import describe, device_name, versions
-from .detailing import Workshop, find
+from .detailing import find
 from .hashes import HashCache
 from .jobs import plan_job, plan_request
 from .limits import check_upscale
@@ -36,6 +36,7 @@ from .processing import Batch, Drawn, Job, draw, make
 from .progress import Cancel, Interrupt, OnProgress, Tracker, Watch
 from .recovery import within_memory
 from .upscaling import upscale_pictures
+from .workshop import Workshop
 
 if TYPE_CHECKING:
     from PIL import Image

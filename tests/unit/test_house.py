@@ -145,12 +145,13 @@ ARROWS = {
     "core.passes": "limits networks pictures plan processing",
     "core.describe": "infotext infotext_parse lora_sources pictures",
     "core.replay": "describe filenames images infotext_parse",
-    "core.detailing": "limits named passes plan processing",
+    "core.detailing": "limits mask_request named passes plan",
+    "core.workshop": "mask_request processing",
     "core.jobs": "detailing idle_fields images limits named networks passes plan processing progress recovery "
     "start_pictures",
     "core.upscaling": "image_text images named progress",
     "core.engine": "assembly current_model describe detailing hashes jobs limits models networks passes pictures plan "
-    "precision processing progress recovery upscaling",
+    "precision processing progress recovery upscaling workshop",
     # apps
     "__main__": "cli",
     "apps.cli": "console",

@@ -1,0 +1,124 @@
+"""The detailer's passes at work: on each picture of a batch, every mask painted by a job of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from PIL import Image
+
+from ..extensions.adetailer import Outer, PassReport, Repaint
+from ..flux.conditioner import resolve_guidance
+from ..request import DetailReport, GenerationRequest
+from .mask_request import request_of
+from .processing import Batch, Job, draw, finished
+
+
+@dataclass(eq=False)
+class Workshop:
+    """Where masks are painted.
+
+    Args:
+        plan: makes an inner job of a request.
+        enter: called with ``detect`` and ``detail`` as they begin.
+
+    Attributes:
+        jobs: those that painted.
+        reports: of each picture.
+        stages: of each picture, how each pass left it, where the request keeps that.
+    """
+
+    plan: Callable[[GenerationRequest], Job]
+    enter: Callable[[str], None]
+    jobs: list[Job] = field(default_factory=list)
+    reports: list[DetailReport] = field(default_factory=list)
+    stages: list[dict[str, Image.Image]] = field(default_factory=list)
+
+    def leave_out(self) -> None:
+        """The next picture is left as it is."""
+        self.reports.append(DetailReport())
+        self.stages.append({})
+
+    def refiner(self, job: Job, batch: Batch) -> Callable[[list[Image.Image]], list[Image.Image]]:
+        """What is done to the pictures of a batch."""
+        return partial(detail, job, batch, self) if job.detailing else list
+
+
+def detail(job: Job, batch: Batch, workshop: Workshop, images: Sequence[Image.Image]) -> list[Image.Image]:
+    """Pictures of a batch after all passes."""
+    assert job.detailing is not None
+    results = []
+    for number, image in enumerate(images):
+        if job.ends():
+            workshop.leave_out()
+            results.append(image)
+            continue
+        outer = _outer(job, batch.first + number)
+        prompt = outer.prompts[outer.index]
+        workshop.enter("detect")
+        done = job.detailing.detailer.detail(
+            image, job.detailing.passes, outer, lambda one, prompt=prompt: _paint(job, one, prompt, workshop)
+        )
+        workshop.reports.append(_told(done.reports))
+        kept = done.reports if job.request.save_stages else ()
+        workshop.stages.append({f"pass {i}": report.image for i, report in enumerate(kept, 1)})
+        results.append(done.image)
+    return results
+
+
+def _outer(job: Job, index: int) -> Outer:
+    everyone = [row for each in job.batches for row in each.rows]
+    request = job.request
+    return Outer(
+        prompts=tuple(prompt for _, _, prompt in everyone),
+        negative_prompts=(request.negative_prompt,) * len(everyone),
+        seeds=tuple(seed for seed, _, _ in everyone),
+        subseeds=tuple(subseed for _, subseed, _ in everyone),
+        size=(job.size[1], job.size[0]),
+        steps=request.steps,
+        cfg_scale=request.cfg_scale,
+        distilled_cfg_scale=resolve_guidance(request.distilled_cfg_scale, True, request.compat) or 0.0,
+        sampler=job.sampler,
+        scheduler=job.scheduler,
+        index=index,
+        mask=_painted(job, index),
+    )
+
+
+def _painted(job: Job, index: int) -> Image.Image | None:
+    """The mask of an inpainting job that painted the whole picture."""
+    if job.begin is None:
+        return None
+    prepared = job.begin.of(index)
+    return prepared.overlay_mask if prepared.paste_to is None else None
+
+
+def _paint(job: Job, repaint: Repaint, outer_prompt: str, workshop: Workshop) -> Image.Image | None:
+    """Paint one mask by a job of its own; None where it was interrupted, or would be now."""
+    if job.ends():
+        return None
+    workshop.enter("detail")
+    inner = workshop.plan(request_of(job.request, repaint, outer_prompt))
+    workshop.jobs.append(inner)
+    (batch,) = inner.batches
+    drawn = draw(inner, batch)
+    workshop.enter("detect")
+    if job.ends():
+        return None
+    (image,) = finished(inner, batch, drawn.pixels)
+    return image
+
+
+def _told(reports: Sequence[PassReport]) -> DetailReport:
+    return DetailReport(
+        passes=tuple(
+            {
+                "model": report.args.ad_model,
+                "found": [{"box": each.box, "score": each.score, "label": each.label} for each in report.found],
+                "masks": len(report.targets),
+                "painted": report.painted,
+            }
+            for report in reports
+        )
+    )
