@@ -29,7 +29,7 @@ TRIAL = 3
 """Evaluations of a shape after which it is judged whether the GPU waits for the host."""
 
 WORTH = 8
-"""Evaluations of a pass that recording pays from: it takes as long as the host takes to start one."""
+"""Evaluations behind the trial, seen or to come, that recording pays from: it takes as long as starting one or two."""
 
 
 class Recorded:
@@ -99,7 +99,8 @@ class Recorded:
         """Whether an evaluation is worth recording now."""
         left = None if self._expected is None else self._expected - self._calls[key]
         judged = trial.calls >= self._trial and not trial.ahead
-        return judged and len(self._graphs) < MOST and (left is None or left >= WORTH)
+        often = left is None or trial.calls + left >= self._trial + WORTH  # short passes may be many
+        return judged and often and len(self._graphs) < MOST
 
     def _record(self, key: Hashable, img: Tensor, txt: Tensor, modulations: Modulations, rotary: Tensor) -> None:
         try:

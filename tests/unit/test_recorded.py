@@ -111,6 +111,14 @@ def test_a_short_pass_does_not_pay(gpu: Played, evaluations: int | None, pays: b
     assert any(replays(each, TRIAL + WORTH)) is pays
 
 
+def test_short_passes_pay_where_they_are_many(gpu: Played) -> None:
+    each, seen = steps(), []
+    for _ in range(4):
+        each.begin(4, 4)
+        seen.append(replays(each, 4))
+    assert seen == [[False] * 4, [False] * 4, [True] * 4, [True] * 4]
+
+
 def test_a_later_pass_of_the_same_size_replays_from_its_first_step(gpu: Played) -> None:
     each = steps()
     each.begin(4, 20)
