@@ -30,7 +30,7 @@ A message says what is wrong, where, and the one thing to do about it.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -211,6 +211,11 @@ def about(field: str | None) -> Iterator[None]:
             error.field = field
             error.args = (f"{field}: {error}",)
         raise
+
+
+def placed(field: str, number: int, values: Sequence[object]) -> str:
+    """The name of one of the ``values`` of a field: ``loras[1]``; the field's own where there is no other."""
+    return f"{field}[{number}]" if len(values) > 1 else field
 
 
 def plain(item: Mapping[str, Any], limits: str = "") -> str:

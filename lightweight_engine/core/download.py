@@ -28,6 +28,7 @@ from ..errors import (
 )
 from ..flux.tokenizers import Kind, find_tokenizer, is_tokenizer
 from .file_cache import FileCache, Held
+from .lora_sources import Kind as FileKind
 from .lora_sources import Source, lora_source
 from .transfer import Progress, Received, Wanted, transfer
 
@@ -69,11 +70,18 @@ class Downloads:
         return cls(cache_of(config), limits, Access(config.allow_hosts, tokens), offline=config.offline)
 
     def lora(
-        self, url: str, *, sha256: str | None = None, size: int | None = None, progress: Progress = _silent
+        self,
+        url: str,
+        *,
+        sha256: str | None = None,
+        size: int | None = None,
+        progress: Progress = _silent,
+        kind: FileKind = "LoRA",
     ) -> Held:
         """The LoRA file of a URL, held in the cache until it is closed. A URL that was fetched is not asked again.
 
         Args:
+            kind: of file that is wanted, where it is no LoRA.
             sha256: of the LoRA file, in hex; one that is in the cache already is not fetched.
             size: of the LoRA file, in bytes.
             progress: told of every piece, and while another fetches the same; what it raises ends the fetch.
@@ -83,7 +91,7 @@ class Downloads:
             RequestError: ``sha256`` is none.
         """
         sha256 = _checked_sha256(sha256)
-        source = lora_source(url, self.access.allow)
+        source = lora_source(url, self.access.allow, kind)
         key = self.cache.key(source.given)
         found = self._find(source, key, sha256, size)
         if found is not None:

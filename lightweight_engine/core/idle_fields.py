@@ -50,7 +50,7 @@ def _idle(request: GenerationRequest) -> Iterator[tuple[str, list[str]]]:
     if request.mask is None:
         yield "without mask", _sent(request, _MASK, "mask")
     if not request.hires:
-        yield "without a hires pass (hr_scale)", _sent(request, _HIRES, "enable_hr", "hr_scale")
+        yield f"without a hires pass ({_no_hires(request)})", _sent(request, _HIRES, "enable_hr", "hr_scale")
         if request.image is None:
             yield "without image or a hires pass", _sent(request, ("denoising_strength",))
     if request.num_outputs == 1:
@@ -58,8 +58,18 @@ def _idle(request: GenerationRequest) -> Iterator[tuple[str, list[str]]]:
         yield told, _sent(request, ("batch_size",))
     if request.subseed_strength == 0:
         yield "without subseed_strength", _sent(request, ("subseed",))
+    sides = [name for name in ("seed_resize_from_w", "seed_resize_from_h") if getattr(request, name) > 0]
+    if len(sides) == 1:
+        yield "alone; give width and height of the picture that the seed is of", _sent(request, sides)
     if not (request.adetailer or request.adetailer_passes):  # whose passes may have samplers of their own
         yield from _idle_in_walk(request)
+
+
+def _no_hires(request: GenerationRequest) -> str:
+    """Why there is none, where its fields were sent."""
+    if request.image is not None:
+        return "there is none with image"
+    return "enable_hr is false" if request.enable_hr is False else "hr_scale"
 
 
 def _idle_in_walk(request: GenerationRequest) -> Iterator[tuple[str, list[str]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Literal
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from ..backend.urls import Target, check_url
@@ -21,10 +22,13 @@ CIVITAI_HOST = "civitai.com"
 _CIVITAI_PATH = re.compile(r"/api/download/models/(?P<id>\d+)")
 _TOKEN = re.compile(r"[!-~]{1,4096}")
 
-READ = (
-    "give one that ends in .safetensors, https://civitai.com/api/download/models/ID, or trained_model.tar or "
-    "flux-lora.tar of replicate.delivery"
-)
+Kind = Literal["LoRA", "checkpoint"]
+
+READ: dict[Kind, str] = {
+    "LoRA": "give one that ends in .safetensors, https://civitai.com/api/download/models/ID, or trained_model.tar or "
+    "flux-lora.tar of replicate.delivery",
+    "checkpoint": "give one that ends in .safetensors, or https://civitai.com/api/download/models/ID",
+}
 
 
 @dataclass(frozen=True)
@@ -46,23 +50,26 @@ class Source:
     token: str | None = field(default=None, repr=False)
 
 
-def lora_source(url: str, allow: Collection[str] = ()) -> Source:
+def lora_source(url: str, allow: Collection[str] = (), kind: Kind = "LoRA") -> Source:
     """What a URL means. A host on the allow-list may stand for any of the known ones.
+
+    Args:
+        kind: of file that is wanted: archives are read of a LoRA alone.
 
     Raises:
         InvalidURLError, BlockedURLError: it may not be fetched at all.
-        UnsupportedURLError: nothing that is read as a LoRA.
+        UnsupportedURLError: nothing that is read as such a file.
     """
     target = check_url(url, allow)
     path = unquote(urlsplit(url).path)
     last = path.rpartition("/")[2]
-    if last in TAR_MEMBERS and _is_at(target, TAR_HOST):
+    if kind == "LoRA" and last in TAR_MEMBERS and _is_at(target, TAR_HOST):
         return Source(url, url, last.removesuffix(".tar"), TAR_MEMBERS[last])
     if (found := _CIVITAI_PATH.fullmatch(path)) and _is_at(target, CIVITAI_HOST):
         return _civitai(url, found["id"])
     if last.lower().endswith(SUFFIX):
         return Source(url, url, re.sub(r"[^\w.-]+", "_", last[: -len(SUFFIX)])[:80] or "lora")
-    raise UnsupportedURLError(f"the URL at {target.host} is not one of a LoRA that is read; {READ}")
+    raise UnsupportedURLError(f"the URL at {target.host} is not one of a {kind} that is read; {READ[kind]}")
 
 
 # What may be told of a query; anything else may be a secret: a token, a signature.

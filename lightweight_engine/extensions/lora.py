@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..backend.checkpoint import open_checkpoint
-from ..errors import AdapterError, RequestError, about
+from ..errors import AdapterError, RequestError, about, placed
 from ..flux.keymaps import Role
 from ..flux.lora_files import LoraFile, read_lora
 from ..flux.lora_set import LoraSet, LoraUse
 from ..flux.params import Shapes
 from ..flux.prompt import NetworkTag, parse_networks, read_lora_tag
 from ..labels import Compat
-from ..request import MAX_LORA_SCALE, MAX_LORAS, AppliedLora, GenerationRequest, LoraSpec
+from ..lora_spec import MAX_LORA_SCALE, LoraSpec
+from ..request import MAX_LORAS, GenerationRequest
+from ..results import AppliedLora
 from .lora_library import LoraLibrary
 
 # LoRA files that stay open, those used last: their pages are given back, and they need not be read and checked again.
@@ -53,10 +55,11 @@ def specs_of(request: GenerationRequest, prompt: str, warnings: list[str]) -> li
 
 
 def field_of(spec: LoraSpec, request: GenerationRequest) -> str:
-    """The field that asks for a LoRA; what stands in none of its own is a tag of the prompt."""
-    if spec in request.loras:
-        return "loras"
-    return "lora_urls" if spec in of_urls(request) else "prompt"
+    """The field that asks for a LoRA, and its place there; what stands in none of its own is a tag of the prompt."""
+    for field, specs in (("loras", request.loras), ("lora_urls", of_urls(request))):
+        if spec in specs:
+            return placed(field, specs.index(spec), specs)
+    return "prompt"
 
 
 def of_urls(request: GenerationRequest) -> list[LoraSpec]:

@@ -309,6 +309,8 @@ BAD = [
     (51, {"image": "file:///etc/passwd"}, "unsupported input"),
     (54, {"lora_urls": ["https://10.0.0.1/a.safetensors"]}, "private network"),
     (63, {"lora_urls": ["https://a.example/a.ckpt"]}, "not one of a LoRA"),
+    (63, {"lora_urls": ["foo", "https://a.example/a.safetensors"]}, r"lora_urls\[0\]: not a URL"),
+    (63, {"debug_flux_checkpoint_url": "https://a.example/a.ckpt"}, "not one of a checkpoint that is read; give one"),
     (65, {"lora_urls": ["https://a.example/a.safetensors"] * 100}, "lora_urls"),
     (66, {"lora_urls": ["https://a.example/a.safetensors"], "lora_scales": [1e6]}, "lora_scales"),
     (69, {"prompt": "a" * 1_000_000}, "prompt.*limit"),
@@ -339,6 +341,10 @@ def test_bad_inputs(service: Running, number: int, values: dict[str, Any], said:
 def test_bad_loras(service: Running, site: Site, path: str, said: str) -> None:
     """Numbers 52, 53, 60, 63, 67: whatever is wrong, the token is not told."""
     assert re.search(said, failed(service, lora_urls=[site.url(f"{path}?token={SECRET}")]))
+
+
+def test_a_module_of_the_demonstration_model_is_no_choice_of_it(service: Running) -> None:
+    assert "the demonstration model 'tiny' is used" in ask(service, enable_clip_l=True)["logs"]
 
 
 @pytest.mark.parametrize("prompt", ["", "😀 مرحبا é", "(" * 3000, "a\0b"])

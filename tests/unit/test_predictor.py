@@ -22,9 +22,11 @@ from lightweight_engine.apps.predictor.predictor import PredictionError, Predict
 from lightweight_engine.apps.predictor.requests import model_of, names_of, request_of, size_of
 from lightweight_engine.backend.net import Limits, post
 from lightweight_engine.config import EngineConfig
+from lightweight_engine.core.models import TINY
 from lightweight_engine.core.pictures import PictureReader
 from lightweight_engine.errors import BlockedURLError, InvalidURLError, ModelNotFoundError, RequestError
-from lightweight_engine.request import GenerationRequest, GenerationResult, Progress, profile_defaults
+from lightweight_engine.request import GenerationRequest, profile_defaults
+from lightweight_engine.results import GenerationResult, Progress
 
 PROJECT = Path(__file__).resolve().parents[2]
 READER = PictureReader(None, False)
@@ -212,7 +214,13 @@ def test_the_model_that_is_asked_for(tmp_path: Path) -> None:
     assert model_of(asked(forge_unet_storage_dtype="Automatic"), config, None) == {}
     assert model_of(asked(forge_unet_storage_dtype="bnb-nf4 (fp16 LoRA)"), config, None) == {"storage_dtype": "nf4"}
     chosen = model_of(asked(enable_clip_l=True, enable_ae=True), config, None)  # of tiny, as there is no other
-    assert set(chosen) == {"clip", "vae", "checkpoint"} and all(Path(path).is_file() for path in chosen.values())
+    assert set(chosen) == {"clip", "vae"} and all(Path(path).is_file() for path in chosen.values())
+    (tmp_path / "Stable-diffusion").mkdir()
+    (tmp_path / "Stable-diffusion" / "own.safetensors").symlink_to(TINY / "Stable-diffusion" / "tiny.safetensors")
+    for folder in ("text_encoder", "VAE"):
+        (tmp_path / folder).symlink_to(TINY / folder)
+    chosen = model_of(asked(enable_ae=True), config, None)
+    assert Path(chosen["checkpoint"]).name == "own.safetensors" and set(chosen) == {"vae", "checkpoint"}
     assert model_of(asked(), config, tmp_path / "a.safetensors")["checkpoint"] == str(tmp_path / "a.safetensors")
 
 

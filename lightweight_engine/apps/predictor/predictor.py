@@ -20,7 +20,8 @@ from ...core.pictures import PictureReader
 from ...core.progress import Watch, fetching
 from ...core.warm_up import draw_once
 from ...errors import EngineError, about
-from ...request import GenerationRequest, GenerationResult, Progress
+from ...request import GenerationRequest
+from ...results import GenerationResult, Progress
 from ..server.faults import in_their_words, their_name, without_paths
 from ..server.logs import Redactor
 from .inputs import read_inputs
@@ -227,4 +228,6 @@ def fetch_checkpoint(url: str, config: EngineConfig, run: _Run) -> Held:
     room = int(config.checkpoint_cache_gib * GIB)
     cache = FileCache(config.cache_dir / "checkpoints", room, "checkpoint_cache_gib")
     limits = replace(downloads.limits, max_bytes=int(config.checkpoint_max_gib * GIB))
-    return Downloads(cache, limits, downloads.access, offline=config.offline).lora(url, progress=run.fetched)
+    return Downloads(cache, limits, downloads.access, offline=config.offline).lora(
+        url, progress=run.fetched, kind="checkpoint"
+    )

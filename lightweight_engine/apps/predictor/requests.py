@@ -34,7 +34,7 @@ MODULES = {
 
 def names_of(inputs: Mapping[str, Any]) -> dict[str, str]:
     """What the caller of these inputs knows the fields of a request as, by the fields, where that is another name."""
-    names = {row.field: name for name, row in INPUTS.items() if row.field}
+    names = {row.field: name for name, row in INPUTS.items() if row.field and row.field != name}
     names |= {setting: name for name, (setting, _, _) in MODULES.items() if inputs[name]}
     if inputs["debug_flux_checkpoint_url"]:
         names["checkpoint"] = "debug_flux_checkpoint_url"
@@ -116,7 +116,7 @@ def model_of(inputs: Mapping[str, Any], config: EngineConfig, checkpoint: Path |
         for name in wanted:
             setting, role, usual = MODULES[name]
             chosen[setting] = _own_file(library, name, role, usual, getattr(config, setting))
-        if checkpoint is None and config.checkpoint is None:
+        if checkpoint is None and config.checkpoint is None and not models.is_tiny:  # of which a warning tells
             chosen["checkpoint"] = str(models.own_parts["transformer"].checkpoint.path)
     return chosen
 

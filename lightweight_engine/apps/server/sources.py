@@ -14,7 +14,7 @@ from ...core.choice import choose_models
 from ...core.lora_sources import lora_source
 from ...core.loras import lora_library
 from ...core.models import ModelLibrary
-from ...errors import about
+from ...errors import about, placed
 from ...extensions.lora_library import LoraLibrary
 from ...flux.prompt import parse_networks, read_lora_tag
 from ...request import GenerationRequest, Task
@@ -82,17 +82,20 @@ class Sources:
 
 def _lora_names(request: GenerationRequest) -> Iterator[tuple[str, str]]:
     """The LoRAs that are named, each with the field that does so. Prompts of later passes are left to their turn."""
-    for spec in request.loras:
+    for number, spec in enumerate(request.loras):
         if spec.name is not None:
-            yield "loras", spec.name
+            yield placed("loras", number, request.loras), spec.name
     for tag in parse_networks(request.prompt)[1]:
         if tag.kind == "lora":
             yield "prompt", read_lora_tag(tag).name
 
 
 def _lora_urls(request: GenerationRequest) -> Iterator[tuple[str, str]]:
-    yield from (("lora_urls", url) for url in request.lora_urls)
-    yield from (("loras", spec.url) for spec in request.loras if spec.url is not None)
+    for number, url in enumerate(request.lora_urls):
+        yield placed("lora_urls", number, request.lora_urls), url
+    for number, spec in enumerate(request.loras):
+        if spec.url is not None:
+            yield placed("loras", number, request.loras), spec.url
 
 
 def check_models(request: GenerationRequest, library: ModelLibrary) -> None:
