@@ -232,6 +232,7 @@ def test_the_policy_is_told(running: Running) -> None:
         ({"prompt": "<lora:there-is-none:1>"}, 404, None),
         ({"alwayson_scripts": []}, 422, "alwayson_scripts"),
         ({"sampler_index": "Foo"}, 400, "sampler_index"),
+        ({"sampler_name": "", "sampler_index": "Karras"}, 400, "sampler_index"),
         ({"batch_size": 65}, 422, "batch_size"),
         ({"override_settings": {"s_churn": -1}}, 422, "override_settings.s_churn"),
         ({"override_settings": {"s_churn": 1}, "s_churn": -1}, 422, "s_churn"),
@@ -299,7 +300,7 @@ def test_the_field_at_fault_has_the_name_that_was_sent(
 ) -> None:
     answer = running.post(f"{V1}/{path}", {**(SMALL if path == "img2img" else {}), **fields})
     assert (answer.status, answer.error["param"]) == (422, param), answer.body
-    assert answer.error["message"].startswith(f"{param}: ")
+    assert answer.error["message"].startswith(f"{param}: ") and "_y" not in answer.error["message"].removeprefix(param)
 
 
 def test_what_has_no_effect_is_told(running: Running) -> None:
@@ -328,6 +329,10 @@ FORM: dict[str, Any] = {  # what clients send that send every field
     ("fields", "told"),
     [
         ({"hr_scale": 2}, "hr_scale had no effect without enable_hr"),
+        (
+            {"sampler_name": "Euler", "sampler_index": "Heun"},
+            "sampler_index had no effect beside sampler_name, which is 'Euler'",
+        ),
         ({"hr_second_pass_steps": 5, "enable_hr": False}, "hr_second_pass_steps had no effect without enable_hr"),
         ({**FORM["txt2img"], "hr_scale": 1.5}, "hr_scale had no effect without enable_hr"),
         ({"hr_sampler_name": "Euler", "firstphase_width": 64}, "hr_sampler_name, firstphase_width had no effect"),
@@ -355,6 +360,8 @@ def test_fields_of_what_is_not_asked_for(fields: dict[str, Any], told: str) -> N
         *FORM.values(),
         {"enable_hr": True, "denoising_strength": 0.5, "hr_scale": 1.5},
         {"init_images": [PNG, PNG], "batch_size": 2},
+        {"sampler_name": "Heun", "sampler_index": "heun"},
+        {"sampler_name": "Heun", "sampler_index": "Euler"},
         {"init_images": [PNG], "mask": PNG, "mask_blur": 9, "inpaint_full_res": True},
     ],
 )
@@ -645,6 +652,27 @@ def test_bad_enlarging(running: Running, fields: dict[str, Any], status: int, pa
 def test_faults_are_told_in_our_words(running: Running, path: str, body: dict[str, Any], message: str) -> None:
     answer = running.post(path, body)
     assert (answer.status, answer.error["message"]) == (422, message)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"upscaler_2": "Lanczos"}, ["upscaler_2 had no effect: extras_upscaler_2_visibility is 0"]),
+        ({"extras_upscaler_2_visibility": 0.5}, ["extras_upscaler_2_visibility had no effect without upscaler_2"]),
+        (
+            {"upscaling_resize_w": 40, "upscaling_crop": False},
+            ["upscaling_resize_w, upscaling_crop had no effect with"],
+        ),
+        ({"resize_mode": 1, "upscaling_resize": 3, "upscaling_resize_w": 40}, ["upscaling_resize had no effect with"]),
+        ({"upscaling_resize_w": 512, "upscaling_resize_h": 512, "upscaler_2": "None", "upscaling_crop": True}, []),
+        ({"upscaler_2": "Lanczos", "extras_upscaler_2_visibility": 0.5, "upscaling_resize": 3}, []),
+    ],
+)
+def test_what_enlarging_does_not_look_at_is_told(running: Running, fields: dict[str, Any], told: list[str]) -> None:
+    answer = running.post(f"{V1}/extra-single-image", {"image": PNG, "upscaler_1": "Nearest", **fields})
+    assert answer.status == 200, answer.body
+    warnings = answer.json["warnings"]
+    assert len(warnings) == len(told) and all(map(str.startswith, warnings, told)), warnings
 
 
 def test_faces_of_enlarged_pictures_are_left(running: Running) -> None:

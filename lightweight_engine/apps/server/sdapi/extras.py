@@ -31,6 +31,8 @@ NAMES = {
 """What a caller of this API knows the fields of ``UpscaleRequest`` as, but for the pictures."""
 _PICTURES = {ExtraSingleRequest: "image", ExtraBatchRequest: "imageList[].data"}
 
+_OF_SCALE = ("upscaling_resize",)
+_OF_SIZE = ("upscaling_resize_w", "upscaling_resize_h", "upscaling_crop")
 _FACES = ("gfpgan_visibility", "codeformer_visibility")
 
 
@@ -123,4 +125,22 @@ def _idle(body: ExtraRequest, raw: Mapping[str, Any]) -> Sequence[str]:
     return [
         *type(body).without_effect(raw),
         *(f"{name} had no effect: faces are painted anew by ADetailer alone" for name in asked),
+        *_idle_sizes(body),
+        *_idle_second(body),
     ]
+
+
+def _idle_sizes(body: ExtraRequest) -> list[str]:
+    """A sentence for what is of the other ``resize_mode``; its defaults ask for nothing."""
+    other = _OF_SIZE if body.resize_mode == 0 else _OF_SCALE
+    usual = type(body).model_fields
+    asked = [name for name in other if getattr(body, name) != usual[name].default]
+    return [f"{', '.join(asked)} had no effect with resize_mode {body.resize_mode}"] if asked else []
+
+
+def _idle_second(body: ExtraRequest) -> list[str]:
+    """A sentence for one half of a second upscaler."""
+    named, seen = body.upscaler_2.lower() not in NO_CHOICE, body.extras_upscaler_2_visibility != 0
+    if named and not seen:
+        return ["upscaler_2 had no effect: extras_upscaler_2_visibility is 0"]
+    return ["extras_upscaler_2_visibility had no effect without upscaler_2"] if seen and not named else []

@@ -106,15 +106,13 @@ def names_of(body: Body) -> dict[str, str]:
     for ours, option in options_by_field().items():
         if option in (body.override_settings or {}) and getattr(body, ours, None) is None:
             names[ours] = f"override_settings.{option}"
-    if body.sampler_name is None and "sampler_index" in sent:
+    if not body.sampler_name and "sampler_index" in sent:
         names["sampler"] = "sampler_index"
     names |= _names_in_text(body)
     if (body.n_iter or 1) == 1:
         names["num_outputs"] = "batch_size"
     if isinstance(body, ImageToImageRequest) and len(body.init_images or []) == 1:
         names["image"] = "init_images[0]"
-    if isinstance(body, ImageToImageRequest) and body.mask_blur is not None:
-        names |= dict.fromkeys(("mask_blur_x", "mask_blur_y"), "mask_blur")
     if isinstance(body, TextToImageRequest) and body.enable_hr and (body.firstphase_width or body.firstphase_height):
         names |= {"hr_resize_x": "width", "hr_resize_y": "height"}
         names |= {side: f"firstphase_{side}" for side in ("width", "height") if getattr(body, f"firstphase_{side}")}
@@ -152,6 +150,8 @@ def _idle(body: Body, raw: Mapping[str, Any]) -> list[str]:
     for name, (nothing, why) in IDLE.items():
         if getattr(body, name, None) not in nothing:
             sentences.append(f"{name} had no effect: {why}")
+    if body.sampler_name and body.sampler_index.lower() not in ("euler", body.sampler_name.lower()):
+        sentences.append(f"sampler_index had no effect beside sampler_name, which is {body.sampler_name!r:.80}")
     return sentences
 
 
@@ -264,8 +264,9 @@ def _image_fields(body: ImageToImageRequest, config: EngineConfig) -> dict[str, 
             raise RequestError(f"{field}: there is no picture; send one in base64", field=field)
     rows = IMAGE if body.mask else {name: IMAGE[name] for name in ("resize_mode", "initial_noise_multiplier")}
     fields = _mapped(body, rows, config)
-    if body.mask and body.mask_blur is not None:
-        fields |= {"mask_blur_x": body.mask_blur, "mask_blur_y": body.mask_blur}
+    if body.mask and body.mask_blur is not None:  # both of them, as one field, which a fault names once
+        fields = {name: value for name, value in fields.items() if name not in ("mask_blur_x", "mask_blur_y")}
+        fields["mask_blur"] = body.mask_blur
     return fields
 
 
