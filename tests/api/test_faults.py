@@ -146,6 +146,13 @@ def test_the_port_is_taken(tmp_path: Path) -> None:
         assert len(str(caught.value).splitlines()) == 1, "the reason alone is told"
 
 
+@pytest.mark.parametrize("host", ["nobody.invalid", "192.0.2.1"])
+def test_an_address_that_is_not_ours(tmp_path: Path, host: str) -> None:
+    start = service(tmp_path, "--host", host, LWE_API_KEYS=KEY)
+    with pytest.raises(AssertionError, match=f"host: {host}:0 cannot be listened on .* choose another --host"), start:
+        pass
+
+
 def test_beyond_loopback_a_key_is_needed(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="there are no api_keys"), service(tmp_path, "--host", "0.0.0.0"):
         pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
 from collections.abc import Callable, Iterator
@@ -41,7 +42,7 @@ def serve_http(config: EngineConfig, start: Callable[[], Child], child: Child) -
         child: a worker that was started already; ``start`` makes another.
 
     Raises:
-        ConfigError: the port cannot be had.
+        ConfigError: the address or the port cannot be had.
     """
     bound = _bound(config)  # before anything else is begun, that would have to be ended in words of its own
     with bound:
@@ -88,8 +89,9 @@ def _bound(config: EngineConfig) -> Any:
     try:
         return listening(config.host, config.port, BACKLOG)
     except OSError as error:
-        why = f"cannot be listened on ({error.strerror}); choose another --port or --host"
-        raise ConfigError(f"port: {config.host}:{config.port} {why}") from None
+        setting = "port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "host"  # a name of nobody, not ours
+        why = f"cannot be listened on ({error.strerror}); choose another --{setting}"
+        raise ConfigError(f"{setting}: {config.host}:{config.port} {why}") from None
 
 
 def _on_signals(service: Service, server: uvicorn.Server) -> None:
