@@ -200,6 +200,8 @@ def test_hosts_and_origins(tmp_path: Path) -> None:
             assert running.get("/livez", Origin=origin).status == 403
         allowed = running.get("/livez", Origin="https://app.example")
         assert allowed.headers["access-control-allow-origin"] == "https://app.example"
+        readable = allowed.headers["access-control-expose-headers"].split(", ")
+        assert {"X-Job-ID", "X-Seed", "X-Warnings-Text", "X-Request-ID", "Location", "Retry-After"} <= set(readable)
         site = {"Sec-Fetch-Site": "cross-site"}
         assert running.ask("POST", "/jobs", SMALL, site).status == 403
         assert running.ask("GET", "/config", headers=site).status == 403

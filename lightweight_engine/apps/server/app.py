@@ -17,7 +17,7 @@ from .bodies import Intake
 from .description import describe
 from .faults import Fault
 from .guards import METHODS, Guard, Rules, answer
-from .native import errors, native_routes
+from .native import PICTURE_HEADERS, errors, native_routes
 from .sdapi.routes import sdapi_routes
 from .service import Service
 from .status import status_routes
@@ -46,7 +46,11 @@ def build_app(service: Service) -> FastAPI:
     app.add_middleware(Guard, rules=rules, intake=Intake.of(service.config), metrics=service.metrics)
     if rules.origins:  # outside the guard, as a browser asks for permission without a key
         app.add_middleware(
-            CORSMiddleware, allow_origins=sorted(rules.origins), allow_methods=["*"], allow_headers=["*"]
+            CORSMiddleware,
+            allow_origins=sorted(rules.origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=[*PICTURE_HEADERS, "X-Request-ID", "Location", "Retry-After"],  # a page reads no others
         )
     describe(app, keys=bool(rules.keys))
     return app

@@ -30,7 +30,7 @@ def _body(schema: str, example: dict[str, Any]) -> dict[str, Any]:
 
 _DRAWN = _body("GenerationRequest", EXAMPLE)
 _PICTURES = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES.values()}
-_PICTURE_HEADERS: dict[str, Any] = {
+PICTURE_HEADERS: dict[str, Any] = {
     name: {"description": told, "schema": {"type": kind}}
     for name, kind, told in (
         ("X-Job-ID", "string", "Of an answer that is a picture: its job, for /jobs/{job_id}."),
@@ -63,7 +63,7 @@ def _add_generate(router: APIRouter, service: Service) -> None:
     @router.post(
         "/generate",
         response_model=Generated,
-        responses={200: {"content": _PICTURES, "headers": _PICTURE_HEADERS}, **errors(*_WAITING)},
+        responses={200: {"content": _PICTURES, "headers": PICTURE_HEADERS}, **errors(*_WAITING)},
         openapi_extra=_DRAWN,
     )
     async def generate(request: Request) -> Response:
@@ -87,7 +87,7 @@ def _add_upscale(router: APIRouter, service: Service) -> None:
     @router.post(
         "/upscale",
         response_model=Upscaled,
-        responses={200: {"content": _PICTURES, "headers": _PICTURE_HEADERS}, **errors(*_WAITING)},
+        responses={200: {"content": _PICTURES, "headers": PICTURE_HEADERS}, **errors(*_WAITING)},
         openapi_extra=_body("UpscaleRequest", UPSCALE_EXAMPLE),
     )
     async def upscale(request: Request) -> Response:
@@ -172,7 +172,7 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
         "/jobs/{job_id}/images/{n}",
         response_class=Response,
         responses={
-            200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}, "headers": _PICTURE_HEADERS},
+            200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}, "headers": PICTURE_HEADERS},
             **errors(401, 404, 409, 410),
         },
     )
