@@ -27,7 +27,7 @@ from lightweight_engine.backend.processes import resident_bytes
 from lightweight_engine.core.loras import lora_manager
 from lightweight_engine.core.models import TINY, ModelLibrary
 from lightweight_engine.flux.params import Shapes
-from lightweight_engine.request import LoraSpec
+from lightweight_engine.lora_spec import LoraSpec
 
 SWAPS, SETTLED = 200, 50
 MIB = 1 << 20

@@ -21,12 +21,12 @@ _HOMES = {
     "Config": "config",
     "EngineConfig": "config",
     "GenerationRequest": "request",
-    "GenerationResult": "request",
+    "GenerationResult": "results",
     "UpscaleRequest": "request",
-    "UpscaleResult": "request",
+    "UpscaleResult": "results",
     "Interrupt": "core.progress",
-    "LoraSpec": "request",
-    "Progress": "request",
+    "LoraSpec": "lora_spec",
+    "Progress": "results",
     "EngineError": "errors",
 }
 
@@ -50,7 +50,9 @@ if TYPE_CHECKING:
     from .core.engine import LightweightEngine
     from .core.progress import Interrupt
     from .errors import EngineError
-    from .request import GenerationRequest, GenerationResult, LoraSpec, Progress, UpscaleRequest, UpscaleResult
+    from .lora_spec import LoraSpec
+    from .request import GenerationRequest, UpscaleRequest
+    from .results import GenerationResult, Progress, UpscaleResult
 
 
 def __getattr__(name: str) -> Any:

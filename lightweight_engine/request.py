@@ -1,4 +1,4 @@
-"""What a caller asks for, what it is told meanwhile, and what it gets back. Loads no torch.
+"""What a caller asks for; ``results`` are what it is told and gets back. Loads no torch.
 
 ``GenerationRequest`` declares each field once: its bounds, its help, and its default in each named profile. The
 command line, the HTTP schema and the Cog inputs are derived from it; a profile may narrow a bound, never widen it.
@@ -9,14 +9,16 @@ Profiles: ``native`` (this engine's own defaults), ``cog`` (the ``predict()`` se
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from .errors import RequestError, closest, plain
+from .errors import RequestError
+from .fields import Frozen, bounds_of
 from .labels import storage_format
+from .lora_spec import LoraScale, LoraSpec, spec_of
 
 Profile = Literal["native", "cog", "a1111"]
 Compat = Literal["fixed", "forge"]
@@ -27,7 +29,6 @@ ImageFormat = Literal["png", "jpg", "webp"]
 MAX_SEED = 2**63 - 1
 MAX_LORAS = 16
 MAX_DETAILER_PASSES = 16
-MAX_LORA_SCALE = 100.0
 LARGEST_SCALE = 16.0  # of a picture that is enlarged
 
 
@@ -53,137 +54,7 @@ _file = partial(_field, "Files")
 _model = partial(_field, "Model", None, min_length=1, max_length=4096)
 
 
-# Names that other programs have for our fields; those which are near by their letters often mean something else.
-OTHER_NAMES = {
-    "num_inference_steps": "steps",
-    "num_steps": "steps",
-    "sample_steps": "steps",
-    "n_iter": "num_outputs",
-    "n": "num_outputs",
-    "num_images": "num_outputs",
-    "num_images_per_prompt": "num_outputs",
-    "cfg": "cfg_scale",
-    "true_cfg_scale": "cfg_scale",
-    "guidance": "distilled_cfg_scale",
-    "guidance_scale": "distilled_cfg_scale",
-    "sampler_name": "sampler",
-    "sampler_index": "sampler",
-    "hr_sampler_name": "hr_sampler",
-    "hr_second_pass_steps": "hr_steps",
-    "strength": "denoising_strength",
-    "denoise": "denoising_strength",
-    "prompt_strength": "denoising_strength",
-    "init_image": "image",
-    "init_images": "image",
-    "input_image": "image",
-    "mask_image": "mask",
-    "model": "checkpoint",
-    "sd_model_checkpoint": "checkpoint",
-    "sd_vae": "vae",
-    "upscaling_resize": "by",
-    "upscale_by": "by",
-    "upscaler_1": "upscaler",
-}
-
-# Fields that other programs have, and nothing is needed for here.
-NOT_NEEDED = {
-    "send_images": "the pictures are always in the answer",
-    "save_images": "only Forge's API takes it",
-}
-
-
-def _hint(name: str, fields: Collection[str]) -> str:
-    """What to write in place of a field that there is not."""
-    if name in NOT_NEEDED:
-        return NOT_NEEDED[name]
-    other = OTHER_NAMES.get(name)
-    meant = other if other in fields else closest(name, fields)
-    return f"did you mean {meant!r}?" if meant else _names(fields)
-
-
-def _one_line(error: ValidationError, fields: Collection[str]) -> tuple[str, str | None]:
-    """A validation error as one sentence per field, and the name of the first field."""
-    parts, first = [], None
-    for item in error.errors(include_url=False):
-        name = ".".join(str(part) for part in item["loc"]) or None
-        first = first or name
-        message = plain(item, limits_of(name or ""))
-        if item["type"] == "extra_forbidden":
-            message = f"there is no such field; {_hint(name or '', fields)}"
-        parts.append(f"{name}: {message}" if name else message)
-    return "; ".join(parts), first
-
-
-def _names(fields: Iterable[str]) -> str:
-    """Where the names of fields are found: here, if they are few."""
-    names = list(fields)
-    return f"there are: {', '.join(names)}" if len(names) < 10 else "`generate --help` or /openapi.json lists the names"
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
-
-    def __init__(self, /, **data: Any) -> None:
-        try:
-            super().__init__(**data)
-        except ValidationError as error:
-            message, field = _one_line(error, type(self).model_fields)
-            raise RequestError(message, field=field) from None
-
-
-LoraScale = Annotated[float, Field(ge=-MAX_LORA_SCALE, le=MAX_LORA_SCALE, allow_inf_nan=False)]
-
-
-class LoraSpec(_Frozen):
-    """A LoRA and how strongly it acts: a file of the models folder by ``name``, or one at a ``url``.
-
-    Attributes:
-        scale: strength on the transformer.
-        text_scale: strength on the text encoders; left out, the same.
-        sha256: of the file, in hex; another file is refused.
-    """
-
-    name: str | None = Field(default=None, min_length=1, max_length=4096)
-    url: str | None = Field(default=None, max_length=8192, repr=False)
-    scale: LoraScale = 1.0
-    text_scale: LoraScale | None = None
-    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> LoraSpec:
-        if (self.name is None) == (self.url is None):
-            raise ValueError("a LoRA is given by its name or by its url, one of both")
-        return self
-
-    @classmethod
-    def parse(cls, text: str) -> LoraSpec:
-        """From ``NAME_OR_URL[:SCALE]``, as the command line has it.
-
-        Raises:
-            RequestError: the scale is out of bounds.
-        """
-        source, colon, tail = text.rpartition(":")
-        scale = _number(tail) if colon else None
-        source = text if scale is None else source
-        scale = 1.0 if scale is None else scale
-        return cls(url=source, scale=scale) if "://" in source else cls(name=source, scale=scale)
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _spec(given: Any) -> Any:
-    """A LoRA as text or as a mapping; anything else is left to be refused by its type."""
-    if isinstance(given, str):
-        return LoraSpec.parse(given)
-    return LoraSpec(**given) if isinstance(given, Mapping) else given
-
-
-class GenerationRequest(_Frozen):
+class GenerationRequest(Frozen):
     """One job: a prompt and how to draw it. Wrong fields raise ``RequestError``, which names the field."""
 
     prompt: str = _prompt("", "What to draw. Understands (emphasis:1.2), [from:to:when], [a|b], AND, BREAK.")
@@ -350,7 +221,7 @@ class GenerationRequest(_Frozen):
         if not isinstance(given, Sequence):
             return given
         try:
-            return tuple(_spec(each) for each in given)
+            return tuple(spec_of(each) for each in given)
         except RequestError as error:
             raise ValueError(str(error)) from None
 
@@ -410,11 +281,7 @@ MODEL_FIELDS = _fields_of("Model")
 
 def limits_of(name: str) -> str:
     """The least and the greatest value of a field that has both, as a person reads them; else nothing."""
-    info = GenerationRequest.model_fields.get(name)
-    bounds = info.metadata if info else []
-    low = next((each.ge for each in bounds if hasattr(each, "ge")), None)
-    high = next((each.le for each in bounds if hasattr(each, "le")), None)
-    return "" if low is None or high is None else f"{low:,} to {high:,}"
+    return bounds_of(GenerationRequest.model_fields.get(name))
 
 
 def profile_defaults(profile: Profile) -> dict[str, Any]:
@@ -426,7 +293,7 @@ def profile_defaults(profile: Profile) -> dict[str, Any]:
     return defaults
 
 
-class UpscaleRequest(_Frozen):
+class UpscaleRequest(Frozen):
     """Pictures to make larger, with nothing drawn. Wrong fields raise ``RequestError``, which names the field."""
 
     images: tuple[Any, ...] = Field(
@@ -469,97 +336,3 @@ class UpscaleRequest(_Frozen):
 
 Task = GenerationRequest | UpscaleRequest
 """What the engine can be asked for."""
-
-
-class Progress(_Frozen):
-    """Where a job is. ``step`` counts finished steps of ``steps`` in ``stage``; ``fraction`` is of the whole job."""
-
-    stage: Literal["load", "encode", "sample", "decode", "upscale", "detect", "detail", "done"]
-    step: int = 0
-    steps: int = 0
-    fraction: float = 0.0
-    eta_seconds: float | None = None
-    steps_per_second: float | None = None
-    image_index: int = 0
-    image_count: int = 1
-    preview: Any = None  # a PIL image, where previews are on
-
-
-class ModelFile(_Frozen):
-    """A model file that took part: its role, path and content hash (sha256, hex)."""
-
-    role: Literal["transformer", "t5", "clip", "autoencoder", "checkpoint"]
-    name: str
-    path: str
-    sha256: str | None = None
-
-
-class AppliedLora(_Frozen):
-    """What became of a LoRA file.
-
-    Attributes:
-        given: as it was asked for, without what is secret in a URL.
-        found: modules in the file; ``applied`` of them fit the model.
-        patches: network -> changed parameters, counted as the reference does.
-        ignored: reason -> tensors that change nothing.
-    """
-
-    name: str
-    given: str
-    sha256: str
-    scale: float
-    text_scale: float
-    found: int
-    applied: int
-    patches: Mapping[str, int] = Field(default_factory=dict)
-    ignored: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
-class DetailReport(_Frozen):
-    """What the detailer did to a picture. Of each pass: ``model``, what it ``found`` (box, score, label), how many
-    ``masks`` were left of that, and how many were ``painted``."""
-
-    passes: tuple[Mapping[str, Any], ...] = ()
-
-
-class GenerationResult(_Frozen):
-    """What a job made. Seconds in ``timings``, bytes in ``peak_memory``; warnings are sentences for a person.
-
-    ``settings`` are those that decide the numbers of a picture beside its request.
-
-    ``stages`` are, for each picture, those that came before it, by name in their order; with ``save_stages``.
-
-    ``interrupted``: an interrupt ended the job or a batch early. Pictures may be missing, unfinished, or without their
-    later passes.
-    """
-
-    images: tuple[Any, ...]
-    stages: tuple[dict[str, Any], ...] = ()
-    seeds: tuple[int, ...]
-    subseeds: tuple[int, ...]
-    infotexts: tuple[str, ...]
-    request: GenerationRequest
-    models: tuple[ModelFile, ...] = ()
-    loras: tuple[AppliedLora, ...] = ()
-    details: tuple[DetailReport, ...] = ()
-    timings: dict[str, float] = Field(default_factory=dict)
-    peak_memory: int = 0
-    interrupted: bool = False
-    device: str = "cpu"
-    versions: dict[str, str] = Field(default_factory=dict)
-    settings: dict[str, Any] = Field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-
-
-class UpscaleResult(_Frozen):
-    """Enlarged pictures, as ``GenerationResult`` has drawn ones; ``upscalers`` made them."""
-
-    images: tuple[Any, ...]
-    request: UpscaleRequest
-    upscalers: tuple[str, ...]
-    timings: dict[str, float] = Field(default_factory=dict)
-    peak_memory: int = 0
-    interrupted: bool = False
-    device: str = "cpu"
-    versions: dict[str, str] = Field(default_factory=dict)

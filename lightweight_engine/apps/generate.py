@@ -15,7 +15,7 @@ from .session import check_request, start_engine, tell_details, watched
 
 if TYPE_CHECKING:
     from ..core.images import Saved
-    from ..request import GenerationResult
+    from ..results import GenerationResult
 
 
 def _list_samplers(wanted: bool) -> None:

@@ -140,7 +140,7 @@ def _config(settings: dict[str, Any]) -> EngineConfig:
 def _read(given: str, config: EngineConfig) -> Iterator[LoraUse]:
     """A LoRA by name, path or URL, read for the model in use; nothing of that is loaded."""
     from ..core.engine import LightweightEngine
-    from ..request import LoraSpec
+    from ..lora_spec import LoraSpec
 
     manager = LightweightEngine(config).loras
     path = Path(given)

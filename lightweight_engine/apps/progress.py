@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .console import Console
 
 if TYPE_CHECKING:
-    from ..request import Progress
+    from ..results import Progress
 
 SECONDS_BETWEEN_LINES = 5.0
 

@@ -20,7 +20,8 @@ from .progress import reporter
 if TYPE_CHECKING:
     from ..config import EngineConfig
     from ..core.engine import LightweightEngine
-    from ..request import DetailReport, GenerationRequest
+    from ..request import GenerationRequest
+    from ..results import DetailReport
 
 
 def check_request(request: GenerationRequest, config: EngineConfig) -> None:

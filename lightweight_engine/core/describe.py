@@ -16,7 +16,9 @@ from ..extensions.lora import of_urls
 from ..flux.conditioner import resolve_guidance
 from ..flux.prompt import parse_networks
 from ..labels import SAMPLERS
-from ..request import AppliedLora, GenerationRequest, GenerationResult, LoraSpec, ModelFile
+from ..lora_spec import LoraSpec
+from ..request import GenerationRequest
+from ..results import AppliedLora, GenerationResult, ModelFile
 from .infotext import GenerationFacts, HiresFacts, ImageFacts, infotext, sampler_parameters
 from .infotext_parse import has_weights
 from .lora_sources import shown_url

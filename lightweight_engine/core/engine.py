@@ -17,7 +17,8 @@ from ..extensions.detectors import DetectorLibrary
 from ..extensions.lora import LoRAManager, reports
 from ..flux.conditioner import EmbeddingCache
 from ..flux.keymaps import Role
-from ..request import GenerationRequest, GenerationResult, UpscaleRequest, UpscaleResult
+from ..request import GenerationRequest, UpscaleRequest
+from ..results import GenerationResult, UpscaleResult
 from ..upscalers.library import UpscalerLibrary
 from .assembly import assemble
 from .current_model import CurrentModel

@@ -19,7 +19,7 @@ from ..backend.model_files import open_model
 from ..errors import EngineError, ModelNotFoundError, UnsupportedCheckpointError, about, closest
 from ..flux.keymaps import Part, Role, find_parts, read_params
 from ..flux.recognise import check_width, width_fed, width_of
-from ..request import ModelFile
+from ..results import ModelFile
 from .folders import FOLDERS, models_below, title_of
 from .hashes import HashCache
 

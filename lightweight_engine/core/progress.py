@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..errors import GenerationCancelled
-from ..request import Progress
+from ..results import Progress
 
 OnProgress = Callable[[Progress], None]
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
-from ..request import GenerationRequest, GenerationResult
+from ..request import GenerationRequest
+from ..results import GenerationResult
 from .describe import pixels_sha256, sidecar
 from .filenames import next_number
 from .images import DEFAULT_QUALITY, Saved, open_image, read_infotext, read_sidecar, save

@@ -12,7 +12,8 @@ from PIL import Image
 
 from ..config import EngineConfig
 from ..errors import RequestError
-from ..request import LARGEST_SCALE, Progress, UpscaleRequest
+from ..request import LARGEST_SCALE, UpscaleRequest
+from ..results import Progress
 from ..upscalers.library import UpscalerLibrary
 from ..upscalers.resampling import Size, resample, resample_levels, scaled, to_image, to_levels
 from .image_text import PNG_KEY

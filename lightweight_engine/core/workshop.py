@@ -10,7 +10,8 @@ from PIL import Image
 
 from ..extensions.adetailer import Outer, PassReport, Repaint
 from ..flux.conditioner import resolve_guidance
-from ..request import DetailReport, GenerationRequest
+from ..request import GenerationRequest
+from ..results import DetailReport
 from .mask_request import request_of
 from .processing import Batch, Job, draw, finished
 

@@ -30,7 +30,8 @@ from lightweight_engine.flux.autoencoder import Autoencoder
 from lightweight_engine.flux.clip import CLIPText
 from lightweight_engine.flux.t5 import T5Encoder
 from lightweight_engine.labels import sampler_labels
-from lightweight_engine.request import MODEL_FIELDS, GenerationRequest, Progress
+from lightweight_engine.request import MODEL_FIELDS, GenerationRequest
+from lightweight_engine.results import Progress
 
 PROJECT = Path(__file__).resolve().parents[2]
 TOKENIZERS = PROJECT / "lightweight_engine" / "tiny" / "tokenizers"

@@ -28,7 +28,10 @@ FLOORS = {"": 0, "backend": 1, "flux": 2, "upscalers": 2, "extensions": 3, "core
 # neighbours.
 ARROWS = {
     # floor 0
-    "request": "errors labels",
+    "fields": "errors",
+    "lora_spec": "fields",
+    "request": "errors fields labels lora_spec",
+    "results": "fields request",
     "labels": "errors",
     "config": "errors labels request",
     # backend
@@ -271,6 +274,7 @@ LIGHT = (
     "",
     "errors",
     "request",
+    "results",
     "labels",
     "config",
     "core.models",

@@ -20,7 +20,8 @@ from lightweight_engine.core.lora_sources import shown_url
 from lightweight_engine.errors import AdapterError, ModelNotFoundError, RequestError, WrongContentError
 from lightweight_engine.extensions.lora import FILES_KEPT, LoRAManager, reports, specs_of
 from lightweight_engine.extensions.lora_library import LoraLibrary
-from lightweight_engine.request import GenerationRequest, LoraSpec
+from lightweight_engine.lora_spec import LoraSpec
+from lightweight_engine.request import GenerationRequest
 
 QKV = "lora_unet_double_blocks_0_img_attn_qkv"
 WIDTH = FLUX.hidden_size

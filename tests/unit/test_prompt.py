@@ -22,7 +22,7 @@ from lightweight_engine.flux.prompt import (
     split_and,
 )
 from lightweight_engine.flux.prompt_schedule import schedule
-from lightweight_engine.request import LoraSpec
+from lightweight_engine.lora_spec import LoraSpec
 
 LIMIT = 20_000  # characters of prompt that the engine takes
 

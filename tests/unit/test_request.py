@@ -6,15 +6,8 @@ import pytest
 
 from lightweight_engine.config import EngineConfig
 from lightweight_engine.errors import RequestError
-from lightweight_engine.request import (
-    MAX_SEED,
-    MODEL_FIELDS,
-    NOT_NEEDED,
-    OTHER_NAMES,
-    GenerationRequest,
-    UpscaleRequest,
-    profile_defaults,
-)
+from lightweight_engine.fields import NOT_NEEDED, OTHER_NAMES
+from lightweight_engine.request import MAX_SEED, MODEL_FIELDS, GenerationRequest, UpscaleRequest, profile_defaults
 
 
 def test_the_profiles_have_the_defaults_of_their_services() -> None:

@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 
 from ...core.images import encode
-from ...request import GenerationResult
+from ...results import GenerationResult
 
 QUALITY = 100  # of webp and jpg
 

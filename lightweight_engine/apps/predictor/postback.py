@@ -15,7 +15,7 @@ from ...backend.net import Access, Limits, post
 from ...backend.urls import check_url
 from ...core.images import preview_jpeg
 from ...errors import DownloadError
-from ...request import Progress
+from ...results import Progress
 
 EVERY_SECONDS = 1.0
 POST_SECONDS = 5.0  # that one may take

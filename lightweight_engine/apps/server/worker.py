@@ -26,7 +26,8 @@ from ...core.progress import Interrupt as Interrupter
 from ...core.replay import save_result
 from ...core.warm_up import warm_up
 from ...errors import EngineError, OutputError
-from ...request import GenerationResult, Progress, UpscaleRequest, UpscaleResult
+from ...request import UpscaleRequest
+from ...results import GenerationResult, Progress, UpscaleResult
 from .facts import Facts
 from .faults import Fault, without_paths
 from .logs import JOB_ID, REQUEST_ID, set_up_logs
