@@ -206,7 +206,7 @@ def about(field: str | None) -> Iterator[None]:
     """Faults of files and addresses in the block, which know no request, name the field that brought them."""
     try:
         yield
-    except (ModelError, AdapterError, DownloadError) as error:
+    except (ModelError, AdapterError, DownloadError, OutputError) as error:
         if field is not None and error.field is None:
             error.field = field
             error.args = (f"{field}: {error}",)

@@ -84,6 +84,9 @@ def test_a_folder_of_outputs_that_cannot_be_written(tmp_path: Path) -> None:
         assert any("save_images will be refused" in line for line in running.lines)
         answer = running.post("/sdapi/v1/txt2img", {**SMALL, "save_images": True})
         assert answer.status == 507 and answer.json["error"]["type"] == "OutputError", answer.body
+        assert answer.error["param"] == "save_images" and answer.error["message"].startswith(
+            "save_images: cannot write"
+        )
         assert str(tmp_path) not in answer.body.decode()
         assert running.post("/sdapi/v1/txt2img", SMALL).status == 200
 

@@ -579,6 +579,15 @@ def test_tasks_by_name(running: Running) -> None:
     assert task(running, "task(first)")["completed"]
 
 
+def test_metrics_tell_addresses_whole(running: Running) -> None:
+    """Those of two interfaces that end alike are two."""
+    running.get(f"{V1}/progress"), running.post("/internal/progress", {}), running.get("/adetailer/v1/version")
+    text = running.get("/metrics").body.decode()
+    for route in (f"{V1}/progress", "/internal/progress", "/adetailer/v1/version"):
+        assert f'route="{route}",status="200"' in text
+    assert 'route="/progress"' not in text
+
+
 def test_native_jobs_are_no_tasks(running: Running) -> None:
     """They take their turn in the same queue, and are neither shown nor ended."""
     job = running.job({**SMALL, "width": 256, "height": 256, "steps": 1000})

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ...config import EngineConfig
 from ...core.images import check_folder
-from ...errors import EngineError, GenerationCancelled
+from ...errors import EngineError, GenerationCancelled, about
 from ...request import Task
 from .canary import Canary
 from .faults import ConflictError, DeadlineError, Fault, QueueFullError, Refusal, UnavailableError
@@ -146,7 +146,8 @@ class Service:
             return known
         self._check_room(caller)
         if save:
-            check_folder(self.config.output_dir)
+            with about("save_images"):
+                check_folder(self.config.output_dir)
         job = Job(
             id=secrets.token_hex(8),
             request=task,

@@ -19,7 +19,7 @@ from ..schemas import as_base64
 from .generation import FAILURES, in_their_words, json_answer
 from .models import ExtraBatchRequest, ExtraBatchResponse, ExtraRequest, ExtraSingleRequest, ExtraSingleResponse
 from .options import NO_CHOICE
-from .session import Session
+from .session import PREFIX, Session
 
 NAMES = {
     "by": "upscaling_resize",
@@ -38,7 +38,7 @@ _FACES = ("gfpgan_visibility", "codeformer_visibility")
 
 def extras_routes(session: Session) -> APIRouter:
     """The two ways of enlarging."""
-    router = APIRouter()
+    router = APIRouter(prefix=PREFIX)
 
     @router.post(
         "/extra-single-image",

@@ -14,14 +14,14 @@ from ..messages import Tend
 from ..native import errors
 from .catalogue import Catalogue
 from .models import MemoryResponse
-from .session import Session
+from .session import PREFIX, Session
 
 _REAL_ESRGAN = "R-ESRGAN"
 
 
 def file_routes(session: Session) -> APIRouter:
     """Lists of model files, and memory."""
-    router = APIRouter(responses=errors(401))
+    router = APIRouter(prefix=PREFIX, responses=errors(401))
     _add_models(router, session)
     _add_helpers(router, session)
     _add_chores(router, session)

@@ -19,7 +19,7 @@ from ..queries import without_effect
 from .answers import generation_answer
 from .catalogue import Catalogue
 from .models import GenerationResponse, ImageToImageRequest, TextToImageRequest
-from .session import Session
+from .session import PREFIX, Session
 from .translate import Body, names_of, renamed, translate
 
 FAILURES = errors(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503, 504, 507)
@@ -43,7 +43,7 @@ def json_answer(data: Any) -> Response:
 
 def generation_routes(session: Session) -> APIRouter:
     """The two ways of drawing."""
-    router = APIRouter()
+    router = APIRouter(prefix=PREFIX)
 
     @router.post(
         "/txt2img", response_model=GenerationResponse, responses=FAILURES, openapi_extra=TextToImageRequest.openapi()

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from ....labels import AUTOMATIC, LATENT_UPSCALERS, SAMPLERS, SCHEDULERS
 from ..native import errors
 from .scripts import SCRIPTS
-from .session import Session
+from .session import PREFIX, Session
 
 _RHO = {"karras": 7.0, "polyexponential": 1.0}
 _BY_FORMULA = frozenset({"automatic", "karras", "exponential", "polyexponential"})
@@ -28,7 +28,7 @@ EMPTY: dict[str, Any] = {
 
 def list_routes(session: Session) -> APIRouter:
     """The lists that need no model, and those of its files."""
-    router = APIRouter(responses=errors(401))
+    router = APIRouter(prefix=PREFIX, responses=errors(401))
     _add_labels(router)
     _add_scripts(router)
     for name, content in EMPTY.items():

@@ -12,7 +12,7 @@ from ..bodies import read_json
 from ..faults import NotOfferedError, NotSupportedError
 from ..native import errors
 from .models import PngInfoRequest, PngInfoResponse
-from .session import Session
+from .session import PREFIX, Session
 
 if TYPE_CHECKING:
     from ....core.pictures import PictureReader
@@ -23,7 +23,7 @@ _NO_TEXT = ("exif", "icc_profile", "dpi", "photoshop", "jfif", "jfif_version", "
 
 def picture_routes(session: Session) -> APIRouter:
     """``/png-info``, and an honest refusal of ``/interrogate``."""
-    router = APIRouter()
+    router = APIRouter(prefix=PREFIX)
 
     @router.post(
         "/png-info",

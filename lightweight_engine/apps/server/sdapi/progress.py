@@ -13,14 +13,14 @@ from ..native import errors
 from ..schemas import as_base64
 from .answers import timestamp
 from .models import ProgressResponse, TaskProgressRequest, TaskProgressResponse
-from .session import Session, Task
+from .session import PREFIX, Session, Task
 
 _BEGUN = 0.01  # what a task shows as soon as it runs, so that clients see that it does
 
 
 def progress_routes(session: Session) -> APIRouter:
     """``/progress``, ``/interrupt`` and ``/skip``."""
-    router = APIRouter()
+    router = APIRouter(prefix=PREFIX)
 
     @router.get("/progress", response_model=ProgressResponse, responses=errors(401, 422))
     async def progress(skip_current_image: bool = False) -> ProgressResponse:

@@ -21,8 +21,7 @@ def sdapi_routes(service: Service) -> APIRouter:
     session = Session(service)
     router = APIRouter(tags=["Forge's API"])
     drawing = (generation_routes, extras_routes, progress_routes, picture_routes)
-    for routes in (*drawing, settings_routes, list_routes, file_routes):
-        router.include_router(routes(session), prefix="/sdapi/v1")
-    for routes in (internal_routes, adetailer_routes, controlnet_routes):
+    facts = (settings_routes, list_routes, file_routes)
+    for routes in (*drawing, *facts, internal_routes, adetailer_routes, controlnet_routes):
         router.include_router(routes(session))
     return router

@@ -11,6 +11,8 @@ from ..jobs import Job
 from ..service import Service
 from .options import Options
 
+PREFIX = "/sdapi/v1"
+"""Each router has it itself: metrics tell the address of a route as its own router knows it."""
 MAX_TASKS = 256
 
 

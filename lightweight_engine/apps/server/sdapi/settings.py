@@ -15,7 +15,7 @@ from ..tasks import check
 from .catalogue import Catalogue
 from .generation import in_their_words
 from .options import Options, options_by_field, without_effect
-from .session import Session
+from .session import PREFIX, Session
 
 _BODY: dict[str, Any] = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 def settings_routes(session: Session) -> APIRouter:
     """``GET`` and ``POST /options``."""
-    router = APIRouter()
+    router = APIRouter(prefix=PREFIX)
 
     @router.get("/options", responses=errors(401))
     async def get_options() -> dict[str, Any]:
