@@ -34,6 +34,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+NAMES_SHOWN = 10
+"""Names in a message; a folder may hold hundreds."""
+
 
 class EngineError(Exception):
     """Base of every error that the engine raises on purpose.
@@ -253,3 +256,9 @@ def _shown(given: Any) -> str:
 def closest(name: str, known: Iterable[str]) -> str | None:
     """The known name that ``name`` is probably a slip of, for messages that ask "did you mean"."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Names for a message: the first of many, and how many more there are."""
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return f"{', '.join(names[:NAMES_SHOWN])}{more}" if names else "none"

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from ..backend.model_files import open_model
-from ..errors import EngineError, ModelNotFoundError, UnsupportedCheckpointError, about, closest
+from ..errors import EngineError, ModelNotFoundError, UnsupportedCheckpointError, about, closest, some_of
 from ..flux.keymaps import Part, Role, find_parts, read_params
 from ..flux.recognise import check_width, width_fed, width_of
 from ..results import ModelFile
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NAMES_SHOWN = 20
 FORGE_HASH = re.compile(r" \[[0-9a-f]{6,64}\]$")  # that ends a title of Forge, as "flux.safetensors [0123456789]"
 
 
@@ -245,15 +244,15 @@ class ModelLibrary:
         raise ModelNotFoundError(f"{where}no model file is called {name!r:.120}; {hint}", field=field)
 
     def _hint(self, name: str, field: str | None) -> str:
-        """Names for a message: of all files, or for a setting of those alone that it takes."""
+        """Names for a message: the close one, else some; of all files, or for a setting of those that it takes."""
         fitting = self.ls()
         for role in ROLES:
             if SLOTS[role].setting == field:
                 fitting = [entry for entry in fitting if entry.can_be(role)]
         meant = closest(name, [called for entry in fitting for called in (title_of(entry.path), entry.path.name)])
-        names = ", ".join(entry.name for entry in fitting[:NAMES_SHOWN]) or "none"
-        more = f" and {len(fitting) - NAMES_SHOWN} more" if len(fitting) > NAMES_SHOWN else ""
-        return f"{f'did you mean {meant!r}? ' if meant else ''}there are: {names}{more}"
+        if meant:
+            return f"did you mean {meant!r}?"
+        return f"there are: {some_of([entry.name for entry in fitting])}"
 
     def choose(self, checkpoint: str | None = None, **named: str | None) -> ModelSet:
         """The parts to use.

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..backend.checkpoint import open_checkpoint
-from ..errors import AdapterError, EngineError, ModelNotFoundError, RequestError, closest
+from ..errors import AdapterError, EngineError, ModelNotFoundError, RequestError, closest, some_of
 
 FOLDERS = ("Lora", "loras")
 SUFFIX = ".safetensors"
-NAMES_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class LoraLibrary:
         meant = closest(name, [entry.name for entry in entries])
         if meant:
             return f"did you mean {meant!r}?"
-        names = ", ".join(entry.name for entry in entries[:NAMES_SHOWN]) or "none"
+        names = some_of([entry.name for entry in entries])
         folder = (*self.roots, Path("models"))[0] / FOLDERS[0]
         return f"there are: {names}; put the file into {folder}, or give its URL"
 

@@ -88,6 +88,17 @@ def test_a_setting_is_told_the_names_that_it_takes(tmp_path: Path) -> None:
             library.find("nope", field=setting)
     with pytest.raises(ModelNotFoundError, match=r"'nope'; there are: .*small.*, VAE/ae.*, text_encoder/clip"):
         library.find("nope")
+    with pytest.raises(ModelNotFoundError, match=r"did you mean 'small'\?$"):
+        library.find("smal", field="checkpoint")
+
+
+def test_of_many_names_some_are_told(tmp_path: Path) -> None:
+    save_flux(tmp_path / "unet" / "0.safetensors")
+    for number in range(1, 25):
+        (tmp_path / "unet" / f"{number}.safetensors").symlink_to(tmp_path / "unet" / "0.safetensors")
+    with pytest.raises(ModelNotFoundError) as caught:
+        ModelLibrary([tmp_path]).find("nope", field="checkpoint")
+    assert str(caught.value).count(".safetensors") == 10 and str(caught.value).endswith(" and 15 more")
 
 
 def test_the_wrong_slot_is_told(tmp_path: Path) -> None:

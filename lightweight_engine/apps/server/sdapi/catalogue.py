@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ....core.models import FORGE_HASH
-from ....errors import ModelNotFoundError, RequestError, closest
+from ....errors import ModelNotFoundError, RequestError, closest, some_of
 from ..faults import ForbiddenError
 from ..service import Service
 from .options import NO_CHOICE, Options
@@ -17,7 +17,6 @@ from .options import NO_CHOICE, Options
 Row = Mapping[str, Any]
 
 CHECKPOINT = "sd_model_checkpoint"
-_SHOWN = 20  # names in a message
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Catalogue:
                 return found
         known = [row.get("title") or row["model_name"] for row in rows]
         meant = closest(wanted, known)
-        there = f"did you mean {meant!r}?" if meant else f"there are: {', '.join(known[:_SHOWN]) or 'none'}"
+        there = f"did you mean {meant!r}?" if meant else f"there are: {some_of(known)}"
         raise ModelNotFoundError(f"{field}: no model file is called {PurePath(name).name!r:.120}; {there}", field=field)
 
     def _within(self, name: str, field: str) -> str:
