@@ -230,6 +230,8 @@ def plain(item: Mapping[str, Any], limits: str = "") -> str:
     kind, given, bounds = item["type"], item["input"], item.get("ctx", {})
     if kind == "missing":
         return "it is missing; give it"
+    if kind == "string_too_short" and not given:
+        return "it is empty; give a text, or leave it out"
     if kind == "too_short":
         return f"give at least {bounds['min_length']} (got {bounds['actual_length']})"
     if kind == "too_long":

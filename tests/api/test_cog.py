@@ -343,6 +343,11 @@ def test_bad_loras(service: Running, site: Site, path: str, said: str) -> None:
     assert re.search(said, failed(service, lora_urls=[site.url(f"{path}?token={SECRET}")]))
 
 
+def test_inputs_without_effect_are_told(service: Running) -> None:
+    told = ask(service, prompt_strength=0.5, aspect_ratio="1:1")["logs"]
+    assert "warning: prompt_strength had no effect without image" in told and "warning: aspect_ratio had no" in told
+
+
 def test_a_module_of_the_demonstration_model_is_no_choice_of_it(service: Running) -> None:
     assert "the demonstration model 'tiny' is used" in ask(service, enable_clip_l=True)["logs"]
 

@@ -654,6 +654,7 @@ def test_bad_enlarging(running: Running, fields: dict[str, Any], status: int, pa
         ),
         ("/upscale", {"images": []}, "images: give at least 1 (got 0)"),
         ("/upscale", {}, "images: it is missing; give it"),
+        ("/generate", {"checkpoint": ""}, "checkpoint: it is empty; give a text, or leave it out"),
         ("/generate", {"loras": ["a"] * 20}, "loras: give at most 16 (got 20)"),
         ("/generate", {"adetailer_passes": 5}, "adetailer_passes: give a list (got 5)"),
     ],

@@ -349,6 +349,7 @@ def test_facts(server: Running) -> None:
         ("POST", "/generate?steps=5", "steps", "it takes none; fields of a request go into its body"),
         ("POST", "/upscale?by=2", "by", "it takes none"),
         ("GET", "/jobs/x?wait=1", "wait", "it takes none"),
+        ("GET", "/jobs?limit=many", "limit", "(got 'many')"),
         ("GET", "/models?kind=loras", "kind", "it takes none"),
     ],
 )

@@ -19,7 +19,7 @@ from lightweight_engine.apps.predictor.inputs import ASPECT_RATIOS, INPUTS, read
 from lightweight_engine.apps.predictor.outputs import OutputFolder
 from lightweight_engine.apps.predictor.postback import Postback
 from lightweight_engine.apps.predictor.predictor import PredictionError, Predictor
-from lightweight_engine.apps.predictor.requests import model_of, names_of, request_of, size_of
+from lightweight_engine.apps.predictor.requests import model_of, names_of, request_of, size_of, without_effect
 from lightweight_engine.backend.net import Limits, post
 from lightweight_engine.config import EngineConfig
 from lightweight_engine.core.models import TINY
@@ -206,6 +206,24 @@ def test_other_addresses_are_unsupported(given: str) -> None:
     with pytest.raises(RequestError, match="unsupported input") as caught:
         request(image=given)
     assert "passwd" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({}, []),
+        ({"prompt_strength": 0.8, "aspect_ratio": "9:16", "width": 64, "height": 64}, []),
+        ({"prompt_strength": 0.5}, ["prompt_strength had no effect without image"]),
+        ({"prompt_strength": 0.5, "image": "runpod"}, ["prompt_strength had no effect without image"]),
+        ({"prompt_strength": 0.5, "image": "x"}, []),
+        ({"aspect_ratio": "1:1", "width": 64}, []),
+        ({"aspect_ratio": "1:1", "image": "x"}, []),
+        ({"aspect_ratio": "1:1", "width": 64, "height": 64}, ["aspect_ratio had no effect beside width and height"]),
+        ({"aspect_ratio": "1:1", "width": 64, "image": "x"}, ["aspect_ratio had no effect beside image and a side"]),
+    ],
+)
+def test_inputs_without_effect(values: dict[str, Any], told: list[str]) -> None:
+    assert without_effect(asked(**values)) == told
 
 
 def test_the_model_that_is_asked_for(tmp_path: Path) -> None:

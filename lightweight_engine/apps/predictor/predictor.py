@@ -27,7 +27,7 @@ from ..server.logs import Redactor
 from .inputs import read_inputs
 from .outputs import OutputFolder
 from .postback import Postback
-from .requests import model_of, names_of, request_of
+from .requests import model_of, names_of, request_of, without_effect
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Predictor:
         except Exception:
             log.exception("a prediction failed unexpectedly")
             raise PredictionError("an error that should not have happened; the log has it") from None
-        for warning in (*result.warnings, *warnings):
+        for warning in (*without_effect(inputs), *result.warnings, *warnings):
             print(self._shown(f"warning: {warning}"))
         print(f"seeds: {', '.join(map(str, result.seeds))}; {sum(result.timings.values()):.1f} s")
         return paths

@@ -63,6 +63,20 @@ def request_of(inputs: Mapping[str, Any], reader: PictureReader) -> GenerationRe
     return GenerationRequest.from_profile("cog", fields)
 
 
+def without_effect(inputs: Mapping[str, Any]) -> list[str]:
+    """A sentence for each input that no field of the request came of. Cog fills in what a caller leaves out, so that
+    a default asks for nothing."""
+    pictured, sides = inputs["image"].strip() not in NO_IMAGE, bool(inputs["width"]) + bool(inputs["height"])
+    asked = {name for name in ("prompt_strength", "aspect_ratio") if inputs[name] != INPUTS[name].default}
+    sentences = []
+    if "prompt_strength" in asked and not pictured:
+        sentences.append("prompt_strength had no effect without image")
+    if "aspect_ratio" in asked and sides + pictured > 1:
+        beside = "width and height" if sides == 2 else "image and a side"
+        sentences.append(f"aspect_ratio had no effect beside {beside}")
+    return sentences
+
+
 def _picture(given: str, reader: PictureReader) -> Image | None:
     if given in NO_IMAGE:
         return None

@@ -11,7 +11,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
 from ... import __version__
-from ...errors import EngineError
+from ...errors import EngineError, plain
 from .asking import JobFailed
 from .bodies import Intake
 from .description import describe
@@ -80,7 +80,7 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         name = str(first["loc"][-1])
-        return told(request, Fault("RequestError", f"{name}: {first['msg']}", 422, name))
+        return told(request, Fault("RequestError", f"{name}: {plain(first)}", 422, name))
 
 
 def _allowed(request: Request) -> str:
