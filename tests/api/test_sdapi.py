@@ -579,6 +579,13 @@ def test_tasks_by_name(running: Running) -> None:
     assert task(running, "task(first)")["completed"]
 
 
+def test_a_key_of_what_was_not_kept_does_not_stand_for_what_is_to_be(running: Running) -> None:
+    """The earlier job would be the answer, and no file come of it."""
+    for save, status in ((False, 200), (False, 200), (True, 409)):
+        answer = running.post(f"{V1}/txt2img", {**SMALL, "save_images": save}, Idempotency_Key="kept")
+        assert answer.status == status, answer.body
+
+
 def test_metrics_tell_addresses_whole(running: Running) -> None:
     """Those of two interfaces that end alike are two."""
     running.get(f"{V1}/progress"), running.post("/internal/progress", {}), running.get("/adetailer/v1/version")

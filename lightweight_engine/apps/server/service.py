@@ -138,7 +138,7 @@ class Service:
                 request.
         """
         check(task, self.config, is_tiny=self.supervisor.facts.get("demonstration"))
-        digest = digest_of(task) if key is not None else ""
+        digest = digest_of(task, save=save) if key is not None else ""
         if key is not None and (known := self.jobs.of_key(key, digest)):
             return known
         await asyncio.to_thread(self._sources.check, task)

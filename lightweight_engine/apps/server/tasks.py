@@ -43,7 +43,7 @@ def cost_of(task: Task) -> float:
     return megapixels * steps * task.num_outputs
 
 
-def digest_of(task: Task) -> str:
-    """The same for equal tasks, and for no others."""
+def digest_of(task: Task, *, save: bool = False) -> str:
+    """The same for equal tasks whose pictures are kept alike, and for no others."""
     kind = type(task).__name__
-    return hashlib.sha256(json.dumps([kind, task.model_dump()], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([kind, save, task.model_dump()], sort_keys=True).encode()).hexdigest()
