@@ -12,8 +12,8 @@ import pytest
 from running_service import PROJECT, Running
 
 from lightweight_engine.apps.server.faults import Refusal
-from lightweight_engine.config import EngineConfig
-from lightweight_engine.errors import EngineError
+from lightweight_engine.config import EngineConfig, default_cache_dir
+from lightweight_engine.errors import ConfigError, EngineError, ModelNotFoundError, UnsupportedCheckpointError
 
 PAGE = (PROJECT / "docs" / "service.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
@@ -62,3 +62,14 @@ def test_where_the_api_is_described(server: Running) -> None:
     told = re.findall(r"http://127\.0\.0\.1:7860, (/\S+)", (PROJECT / "README.md").read_text(encoding="utf-8"))
     assert [f"{started['url']}{path}" for path in told] == [started["api"]]
     assert server.get(told[0]).json["info"]["title"] == "lightweight-engine"
+
+
+def test_the_unit_of_systemd_ends_and_restarts_as_the_page_says() -> None:
+    unit = re.findall(r"```ini\n(.*?)```", PAGE, re.DOTALL)[0]
+    rows = dict(line.split("=", 1) for line in unit.splitlines() if "=" in line and not line.startswith("#"))
+    assert float(rows["TimeoutStopSec"]) == EngineConfig().drain_seconds + 15, "killed before it has drained"
+    hopeless = {ConfigError.exit_code, ModelNotFoundError.exit_code, UnsupportedCheckpointError.exit_code}
+    assert {int(code) for code in rows["RestartPreventExitStatus"].split()} == hopeless
+    assert rows["Environment"] == "XDG_CACHE_HOME=/var/cache"
+    assert default_cache_dir().name == rows["CacheDirectory"]
+    assert rows["DynamicUser"] == "yes" and "WantedBy" in rows, "not as root; and it can be enabled"
