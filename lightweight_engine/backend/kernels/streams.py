@@ -133,6 +133,7 @@ def in_rows(
     out = values + row * (FIRST + SECOND)
     plain0, active0 = _piece(plain, 0, FIRST, FIRST_BLOCK), _gelu(_piece(active, 0, SECOND, SECOND_BLOCK))
     largest = _largest(plain0, active0)
+    plain1, active1, plain2, active2 = plain0, active0, plain0, active0
     if PIECES == 3:
         plain1, active1 = _piece(plain, 1, FIRST, FIRST_BLOCK), _gelu(_piece(active, 1, SECOND, SECOND_BLOCK))
         plain2, active2 = _piece(plain, 2, FIRST, FIRST_BLOCK), _gelu(_piece(active, 2, SECOND, SECOND_BLOCK))
