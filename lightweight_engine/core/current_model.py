@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -52,7 +53,7 @@ class CurrentModel:
         self.notes: list[str] = []
         self._sha256_of, self._usual = sha256_of, usual
         self._given: Networks | None = None
-        self._files: object = None
+        self._files: tuple[tuple[str, int, int], ...] | None = None
         self._of_cache: list[str] = []  # of the notes, those that were made as the networks were
         self._loras: LoRAManager | None = None
 
@@ -95,7 +96,7 @@ class CurrentModel:
             ConfigError: the device cannot be used.
             MemoryBudgetError: it does not fit.
         """
-        if not self.is_of(settings):
+        if not self.is_of(settings) or self._has_lost_a_file:
             self._change(settings)
         assert self.networks is not None
         return self.networks
@@ -148,6 +149,11 @@ class CurrentModel:
 
     def _load(self, networks: Networks, loras: LoRAManager) -> None:
         within_memory(networks.device, lambda: networks.load_all(self._usual(networks, loras)))
+
+    @property
+    def _has_lost_a_file(self) -> bool:
+        """Whether a file of the model in use is not there any more: its weights could not be read again."""
+        return not all(os.path.exists(path) for path, _, _ in self._files or ())
 
     def _has(self, models: ModelSet, settings: EngineConfig) -> bool:
         """Whether the model in use is of the same files, and kept in the same way, by whatever names."""

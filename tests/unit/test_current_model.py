@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -328,3 +329,24 @@ def test_its_parts_are_its_own(tmp_path: Path) -> None:
 def test_a_storage_that_is_none(engine: LightweightEngine) -> None:
     with pytest.raises(RequestError, match="storage_dtype"):
         drawn(engine, storage_dtype="int3")
+
+
+def test_a_model_that_has_lost_a_file_is_chosen_anew(folder: Path, tmp_path: Path) -> None:
+    """Or told to be missing, where a setting names the file; once it is there again, jobs go on."""
+    root = tmp_path / "models"
+    shutil.copytree(folder, root)
+    added = root / "VAE" / "added.safetensors"
+    shutil.copyfile(root / "VAE" / "ae.safetensors", added)
+    (root / "VAE" / "grey.safetensors").unlink()
+    free, bound = engine_of(root, vae=None), engine_of(root, vae="added")
+    with closing(free), closing(bound):
+        first = free.run(request())
+        assert {row.role: row.name for row in first.models}["autoencoder"] == "added" and drawn(bound)
+        added.unlink()
+        again = free.run(request())
+        assert {row.role: row.name for row in again.models}["autoencoder"] == "ae"
+        assert pixels_sha256(again.images[0]) == pixels_sha256(first.images[0])
+        with pytest.raises(ModelNotFoundError, match="'added'"):
+            bound.run(request())
+        shutil.copyfile(root / "VAE" / "ae.safetensors", added)
+        assert drawn(bound) == pixels_sha256(first.images[0])
