@@ -324,13 +324,17 @@ class UpscaleRequest(Frozen):
     @model_validator(mode="after")
     def _agreeing(self) -> UpscaleRequest:
         if self.by is not None and (self.width or self.height):
-            raise ValueError("by, width and height cannot all hold; give by, or width and height")
+            raise RequestError("by, width and height cannot all hold; give by, or width and height", field="by")
         if self.crop and not (self.width and self.height):
-            raise ValueError("crop needs a size to cut to; give width and height")
+            raise RequestError("crop needs a size to cut to; give width and height", field="crop")
         if self.upscaler_2_visibility > 0 and self.upscaler_2 is None:
-            raise ValueError("upscaler_2_visibility is of a second upscaler; name it in upscaler_2")
+            raise RequestError(
+                "upscaler_2_visibility is of a second upscaler; name it in upscaler_2", field="upscaler_2_visibility"
+            )
         if self.upscaler_2 is not None and self.upscaler_2_visibility == 0:
-            raise ValueError("upscaler_2 would not be seen; give upscaler_2_visibility above 0, or leave it out")
+            raise RequestError(
+                "upscaler_2 would not be seen; give upscaler_2_visibility above 0, or leave it out", field="upscaler_2"
+            )
         return self
 
 

@@ -137,6 +137,21 @@ def test_what_cannot_be(engine: LightweightEngine, fields: dict[str, Any], said:
         engine.run_upscale(UpscaleRequest(**{"images": (noise(),), **fields}))
 
 
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"by": 2, "width": 100}, "by"),
+        ({"width": 100, "crop": True}, "crop"),
+        ({"upscaler_2_visibility": 0.5}, "upscaler_2_visibility"),
+        ({"upscaler_2": "Lanczos"}, "upscaler_2"),
+    ],
+)
+def test_fields_that_do_not_agree_are_named(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(RequestError) as told:
+        UpscaleRequest(images=(noise(),), **fields)
+    assert told.value.field == named
+
+
 def test_the_short_form_is_the_same(engine: LightweightEngine) -> None:
     picture = noise()
     assert same(engine.upscale(picture, 2, "4x_tiny"), upscaled(engine, picture, upscaler="4x_tiny")[0])
