@@ -163,9 +163,13 @@ def memory_figures(device: torch.device) -> dict[str, dict[str, Any]]:
     return figures
 
 
+# What torch's allocator says on a host, and oneDNN where it has no room for a convolution's program or its workspace.
+_RAN_OUT = ("can't allocate memory", "could not create a primitive", "could not execute a primitive")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on any device."""
-    said = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    said = isinstance(error, RuntimeError) and any(words in str(error) for words in _RAN_OUT)
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or said
 
 
