@@ -25,10 +25,10 @@ from ..backend.packed import Packed
 from ..backend.pages import PageStream, release_pages
 from ..backend.staging import Staging
 from ..backend.streaming import Place, Ring, Unit, to_device
-from ..backend.together import Neighbours, read_together
+from ..backend.together import Neighbours
 from ..flux.footprint import inventory
 from ..flux.keymaps import Part, Role
-from ..flux.load import Storage, empty_network, give_back, load_part, read_params, stored_as
+from ..flux.load import Storage, give_back, load_part, read_params, stored_as
 from ..flux.lora_set import NO_LORAS, LoraSet
 from ..flux.params import AutoencoderParams, FluxParams
 from ..flux.preview import Preview
@@ -313,8 +313,7 @@ class Networks:
         """Places on a GPU for weights that one product reads."""
         if self.device == HOST:
             return Neighbours((), {}, {}, HOST)
-        network, storage = empty_network(part), self.storage(part.role)
-        groups = read_together(network)
+        groups, storage = self.known[part.role].inventory.together, self.storage(part.role)
         kept = {
             name: format
             for group in groups
@@ -333,7 +332,6 @@ class Networks:
         """Bring units to where the plan has them."""
         streamed = self._streamed(role, wanted)
         loaded.placed = wanted
-        loaded.version += 1
         for name, unit in loaded.units.items():
             if name not in streamed:
                 to_device(unit, self.device)

@@ -13,6 +13,7 @@ import torch
 
 from ..backend.quantize import ROWS
 from ..backend.streaming import aligned
+from ..backend.together import read_together
 from .keymaps import Part
 from .load import Storage, empty_network, linear_weights
 from .params import AutoencoderParams, CLIPParams, FluxParams, T5Params
@@ -30,6 +31,7 @@ class Inventory:
         scratch: of the largest matrix that is made anew at each use, because it is kept in another format.
         unpacked: of the largest matrix of a block, as numbers, that is kept in a packed format.
         mapped: whether every unit stays as the file has it, so that on a CPU it can be used from the mapped file.
+        together: names of the weights that one product reads, group by group.
     """
 
     fixed: int
@@ -38,6 +40,7 @@ class Inventory:
     scratch: int
     mapped: bool
     unpacked: int = 0
+    together: tuple[tuple[str, ...], ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -46,7 +49,8 @@ class Inventory:
 
 def inventory(part: Part, storage: Storage) -> Inventory:
     """The weights of a part, from its header alone."""
-    linears = linear_weights(empty_network(part))
+    network = empty_network(part)
+    linears = linear_weights(network)
     units: dict[UnitName, int] = {}
     scratch, unpacked, mapped = 0, 0, True
     for name, source in part.sources.items():
@@ -69,6 +73,7 @@ def inventory(part: Part, storage: Storage) -> Inventory:
         scratch=scratch,
         mapped=mapped,
         unpacked=unpacked,
+        together=tuple(read_together(network)),
     )
 
 
