@@ -391,21 +391,15 @@ class EngineConfig(BaseModel):
     @classmethod
     def _host_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         """Names as a caller's ``Host`` has them: any other would never be met."""
-        names = tuple(name.lower().removeprefix("[").removesuffix("]") for name in value)
-        for given, name in zip(value, names, strict=True):
-            if not _HOST_NAME.fullmatch(name):
-                raise ValueError(f"{given!r:.80} is no name of a host; write it as pics.example.org, each by itself")
-        return names
+        names = [name.lower().removeprefix("[").removesuffix("]") for name in value]
+        return _as_sent(value, names, _HOST_NAME, "name of a host; write it as pics.example.org")
 
     @field_validator("allowed_origins", mode="after")
     @classmethod
     def _origins_of_pages(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         """Origins as a browser sends them: any other would never be met."""
-        pages = tuple(page.lower().removesuffix("/") for page in value)
-        for given, page in zip(value, pages, strict=True):
-            if not _ORIGIN.fullmatch(page):
-                raise ValueError(f"{given!r:.80} is no origin; write it as https://example.org, each by itself")
-        return pages
+        pages = [page.lower().removesuffix("/") for page in value]
+        return _as_sent(value, pages, _ORIGIN, "origin; write it as https://example.org")
 
     @field_validator("allow_hosts", mode="before")
     @classmethod
@@ -504,6 +498,15 @@ def _closest(name: str, cutoff: float) -> str | None:
 def _unknown(name: str, where: str, meant: str | None) -> ConfigError:
     hint = f"did you mean {meant!r}?" if meant else "`lightweight-engine config show` lists the names"
     return ConfigError(f"{where}{name!r} is not a setting; {hint}")
+
+
+def _as_sent(given: Iterable[str], spelt: Iterable[str], pattern: re.Pattern[str], kind: str) -> tuple[str, ...]:
+    """Entries as a caller sends them, each of which the pattern fits; ``kind`` says what one is and how to write it."""
+    entries = tuple(spelt)
+    for said, entry in zip(given, entries, strict=True):
+        if not pattern.fullmatch(entry):
+            raise ValueError(f"{said!r:.80} is no {kind}, each by itself")
+    return entries
 
 
 def _as_tokens(value: Any) -> dict[str, SecretStr]:
