@@ -63,11 +63,12 @@ def in_parts(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Ten
 
 
 def _part(q: Tensor, keys: Tensor, values: Tensor, factor: float) -> Tensor:
-    """Weights are rounded before they are divided by their sum: the largest of a row is 1 then, and exact."""
+    """Weights are rounded before they are divided by their sum, which is that of the rounded ones: the largest of a row
+    is 1 then, and exact, and those of a row sum to 1."""
     scores = _in_float32(q, keys).mul_(factor)
-    weights = scores.sub_(scores.amax(-1, keepdim=True)).exp_()
-    total = weights.sum(-1, keepdim=True)
-    return _in_float32(weights.to(values.dtype), values).div_(total).to(values.dtype)
+    weights = scores.sub_(scores.amax(-1, keepdim=True)).exp_().to(values.dtype)
+    total = weights.sum(-1, keepdim=True, dtype=torch.float32)
+    return _in_float32(weights, values).div_(total).to(values.dtype)
 
 
 def _in_float32(a: Tensor, b: Tensor) -> Tensor:
