@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 pytest.importorskip("spandrel")
 
 from spandrel.architectures.ESRGAN.__arch.RRDB import RRDBNet
-from test_dense import KINDS, PROJECT, levels_of, pictures, plain
+from test_dense import KINDS, PROJECT, by_tf32, levels_of, pictures, plain
 from test_upscalers import noise
 
 from lightweight_engine.backend import convolutions
@@ -45,15 +45,15 @@ def test_the_program_says_what_its_twin_says(label: str) -> None:
         assert torch.equal(ours == 0, theirs == 0), "a border or another channel was written to"
 
 
+@pytest.mark.usefixtures("in_float32")
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
-def test_the_network_is_as_near_to_float32_as_spandrels_in_tf32(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_network_is_as_near_to_float32_as_spandrels_in_tf32(kind: str) -> None:
+    """TF32 by rounding what each convolution reads: cuDNN takes it for some sizes and not for others."""
     network, given = plain(kind).cuda(), pictures(48, 60).cuda()
     form = dense_network(network)
     assert form is not None and convolutions.kernels.available()
-    ours, theirs = form(given), network(given)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    exact = network(given)
+    exact, ours, theirs = network(given), form(given), by_tf32(network, given)
     assert 0 < (ours - exact).norm() < 1.25 * (theirs - exact).norm()
     off = (levels_of(ours) - levels_of(exact)).abs()
     assert off.max() <= 1 and off.float().mean() < 0.1
@@ -67,6 +67,7 @@ def opened(folder: Path, **fields: Any) -> Any:
 
 @pytest.mark.parametrize("kind", ["4x", "2x, unshuffled"])
 def test_pictures_are_those_of_the_cpu_and_the_network_goes_back(kind: str, tmp_path: Path) -> None:
+    """But for what TF32 does to them, too: on a CPU it moves a tenth of these levels by one, and 1 in 1,000 by two."""
     levels = noise(70, 90)
     golden = NetworkUpscaler("x", opened(tmp_path, kind=kind), Tiling(tile=32)).upscale(levels, 2)
     ours = NetworkUpscaler("x", opened(tmp_path, kind=kind), Tiling(tile=32), "cuda", room=1 << 30)
@@ -75,7 +76,7 @@ def test_pictures_are_those_of_the_cpu_and_the_network_goes_back(kind: str, tmp_
     before = {name: tensor.data_ptr() for name, tensor in form.state_dict().items()}
     made = ours.upscale(levels, 2)
     off = (made.int() - golden.int()).abs()
-    assert off.max() <= 1 and off.float().mean() < 0.1
+    assert off.max() <= 2 and off.float().mean() < 0.1 and (off > 1).float().mean() < 2e-3
     assert {name: tensor.data_ptr() for name, tensor in form.state_dict().items()} == before
     assert all(tensor.device.type == "cpu" for tensor in form.state_dict().values())
 

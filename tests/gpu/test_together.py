@@ -54,10 +54,10 @@ def text(t5: Any) -> Tensor:
     return t5(torch.arange(96, device=CUDA)[None])
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("state", ["HIGH_VRAM", "LOW_VRAM"])
-def test_one_product_wherever_they_are(small: ModelSet, tmp_path: Path, state: str, dtype: str) -> None:
-    settings: dict[str, Any] = {"text_compute_dtype": dtype, "vram_state": state}
+def test_one_product_wherever_they_are(small: ModelSet, tmp_path: Path, state: str) -> None:
+    """In float32 each is cast at its use, and products are so long that joining them gains nothing."""
+    settings: dict[str, Any] = {"text_compute_dtype": "bf16", "vram_state": state}
     engine, networks = observed_engine(small, device="cuda", cache_dir=tmp_path, **settings)
     try:
         engine.networks.follow(engine.plan(engine.request(prompt="a quay", width=256, height=256, steps=1)))
@@ -68,16 +68,18 @@ def test_one_product_wherever_they_are(small: ModelSet, tmp_path: Path, state: s
             patched.setattr("lightweight_engine.backend.together.joint_weight", lambda linears: None)
             alone = text(t5).clone()
         error = (together - alone).float().abs().max() / alone.float().abs().max()
-        assert error < (1e-5 if dtype == "fp32" else 0.05), error
+        assert error < 0.05, error
     finally:
         networks.finish()
         engine.close()
 
 
-def test_the_text_is_the_same_streamed_and_resident(small: ModelSet, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_text_is_the_same_streamed_and_resident(small: ModelSet, tmp_path: Path, dtype: str) -> None:
     texts = []
     for state in ("HIGH_VRAM", "LOW_VRAM", "NO_VRAM"):
-        engine, networks = observed_engine(small, device="cuda", cache_dir=tmp_path, vram_state=state)
+        settings: dict[str, Any] = {"text_compute_dtype": dtype, "vram_state": state}
+        engine, networks = observed_engine(small, device="cuda", cache_dir=tmp_path, **settings)
         engine.networks.follow(engine.plan(engine.request(prompt="a quay", width=256, height=256, steps=1)))
         texts.append(text(engine.networks.load("t5")).clone())
         networks.finish()
@@ -86,7 +88,8 @@ def test_the_text_is_the_same_streamed_and_resident(small: ModelSet, tmp_path: P
 
 
 def test_what_comes_back_from_the_host_lies_together_too(small: ModelSet, tmp_path: Path) -> None:
-    engine, networks = observed_engine(small, device="cuda", cache_dir=tmp_path, vram_state="NO_VRAM")
+    settings: dict[str, Any] = {"text_compute_dtype": "bf16", "vram_state": "NO_VRAM"}
+    engine, networks = observed_engine(small, device="cuda", cache_dir=tmp_path, **settings)
     try:
         t5 = engine.networks.load("t5")  # no plan yet: whole
         first = text(t5).clone()
