@@ -4,8 +4,9 @@
 
 Random weights of the published size, 768x1344 with 512 text tokens. Every way of computing a step runs in turn in one
 process, the order turned around each round, and the medians are compared. The floor is the matrix products and the
-attention of a step with nothing between them, in turn with the others, as the card's clock falls under load. Peers that
-are not installed are left out, and the table says so.
+attention of a step with nothing between them, in turn with the others, as the card's clock falls under load: figures
+are of a card that never rests and, beside them, of one that rests half a second before each step and the one before it.
+Peers that are not installed are left out, and the table says so.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from lightweight_engine.flux.units import unit_of
 from lightweight_engine.flux.velocity import Velocity
 
 BF16 = torch.bfloat16
+REST = 0.5  # seconds, in which the card's clock recovers
 SIGMA, GUIDANCE = 0.5, 4.0  # exact in bfloat16, a thousand of them too
 MODULATION = re.compile(r"mod(ulation)?\.lin$").search
 
@@ -218,13 +220,14 @@ def milliseconds(work: Step, count: int) -> float:
     return statistics.median(times[1:])
 
 
-def in_turn(steps: dict[str, Step], rounds: int) -> Iterator[dict[str, list[float]]]:
+def in_turn(steps: dict[str, Step], rounds: int, rest: float = 0.0) -> Iterator[dict[str, list[float]]]:
     """Milliseconds of each step so far, after each of the rounds that go through all of them forwards and backwards by
-    turns; the first round warms up."""
+    turns; the first round warms up. The card rests so many seconds before each, which is computed twice in a row."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(-1, rounds):
         names = list(steps) if number % 2 else list(reversed(steps))
         for name in names:
+            time.sleep(rest)
             steps[name]()
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
@@ -299,27 +302,31 @@ def measure(
     floors = {FLOORS[False]: floor(task, model)}
     if eight_bit.available(task.device):
         floors[FLOORS[True]] = floor(task, packed(model, task.params, in_format(model, ROWS)))
-    for times in in_turn({name: way.step for name, way in ways.items()} | floors, rounds):
-        eager = statistics.median(times.get("diffusers, eager", [float("nan")]))
-        least = {name: statistics.median(times[name]) for name in floors}
+    steps = {name: way.step for name, way in ways.items()} | floors
+    *_, rested = in_turn(steps, rounds, REST)
+    for times in in_turn(steps, rounds):
         rows = [
-            row(name, way, times[name], least[FLOORS[way.eight_bits]], eager, errors[name])
+            {
+                "step": name,
+                **compared(name, way, times),
+                **{f"rested, {what}": figure for what, figure in compared(name, way, rested).items()},
+                "error": errors[name],
+            }
             for name, way in ways.items()
         ]
-        yield rows, least
+        yield rows, {
+            f"{label}{name}": statistics.median(found[name])
+            for label, found in (("", times), ("rested, ", rested))
+            for name in floors
+        }
 
 
-def row(name: str, way: Way, times: list[float], floor: float, eager: float, error: float) -> dict[str, Any]:
-    taken = [each / way.pictures for each in times]
-    return {
-        "step": name,
-        "ms": statistics.median(taken),
-        "min": min(taken),
-        "max": max(taken),
-        "x floor": statistics.median(taken) / floor,
-        "x faster than eager": eager / statistics.median(taken),
-        "error": error,
-    }
+def compared(name: str, way: Way, times: dict[str, list[float]]) -> dict[str, float]:
+    """Milliseconds for a picture, beside those of the floor and of diffusers."""
+    taken = [each / way.pictures for each in times[name]]
+    median, least = statistics.median(taken), statistics.median(times[FLOORS[way.eight_bits]])
+    eager = statistics.median(times.get("diffusers, eager", [float("nan")]))
+    return {"ms": median, "min": min(taken), "max": max(taken), "x floor": median / least, "x eager": eager / median}
 
 
 def reference(task: Task) -> Tensor:
