@@ -314,11 +314,14 @@ def measure(
             }
             for name, way in ways.items()
         ]
-        yield rows, {
-            f"{label}{name}": statistics.median(found[name])
-            for label, found in (("", times), ("rested, ", rested))
-            for name in floors
-        }
+        yield (
+            rows,
+            {
+                f"{label}{name}": statistics.median(found[name])
+                for label, found in (("", times), ("rested, ", rested))
+                for name in floors
+            },
+        )
 
 
 def compared(name: str, way: Way, times: dict[str, list[float]]) -> dict[str, float]:
