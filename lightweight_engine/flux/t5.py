@@ -119,8 +119,8 @@ class T5Encoder(nn.Module):
         self.encoder = Encoder(params)
 
     def position_bias(self, length: int) -> Tensor:
-        """The relative bias ``[1, N, T, T]``, held by block 0 and shared by all; contiguous, as kernels of attention that
-        hold scores together ask of it."""
+        """The relative bias ``[1, N, T, T]``, held by block 0 and shared by all; contiguous, as attention asks of one
+        where it keeps no scores."""
         table = self.get_submodule("encoder.block.0.layer.0.SelfAttention.relative_attention_bias")
         assert isinstance(table, nn.Embedding)
         buckets = relative_buckets(length, self.params.num_buckets, self.params.max_distance, table.weight.device)
