@@ -19,9 +19,22 @@ def mark(device: torch.device) -> Mark | None:
     return event
 
 
-def reached(point: Mark | None) -> bool:
-    """Whether everything up to that point is done."""
-    return point is None or point.query()
+class Span:
+    """The time that a GPU takes for the work that is started between two places of a program; it begins here."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.current_stream(device)
+        self._ends = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        self._ends[0].record(self._stream)
+
+    def end(self) -> None:
+        """The work has been started."""
+        self._ends[1].record(self._stream)
+
+    def seconds(self) -> float | None:
+        """What it took; None as long as it is not done. Asks, and does not wait."""
+        begun, done = self._ends
+        return begun.elapsed_time(done) / 1e3 if done.query() else None
 
 
 class Lead:

@@ -7,9 +7,10 @@ next. What is replayed are the very same kernels: not one bit changes.
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ..backend.ahead import Ahead
 from ..backend.linear import PackedLinear
-from ..backend.pace import mark, reached
+from ..backend.pace import Span
 from .transformer import Flux, Modulations
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,11 @@ MOST = 4
 """Graphs kept at a time."""
 
 TRIAL = 3
-"""Evaluations of a shape after which it is judged whether the GPU waits for the host."""
+"""Evaluations of a shape before it is recorded: the first lets libraries choose what they do, and in the others that
+follow one another the GPU waited for the host."""
+
+LATE = 0.9
+"""Share of an evaluation's time on the GPU from which the GPU is held to have waited for the host that started it."""
 
 WORTH = 8
 """Evaluations behind the trial, seen or to come, that recording pays from: it takes as long as starting one or two."""
@@ -40,7 +45,7 @@ class Recorded:
     Args:
         standing: what evaluations depend on beside their inputs: where weights lie and which LoRAs act; None where
             units pass through, so that nothing can be recorded.
-        trial: evaluations of a shape that run as they are before; the first lets libraries choose what they do.
+        trial: evaluations of a shape that run as they are before.
     """
 
     def __init__(self, model: Flux, standing: Callable[[], Hashable | None], trial: int = TRIAL) -> None:
@@ -98,9 +103,8 @@ class Recorded:
     def _pays(self, key: Hashable, trial: _Trial) -> bool:
         """Whether an evaluation is worth recording now."""
         left = None if self._expected is None else self._expected - self._calls[key]
-        judged = trial.calls >= self._trial and not trial.ahead
-        often = left is None or trial.calls + left >= self._trial + WORTH  # short passes may be many
-        return judged and often and len(self._graphs) < MOST
+        often = left is None or (left > 1 and trial.calls + left >= self._trial + WORTH)  # short passes may be many
+        return often and len(self._graphs) < MOST and trial.waits(self._trial)
 
     def _record(self, key: Hashable, img: Tensor, txt: Tensor, modulations: Modulations, rotary: Tensor) -> None:
         try:
@@ -122,20 +126,29 @@ class Recorded:
 class _Trial:
     """What was seen of evaluations that are not recorded.
 
-    ``ahead``: the GPU had not begun one before the host had started all of it, so that nothing is gained by recording.
-    In the third in a row that is so where the host takes less than two thirds of the GPU's time.
+    ``late``: of those that are done, the last ones in a row that the GPU waited in. A host may fall back at any time:
+    other programs take its cores, and a GPU that rests between jobs is quicker when it begins.
     """
 
     calls: int = 0
-    ahead: bool = False
+    late: int = 0
+    _open: list[tuple[float, Span]] = field(default_factory=list)
 
     def watch(self, work: Callable[[], Tensor], device: torch.device) -> Tensor:
-        before = None if self.ahead else mark(device)
+        began, span = time.perf_counter(), Span(device)
         made = work()
+        span.end()
         self.calls += 1
-        # The first has nothing before it, and compiles.
-        self.ahead = self.ahead or (self.calls > 1 and not reached(before))
+        if self.calls > 1:  # the first compiles
+            self._open.append((time.perf_counter() - began, span))
         return made
+
+    def waits(self, trial: int) -> bool:
+        """Whether the GPU waited in the last of so many evaluations, as far as they are done; the first is none."""
+        while self._open and (taken := self._open[0][1].seconds()) is not None:
+            host, _ = self._open.pop(0)
+            self.late = self.late + 1 if host > LATE * taken else 0
+        return self.calls >= trial and self.late >= trial - 1
 
 
 class _Graph:

@@ -23,10 +23,11 @@ MIB = 1 << 20
 
 
 class Played:
-    """A GPU that has begun a step by the time the host has started it (``waits``), or has not; and its memory."""
+    """A GPU that waits for the host in a step (``waits``), or does not, and that is done with it; and its memory."""
 
     def __init__(self) -> None:
         self.waits = True
+        self.done = True
         self.reserved = 0
         self.recordings: list[torch.Size] = []
         self.fails = False
@@ -38,6 +39,16 @@ class Played:
         self.recordings.append(img.shape)
         self.reserved += 100 * MIB
         return Replayed(img.shape[1])
+
+
+class PlayedSpan:
+    def __init__(self, gpu: Played) -> None:
+        self.gpu, self.took = gpu, 0.0 if gpu.waits else 60.0
+
+    def end(self) -> None: ...
+
+    def seconds(self) -> float | None:
+        return self.took if self.gpu.done else None
 
 
 class Replayed:
@@ -60,8 +71,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Played]:
         played.emptied += 1
 
     monkeypatch.setattr(recorded, "_Graph", played.record)
-    monkeypatch.setattr(recorded, "mark", lambda device: object())
-    monkeypatch.setattr(recorded, "reached", lambda point: played.waits)
+    monkeypatch.setattr(recorded, "Span", lambda device: PlayedSpan(played))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", empty)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: played.reserved)
@@ -91,9 +101,37 @@ def test_nothing_is_recorded_where_the_host_is_ahead(gpu: Played) -> None:
     gpu.waits = False
     each = steps()
     each.begin(4)
-    assert not any(replays(each, 2))
-    gpu.waits = True  # the host falls back later, as where previews wait for each step
     assert not any(replays(each, 20)) and each.nbytes == 0
+
+
+def test_a_host_that_falls_back_later_is_seen(gpu: Played) -> None:
+    gpu.waits = False
+    each = steps()
+    each.begin(4, 30)
+    replays(each, 5)
+    gpu.waits = True
+    assert not any(replays(each, 1))
+    gpu.waits = False  # once is not enough
+    assert not any(replays(each, 2))
+    gpu.waits = True
+    assert replays(each, TRIAL + 1) == [False] * (TRIAL - 1) + [True] * 2
+
+
+def test_only_steps_that_are_done_are_judged(gpu: Played) -> None:
+    each = steps()
+    gpu.done = False
+    assert not any(replays(each, 9))
+    gpu.done = True
+    assert all(replays(each, 1))
+
+
+def test_the_last_step_of_a_pass_is_not_recorded(gpu: Played) -> None:
+    gpu.waits = False
+    each = steps()
+    each.begin(4, 20)
+    replays(each, 17)
+    gpu.waits = True
+    assert not any(replays(each, 3))
 
 
 def test_the_first_evaluation_is_no_evidence(gpu: Played) -> None:
@@ -259,4 +297,4 @@ def test_on_a_cpu_nothing_is_behind() -> None:
     lead = pace.Lead(torch.device("cpu"))
     lead.step()
     lead.step()
-    assert pace.mark(torch.device("cpu")) is None and pace.reached(None)
+    assert pace.mark(torch.device("cpu")) is None
