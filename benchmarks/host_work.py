@@ -65,7 +65,7 @@ ELSEWHERE: dict[str, tuple[Any, str]] = {
     "resampling": (Image.Image, "resize"),
     "resampling of levels": (upscaler, "resample_levels"),
     "levels of pixels": (images, "to_uint8"),
-    **NETWORKS,
+    **{f"{name}, {owner.__name__}": (owner, method) for name, owner, method in NETWORKS},
 }
 """What a GPU does, or waits for."""
 
