@@ -31,6 +31,7 @@ from ..flux.footprint import (
     t5_room,
 )
 from ..flux.keymaps import Role
+from ..flux.latents import token_count
 from ..flux.load import Storage
 from ..flux.params import AutoencoderParams, CLIPParams, FluxParams, T5Params
 
@@ -361,8 +362,8 @@ def _text_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budget, 
 def _sample_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budget, kind: str) -> Stage:
     network = networks["transformer"]
     params: FluxParams = network.params
-    height, width = shape.size
-    tokens = -(-height // 16) * -(-width // 16)
+    cell = networks["autoencoder"].params.factor
+    tokens = token_count(*(side // cell for side in shape.size))
     batch = shape.batch * shape.conditionings
     library, beside = _library(kind), network.at_hand is None and network.adapters.held > 0
     scratch = network.inventory.scratch

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def token_count(height: int, width: int) -> int:
-    """Tokens of a latent of these cells."""
+    """Tokens of a latent of these cells, each of 2 x 2; ``pack`` pads odd sides to make them whole."""
     return -(-height // 2) * -(-width // 2)
 
 

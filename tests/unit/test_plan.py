@@ -21,6 +21,7 @@ from lightweight_engine.core.plan import AtHand, Network, Plan, Shape, lowered, 
 from lightweight_engine.errors import MemoryBudgetError
 from lightweight_engine.flux.footprint import Inventory, inventory, step_flops
 from lightweight_engine.flux.keymaps import Role, find_parts
+from lightweight_engine.flux.latents import pack
 from lightweight_engine.flux.load import NETWORKS, Storage, _Uninitialised
 from lightweight_engine.flux.params import AutoencoderParams, CLIPParams, FluxParams, T5Params
 from lightweight_engine.flux.units import UnitName
@@ -322,6 +323,16 @@ def test_a_start_picture_needs_room_only_where_encoding_needs_more() -> None:
 )
 def test_room_grows_with_what_a_job_asks_for(field: str, value: object) -> None:
     assert plan_of(80, shape=replace(SMALL, **{field: value})).stage("sample").room > plan_of(80).stage("sample").room
+
+
+@pytest.mark.parametrize(("widths", "cell"), [((32, 64), 2), ((32, 64, 128, 128), 8)])
+def test_tokens_are_those_of_the_latent(widths: tuple[int, ...], cell: int) -> None:
+    networks = small()
+    networks["autoencoder"] = replace(networks["autoencoder"], params=AutoencoderParams(widths=widths))
+    shape = replace(SMALL, size=(264, 512))
+    sample = make_plan(networks, shape, MemoryManager(card(80))).stage("sample")
+    tokens = pack(torch.empty(1, 16, 264 // cell, 512 // cell)).shape[1]
+    assert sample.flops == step_flops(FluxParams(), 1, tokens, SMALL.text)
 
 
 def test_on_a_host_only_mapped_weights_pass_through() -> None:
