@@ -62,7 +62,7 @@ def residual_norm(
         RESIDUAL=residual is not None,
         NORM=modulation is not None,
         ROWS=rows is not None,
-        num_warps=min(8, max(1, block // 512)),
+        num_warps=min(4, max(1, block // 512)),
     )
     return total, normed, scales
 
@@ -99,7 +99,7 @@ def in_rows(
         FIRST_BLOCK=blocks[0],
         SECOND_BLOCK=blocks[1],
         PIECES=pieces,
-        num_warps=8 if sum(widths) > 4096 else 4,  # measured on an H200, before there were pieces
+        num_warps=8 if sum(widths) > 4096 else 4,  # measured on an H200: benchmarks/between.py
     )
     return values, scales
 
