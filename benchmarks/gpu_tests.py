@@ -1,7 +1,8 @@
 """Run the tests that need a CUDA GPU and record their outcome. ``python -m benchmarks.gpu_tests [--at-once N]``
 
 CI has no GPU, so what these tests showed on one is kept with the other results. With ``--at-once``, files are dealt out
-to so many processes; other arguments go to pytest.
+to so many processes; with ``--again``, the files and tests that are given replace what is kept of them, and the rest
+stays. Other arguments go to pytest.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class Outcomes:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         name = f"{Path(report.nodeid.partition('::')[0]).stem}::{report.nodeid.partition('::')[2]}"
-        row = self.rows.setdefault(name, {"test": name, "outcome": "passed", "seconds": 0.0})
+        if report.when == "setup":
+            self.rows[name] = {"test": name, "outcome": "passed", "seconds": 0.0}
+        row = self.rows[name]
         row["seconds"] = round(float(str(row["seconds"])) + report.duration, 2)
         if report.outcome != "passed":
             row["outcome"] = "xfailed" if hasattr(report, "wasxfail") else report.outcome
@@ -46,6 +49,13 @@ class Outcomes:
 def record(name: str, rows: list[dict[str, object]]) -> None:
     counts = Counter(str(row["outcome"]) for row in rows)
     write(name, rows, gpu=torch.cuda.get_device_name(), outcomes=dict(counts))
+
+
+def kept(given: list[str]) -> list[dict[str, object]]:
+    """The rows of results but for those of files that are run again."""
+    files = {Path(each).stem for each in given if each.startswith("tests/") and "::" not in each}
+    rows = json.loads((RESULTS / f"{NAME}.json").read_text(encoding="utf-8"))["rows"]
+    return [row for row in rows if row["test"].partition("::")[0] not in files]
 
 
 def dealt(count: int) -> list[list[str]]:
@@ -75,6 +85,7 @@ def at_once(count: int, arguments: list[str]) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--at-once", type=int, default=1, help="processes")
+    parser.add_argument("--again", action="store_true", help="replace what is kept of what is given")
     parser.add_argument("--name", default=NAME, help="of the file of results")
     args, rest = parser.parse_known_args()
     if not torch.cuda.is_available():
@@ -82,6 +93,8 @@ def main() -> None:
     if args.at_once > 1:
         sys.exit(at_once(args.at_once, rest))
     outcomes = Outcomes(args.name)
+    if args.again:
+        outcomes.rows = {str(row["test"]): row for row in kept(rest)}
     files = [] if any(each.startswith("tests/") for each in rest) else [str(FOLDER)]
     code = pytest.main([*files, "-q", *rest], plugins=[outcomes])
     outcomes.write()
