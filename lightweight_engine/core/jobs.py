@@ -45,9 +45,12 @@ def plan_job(
     config, networks = tools.config, tools.networks
     check_fields(request, config)
     warnings = without_effect(request)
-    request = _at_home(request, tools, warnings)
+    asked, request = request, _at_home(request, tools)
     first = first_pass(request, tools, warnings, fetching(watch), prompts)
     second, target = hires_pass(first, tools, warnings, fetching(watch))
+    if request.hr_upscaler != asked.hr_upscaler and target and target.grows(first.size):
+        own = f"the demonstration model enlarges with its own {request.hr_upscaler}"
+        warnings.append(f"{asked.hr_upscaler} is not there: {own}")
     for each in (first, second) if second else (first,):
         check_work(each, config)
     begin = _start_pictures(first, tools, warnings)
@@ -82,7 +85,7 @@ def plan_request(request: GenerationRequest, tools: Tools) -> Plan:
     Raises:
         EngineError: as ``plan_job``, but for pictures, which are not read.
     """
-    request = _at_home(request, tools, [])
+    request = _at_home(request, tools)
     first = first_pass(request, tools, [], lambda *_: None)
     memory = plan_passes(first, *hires_pass(first, tools, [], lambda *_: None), tools)
     detailing = detailing_of(request, tools)
@@ -90,9 +93,8 @@ def plan_request(request: GenerationRequest, tools: Tools) -> Plan:
     return replace(memory, then={**memory.then, **{f"detail {i}": plan for i, plan in enumerate(details, 1)}})
 
 
-def _at_home(request: GenerationRequest, tools: Tools, warnings: list[str]) -> GenerationRequest:
-    is_tiny = tools.networks.models.is_tiny
-    return at_home(request, is_tiny=is_tiny, upscalers=tools.upscalers.names(), warnings=warnings)
+def _at_home(request: GenerationRequest, tools: Tools) -> GenerationRequest:
+    return at_home(request, is_tiny=tools.networks.models.is_tiny, upscalers=tools.upscalers.names())
 
 
 def _job(

@@ -37,9 +37,7 @@ TINY_UPSCALER = "4x_tiny"
 TINY_DETECTORS = {str(FACES["ad_model"]): "face_tiny", str(HANDS["ad_model"]): "hand_tiny"}
 
 
-def at_home(
-    request: GenerationRequest, *, is_tiny: bool, upscalers: Sequence[str], warnings: list[str]
-) -> GenerationRequest:
+def at_home(request: GenerationRequest, *, is_tiny: bool, upscalers: Sequence[str]) -> GenerationRequest:
     """A request with the demonstration model's own upscaler, where that of the production job is asked for in vain.
 
     Args:
@@ -49,8 +47,6 @@ def at_home(
     usual = GenerationRequest.model_fields[HIRES].default
     if not is_tiny or request.hr_upscaler != usual or usual in upscalers:
         return request
-    if request.hires:
-        warnings.append(f"{usual} is not there: the demonstration model enlarges with its own {TINY_UPSCALER}")
     return request.model_copy(update={HIRES: TINY_UPSCALER})
 
 
@@ -108,7 +104,7 @@ def _check_generation(
 ) -> None:
     """Folders are listed for those requests alone that name something in them."""
     if request.hires and request.image is None and request.hr_upscaler not in LATENT_UPSCALERS:
-        request = at_home(request, is_tiny=is_tiny, upscalers=upscalers.names(), warnings=[])
+        request = at_home(request, is_tiny=is_tiny, upscalers=upscalers.names())
         upscalers.entry(request.hr_upscaler, field=HIRES)
     if request.image is not None and request.compat != "forge":
         upscalers.entry(request.img2img_upscaler, field="img2img_upscaler")

@@ -47,6 +47,10 @@ class Target:
     cut_width: int = 0
     cut_height: int = 0
 
+    def grows(self, size: tuple[int, int]) -> bool:
+        """Whether a picture of ``size`` (height, width) is enlarged, which alone takes an upscaler."""
+        return self.height > size[0] or self.width > size[1]
+
     def cells(self, factor: int = 8) -> tuple[int, int]:
         """(h, w) of the latent that the second pass works on."""
         return self.height // factor - self.cut_height, self.width // factor - self.cut_width

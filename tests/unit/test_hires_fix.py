@@ -210,3 +210,25 @@ def test_a_start_picture_has_no_hires_pass_and_says_so(engine: LightweightEngine
     result = engine.run(request(image=Image.new("RGB", (64, 96), "red")))
     assert result.images[0].size == (64, 96)
     assert any("hires pass is left out" in warning for warning in result.warnings)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"hr_scale": 1.5}, True),
+        ({"enable_hr": True, "hr_scale": 1.0, "hr_resize_x": 128}, True),
+        ({"hr_scale": 1.5, "image": Image.new("RGB", (64, 96), "red")}, False),
+        ({"enable_hr": True, "hr_scale": 1.0}, False),
+        ({"hr_scale": 1.0}, False),
+    ],
+    ids=("enlarged", "to a size", "a start picture", "no larger", "no hires pass"),
+)
+def test_another_upscaler_is_told_where_one_runs(
+    engine: LightweightEngine, fields: dict[str, object], told: bool
+) -> None:
+    """The demonstration model's own, in place of the one that nobody has put there."""
+    usual = GenerationRequest.model_fields["hr_upscaler"].default
+    warnings = engine.run(request(hr_upscaler=usual, hr_steps=1, denoising_strength=0.1, **fields)).warnings
+    assert [warning for warning in warnings if usual in warning] == (
+        [f"{usual} is not there: the demonstration model enlarges with its own 4x_tiny"] if told else []
+    )
