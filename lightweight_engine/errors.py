@@ -206,19 +206,19 @@ class MissingDependencyError(EngineError):
 
 @contextmanager
 def about(field: str | None) -> Iterator[None]:
-    """Faults of files and addresses in the block, which know no request, name the field that brought them."""
+    """Faults of files, names and addresses in the block, which know no request, name the field that brought them."""
     try:
         yield
-    except (ModelError, AdapterError, DownloadError, OutputError) as error:
+    except (RequestError, ModelError, AdapterError, DownloadError, OutputError) as error:
         if field is not None and error.field is None:
             error.field = field
             error.args = (f"{field}: {error}",)
         raise
 
 
-def placed(field: str, number: int, values: Sequence[object]) -> str:
-    """The name of one of the ``values`` of a field: ``loras[1]``; the field's own where there is no other."""
-    return f"{field}[{number}]" if len(values) > 1 else field
+def placed(*parts: str | int) -> str:
+    """The name of what lies in a field: its parts by names and its values by numbers, as ``loras[1].scale``."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
 
 
 def plain(item: Mapping[str, Any], limits: str = "") -> str:

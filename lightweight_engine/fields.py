@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
-from .errors import RequestError, closest, plain
+from .errors import RequestError, closest, placed, plain
 
 # Names that other programs have for our fields; those which are near by their letters often mean something else.
 OTHER_NAMES = {
@@ -62,7 +62,7 @@ def _one_line(error: ValidationError, fields: Mapping[str, FieldInfo]) -> tuple[
     """A validation error as one sentence per field, and the name of the first field."""
     parts, first = [], None
     for item in error.errors(include_url=False):
-        name = ".".join(str(part) for part in item["loc"]) or None
+        name = placed(*item["loc"]) or None
         first = first or name
         message = plain(item, bounds_of(fields.get(name or "")))
         if item["type"] == "extra_forbidden":

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from .errors import RequestError
 from .fields import Frozen
 
 MAX_LORA_SCALE = 100.0
@@ -56,8 +57,15 @@ def _number(text: str) -> float | None:
         return None
 
 
-def spec_of(given: Any) -> Any:
+def _spec_of(given: Any) -> Any:
     """A LoRA as text or as a mapping; anything else is left to be refused by its type."""
-    if isinstance(given, str):
-        return LoraSpec.parse(given)
-    return LoraSpec(**given) if isinstance(given, Mapping) else given
+    try:
+        if isinstance(given, str):
+            return LoraSpec.parse(given)
+        return LoraSpec(**given) if isinstance(given, Mapping) else given
+    except RequestError as error:
+        raise ValueError(str(error)) from None
+
+
+SpelledLora = Annotated[LoraSpec, BeforeValidator(_spec_of)]
+"""A LoRA of a request, in any of its spellings."""

@@ -18,7 +18,7 @@ from pydantic import Field, field_validator, model_validator
 from .errors import RequestError
 from .fields import Frozen, bounds_of
 from .labels import storage_format
-from .lora_spec import LoraScale, LoraSpec, spec_of
+from .lora_spec import LoraScale, LoraSpec, SpelledLora
 
 Profile = Literal["native", "cog", "a1111"]
 Compat = Literal["fixed", "forge"]
@@ -154,7 +154,7 @@ class GenerationRequest(Frozen):
     hr_scheduler: str = _hires("", "Noise schedule of the hires pass; left out, the scheduler.")
     lora_urls: tuple[str, ...] = _lora((), "Addresses of LoRA files to apply.", max_length=MAX_LORAS, repr=False)
     lora_scales: tuple[LoraScale, ...] = _lora((), "One strength for each of lora_urls, or one for all; left out, 1.")
-    loras: tuple[LoraSpec, ...] = _lora(
+    loras: tuple[SpelledLora, ...] = _lora(
         (), "LoRAs to apply, by name or address, with strengths: NAME_OR_URL[:SCALE].", max_length=MAX_LORAS
     )
     adetailer: bool = _detailer(False, "Paint faces and hands anew, larger, where detectors find them.")
@@ -216,14 +216,8 @@ class GenerationRequest(Frozen):
 
     @field_validator("loras", mode="before")
     @classmethod
-    def _spelled_loras(cls, value: Any) -> Any:
-        given = (value,) if isinstance(value, str | LoraSpec | Mapping) else value
-        if not isinstance(given, Sequence):
-            return given
-        try:
-            return tuple(spec_of(each) for each in given)
-        except RequestError as error:
-            raise ValueError(str(error)) from None
+    def _one_lora(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str | LoraSpec | Mapping) else value
 
     @field_validator("adetailer_passes", mode="before")
     @classmethod

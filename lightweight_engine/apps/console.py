@@ -106,11 +106,11 @@ class Console:
     def _in_options(self, error: EngineError) -> str:
         """The error in one line. Fields that were typed are named by their options, the one at fault in any case."""
         text = " ".join(str(error).removesuffix(getattr(error, "plan", "")).split())
-        field = getattr(error, "field", None)
-        if field is None or field not in self.typed:
+        field = (getattr(error, "field", None) or "").partition("[")[0]
+        if field not in self.typed:
             return text
         for name in self.typed:
-            text = re.sub(rf"(^|; ){name}: ", rf"\1{option(name)}: ", text)
+            text = re.sub(rf"(^|; ){name}(?:\[0\])?(\[\d+\])?: ", rf"\1{option(name)}\2: ", text)
         text = re.sub(r"\bgive (\w+) too\b", lambda found: f"give {option(found[1])} too", text)
         return text if option(field) in text else f"{option(field)}: {text}"
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..backend.processes import collector_paused
-from ..errors import GenerationCancelled
+from ..errors import GenerationCancelled, about
 from .console import INTERRUPTED, Console
 from .options import check_models_dir
 from .progress import reporter
@@ -44,15 +44,14 @@ def check_request(request: GenerationRequest, config: EngineConfig) -> None:
 
 def check_loras(request: GenerationRequest, config: EngineConfig) -> None:
     """Refuse names and tags of LoRAs that are not there or cannot be read."""
-    from ..core.loras import lora_library
-    from ..flux.prompt import parse_networks, read_lora_tag
+    from ..core.loras import lora_library, lora_names
 
-    tags = [read_lora_tag(tag).name for tag in parse_networks(request.prompt)[1] if tag.kind == "lora"]
-    names = [*(spec.name for spec in request.loras if spec.name), *tags]
+    names = list(lora_names(request))
     library = lora_library(config) if names else None
-    for name in names:
+    for field, name in names:
         assert library is not None
-        library.find(name)
+        with about(field):
+            library.find(name)
 
 
 def start_engine(console: Console, config: EngineConfig) -> LightweightEngine:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..backend.checkpoint import file_sha256
-from ..errors import AdapterError, ConfigError, OutputError
+from ..errors import AdapterError, ConfigError, OutputError, placed
 from ..extensions.lora_library import FOLDERS, SUFFIX, LoraEntry, LoraLibrary
+from ..flux.prompt import parse_networks, read_lora_tag
 from .download import Downloads
 from .lora_sources import shown_url
 from .models import TINY, ModelLibrary, ModelSet
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ..config import EngineConfig
     from ..extensions.lora import LoRAManager
     from ..flux.keymaps import Role
+    from ..request import GenerationRequest
 
 ROLES: tuple[Role, ...] = ("transformer", "clip", "t5")
 """The networks that LoRAs may change."""
@@ -34,6 +36,16 @@ def lora_library(config: EngineConfig, *, with_tiny: bool | None = None) -> Lora
     if with_tiny is None:
         with_tiny = not (config.checkpoint or ModelLibrary([config.models_dir]).has_checkpoint)
     return LoraLibrary([config.models_dir, *([TINY] if with_tiny and config.models_dir != TINY else [])])
+
+
+def lora_names(request: GenerationRequest) -> Iterator[tuple[str, str]]:
+    """The LoRAs that are named, each with the field that does so. Prompts of later passes are left to their turn."""
+    for number, spec in enumerate(request.loras):
+        if spec.name is not None:
+            yield placed("loras", number), spec.name
+    for tag in parse_networks(request.prompt)[1]:
+        if tag.kind == "lora":
+            yield "prompt", read_lora_tag(tag).name
 
 
 def lora_manager(config: EngineConfig, models: ModelSet, sha256_of: Callable[[Path], str] = file_sha256) -> LoRAManager:

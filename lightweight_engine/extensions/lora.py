@@ -58,7 +58,7 @@ def field_of(spec: LoraSpec, request: GenerationRequest) -> str:
     """The field that asks for a LoRA, and its place there; what stands in none of its own is a tag of the prompt."""
     for field, specs in (("loras", request.loras), ("lora_urls", of_urls(request))):
         if spec in specs:
-            return placed(field, specs.index(spec), specs)
+            return placed(field, specs.index(spec))
     return "prompt"
 
 

@@ -70,12 +70,12 @@ class LoraLibrary:
         matches = matches or [e for e in entries if name == e.alias]
         head, colon, tail = name.rpartition(":")
         if not matches and colon and head in [entry.name for entry in entries]:
-            raise RequestError(f"{tail!r:.40} is no strength; write {head}:0.8", field="loras")
+            raise RequestError(f"{tail!r:.40} is no strength; write {head}:0.8")
         if not matches:
             raise ModelNotFoundError(f"there is no LoRA called {name!r:.120}; {self._hint(name, entries)}")
         if len(matches) > 1:
             names = ", ".join(entry.name for entry in matches)
-            raise RequestError(f"several LoRAs are called {name!r:.120}: {names}; give the whole name", field="loras")
+            raise RequestError(f"several LoRAs are called {name!r:.120}: {names}; give the whole name")
         if matches[0].problem and not broken:
             raise AdapterError(matches[0].problem)
         return matches[0]

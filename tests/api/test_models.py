@@ -172,9 +172,9 @@ PIXELS_CLAIMED = "iVBORw0KGgoAAAANSUhEUgAAdTAAAHUwCAIAAADpRW/tAAAAC0lEQVR4nGNgwA
     [
         ("/jobs", {"checkpoint": "othr"}, 404, "checkpoint", "did you mean 'other'"),
         ("/jobs", {"checkpoint": "other", "vae": "clip_l"}, 422, "vae", "belongs in the setting clip"),
-        ("/jobs", {"loras": ["haat"]}, 404, "loras", "did you mean 'hat'"),
+        ("/jobs", {"loras": ["haat"]}, 404, "loras[0]", "did you mean 'hat'"),
         ("/jobs", {"prompt": "<lora:haat:1>"}, 404, "prompt", "did you mean 'hat'"),
-        ("/jobs", {"lora_urls": ["https://example.org/a.zip"]}, 415, "lora_urls", "not one of a LoRA"),
+        ("/jobs", {"lora_urls": ["https://example.org/a.zip"]}, 415, "lora_urls[0]", "not one of a LoRA"),
         ("/jobs", {"image": "%" * 200}, 422, "image", "no picture"),
         ("/jobs", {"image": PIXELS_CLAIMED}, 413, "image", "pixels"),
         ("/jobs", {"image": []}, 422, "image", "the list is empty"),

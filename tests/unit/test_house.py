@@ -29,7 +29,7 @@ FLOORS = {"": 0, "backend": 1, "flux": 2, "upscalers": 2, "extensions": 3, "core
 ARROWS = {
     # floor 0
     "fields": "errors",
-    "lora_spec": "fields",
+    "lora_spec": "errors fields",
     "request": "errors fields labels lora_spec",
     "results": "fields request",
     "labels": "errors",

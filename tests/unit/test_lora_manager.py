@@ -18,7 +18,7 @@ from lightweight_engine.core.download import Downloads
 from lightweight_engine.core.file_cache import FileCache
 from lightweight_engine.core.lora_sources import shown_url
 from lightweight_engine.errors import AdapterError, ModelNotFoundError, RequestError, WrongContentError
-from lightweight_engine.extensions.lora import FILES_KEPT, LoRAManager, reports, specs_of
+from lightweight_engine.extensions.lora import FILES_KEPT, LoRAManager, field_of, reports, specs_of
 from lightweight_engine.extensions.lora_library import LoraLibrary
 from lightweight_engine.lora_spec import LoraSpec
 from lightweight_engine.request import GenerationRequest
@@ -157,6 +157,13 @@ class TestNames:
         for name in ("../../etc/passwd", str(folder / "night.safetensors"), "a\0b", "x" * 4096, ""):
             with pytest.raises(ModelNotFoundError):
                 library.find(name)
+
+    def test_a_strength_that_is_none(self, folder: Path) -> None:
+        lora_file(folder, PLAIN, name="night.safetensors")
+        request = GenerationRequest(loras=["night:abc"])
+        with pytest.raises(RequestError, match=r"^loras\[0\]: 'abc' is no strength; write night:0\.8$") as caught:
+            manager(folder).use(request.loras, field_of=lambda spec: field_of(spec, request))
+        assert caught.value.field == "loras[0]"
 
     def test_a_link_out_of_the_folder(self, folder: Path, tmp_path: Path) -> None:
         lora_file(tmp_path, PLAIN, name="outside.safetensors")

@@ -12,11 +12,10 @@ from ...backend.urls import check_url
 from ...config import EngineConfig
 from ...core.choice import choose_models
 from ...core.lora_sources import lora_source
-from ...core.loras import lora_library
+from ...core.loras import lora_library, lora_names
 from ...core.models import ModelLibrary
 from ...errors import about, placed
 from ...extensions.lora_library import LoraLibrary
-from ...flux.prompt import parse_networks, read_lora_tag
 from ...request import GenerationRequest, Task
 from .names import MODEL_FILES
 
@@ -55,7 +54,7 @@ class Sources:
             _each_picture(task, lambda given, field: self._check_picture(reader, given, field))
 
     def _check_files(self, request: GenerationRequest) -> None:
-        names, urls = list(_lora_names(request)), list(_lora_urls(request))
+        names, urls = list(lora_names(request)), list(_lora_urls(request))
         for field, url in urls:
             with about(field):
                 lora_source(url, self._config.allow_hosts)
@@ -80,22 +79,12 @@ class Sources:
             reader.check(given, field)
 
 
-def _lora_names(request: GenerationRequest) -> Iterator[tuple[str, str]]:
-    """The LoRAs that are named, each with the field that does so. Prompts of later passes are left to their turn."""
-    for number, spec in enumerate(request.loras):
-        if spec.name is not None:
-            yield placed("loras", number, request.loras), spec.name
-    for tag in parse_networks(request.prompt)[1]:
-        if tag.kind == "lora":
-            yield "prompt", read_lora_tag(tag).name
-
-
 def _lora_urls(request: GenerationRequest) -> Iterator[tuple[str, str]]:
     for number, url in enumerate(request.lora_urls):
-        yield placed("lora_urls", number, request.lora_urls), url
+        yield placed("lora_urls", number), url
     for number, spec in enumerate(request.loras):
         if spec.url is not None:
-            yield placed("loras", number, request.loras), spec.url
+            yield placed("loras", number), spec.url
 
 
 def check_models(request: GenerationRequest, library: ModelLibrary) -> None:

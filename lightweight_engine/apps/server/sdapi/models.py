@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import models_json_schema
 
-from ....errors import RequestError, plain
+from ....errors import RequestError, placed, plain
 from ....request import limits_of
 
 
@@ -52,8 +52,7 @@ def first_fault(error: ValidationError, where: str = "") -> RequestError:
         where: the field lies, for the message.
     """
     first = error.errors(include_url=False)[0]
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
-    name = f"{where}{place}".removeprefix(".")
+    name = placed(*([where] if where else []), *first["loc"])
     return RequestError(f"{name}: {plain(first, limits_of(name))}", field=name)
 
 
