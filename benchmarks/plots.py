@@ -78,7 +78,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
             axes[0].plot(*zip(*lines["expected"], strict=True), "--", color=colour, alpha=0.6)
     for axis, (label, title) in zip(axes, titles.values(), strict=True):
         axis.set(xlabel=label, ylabel="ms a step", title=title)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.2 * axis.get_ylim()[1])  # room for the names of the lines
         axis.grid(alpha=0.3)
         axis.legend()
     figure.suptitle(f"{result['device']}, torch {result['versions']['torch']}, {result['date']}", fontsize=9)
