@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from .errors import RequestError, closest, placed, plain
@@ -85,7 +86,36 @@ def bounds_of(info: FieldInfo | None) -> str:
     return "" if low is None or high is None else f"{low:,} to {high:,}"
 
 
-class Frozen(BaseModel):
+def no_switch(value: Any, limits: str = "") -> Any:
+    """What stands where a number does: Python counts True and False among them. Raises ValueError."""
+    if isinstance(value, bool):
+        raise ValueError(f"true and false are no numbers; give {limits or 'a number'}")
+    return value
+
+
+def _is_number(kind: Any) -> bool:
+    """Whether a type is of numbers, or of nothing beside them, as ``int | None``."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _is_number(parts[0])
+    if origin is Literal:
+        return all(type(each) is int for each in parts)
+    if origin in (Union, UnionType):
+        return all(_is_number(each) for each in parts if each is not NoneType)
+    return kind in (int, float)
+
+
+class PlainNumbers(BaseModel):
+    """A model whose numbers are refused where they are true or false, which pydantic reads as 1 and 0."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switches(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[info.field_name or ""]
+        return no_switch(value, bounds_of(field)) if _is_number(field.annotation) else value
+
+
+class Frozen(PlainNumbers):
     """A model that nothing changes. Wrong fields raise ``RequestError``, which names the first."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())

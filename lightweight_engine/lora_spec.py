@@ -8,11 +8,13 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from .errors import RequestError
-from .fields import Frozen
+from .fields import Frozen, no_switch
 
 MAX_LORA_SCALE = 100.0
 
-LoraScale = Annotated[float, Field(ge=-MAX_LORA_SCALE, le=MAX_LORA_SCALE, allow_inf_nan=False)]
+LoraScale = Annotated[
+    float, Field(ge=-MAX_LORA_SCALE, le=MAX_LORA_SCALE, allow_inf_nan=False), BeforeValidator(no_switch)
+]
 
 
 class LoraSpec(Frozen):

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 
 from ..errors import EngineError, RequestError, closest, plain
+from ..fields import PlainNumbers
 from ..labels import Compat, resolve_sampler
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def _field(default: Any, help: str = "", **bounds: Any) -> Any:
 _ratio = partial(_field, ge=0, le=1)
 
 
-class ADetailerArgs(BaseModel):
+class ADetailerArgs(PlainNumbers):
     """One pass. Names are the reference's, and bounds too; where it has none, they are those of a request."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)

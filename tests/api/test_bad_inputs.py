@@ -118,6 +118,7 @@ NUMBERS: dict[str, tuple[dict[str, Any], int, str]] = {
     "4 far too large": ({"width": 100_000, "height": 100_000}, 422, "width"),
     "6 half a pixel": ({"width": 512.5}, 422, "width"),
     "8 no steps": ({"steps": 0}, 422, "steps"),
+    "8 steps that are a switch": ({"steps": True}, 422, "steps: true and false are no numbers; give 1 to 1,000"),
     "9 too many steps": ({"steps": 5000}, 422, "1000"),
     "10 an empty batch": ({"batch_size": 0}, 422, "batch_size"),
     "10 a huge batch": ({"batch_size": 1000}, 422, "64"),

@@ -71,6 +71,7 @@ def test_out_of_range(field: str, value: float) -> None:
     [
         ({"steps": "many"}, "steps: .*'many'"),
         ({"steps": 2.5}, "steps"),
+        ({"steps": True}, "steps: true and false are no numbers; give 1 to 1,000"),
         ({"prompt": 5}, "prompt"),
         ({"cfg_scale": float("nan")}, "cfg_scale"),
         ({"emphasis": "Loud"}, "emphasis"),
@@ -95,6 +96,41 @@ def test_out_of_range(field: str, value: float) -> None:
 def test_wrong_values_are_named(fields: dict, words: str) -> None:
     with pytest.raises(RequestError, match=words):
         GenerationRequest(**fields)
+
+
+def numbers_of(model: type[GenerationRequest | UpscaleRequest]) -> list[tuple[type, str]]:
+    """The fields of a model that its schema calls numbers."""
+    fields: dict[str, dict] = model.model_json_schema()["properties"]
+    kinds = {name: [each.get("type") for each in row.get("anyOf", [row])] for name, row in fields.items()}
+    return [(model, name) for name, types in kinds.items() if {"integer", "number"} & set(types)]
+
+
+@pytest.mark.parametrize(("model", "field"), [*numbers_of(GenerationRequest), *numbers_of(UpscaleRequest)])
+@pytest.mark.parametrize("value", [True, False])
+def test_true_and_false_are_no_numbers(model: type, field: str, value: bool) -> None:
+    with pytest.raises(RequestError, match=rf"\b{field}: true and false are no numbers; give ") as caught:
+        model(**{"images": ["x"], field: value} if model is UpscaleRequest else {field: value})
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        ({"lora_urls": ["a"], "lora_scales": [0.5, True]}, "lora_scales[1]"),
+        ({"loras": [{"name": "a", "scale": True}]}, "loras[0]"),
+        ({"loras": ["a", {"name": "b", "text_scale": False}]}, "loras[1]"),
+    ],
+)
+def test_nor_are_they_strengths(fields: dict, place: str) -> None:
+    with pytest.raises(RequestError, match="true and false are no numbers") as caught:
+        GenerationRequest(**fields)
+    assert caught.value.field == place
+
+
+def test_what_is_a_number_or_a_switch_in_any_spelling() -> None:
+    request = GenerationRequest(steps=2.0, seed="7", cfg_scale="2", enable_hr=1, adetailer="true")  # type: ignore[arg-type]
+    assert (request.steps, request.seed, request.cfg_scale) == (2, 7, 2.0)
+    assert request.enable_hr is True and request.adetailer is True
 
 
 def test_a_request_cannot_be_changed() -> None:

@@ -1,7 +1,8 @@
 """What ``/sdapi/v1`` takes and sends: fields, types and defaults of Forge's API.
 
-Numbers are read as pydantic reads them by default: ``"20"`` and ``20.0`` are integers, ``20.5`` is none. Fields that a
-model does not have are left out, as clients send those of other versions; ``unknown_fields`` names them.
+Numbers are read as pydantic reads them by default: ``"20"`` and ``20.0`` are integers, ``20.5`` is none; but true and
+false are no numbers. Fields that a model does not have are left out, as clients send those of other versions;
+``unknown_fields`` names them.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 from pydantic.json_schema import models_json_schema
 
 from ....errors import RequestError, placed, plain
+from ....fields import PlainNumbers
 from ....request import limits_of
 
 
-class _Model(BaseModel):
+class _Model(PlainNumbers):
     model_config = ConfigDict(extra="ignore")
 
     @classmethod
@@ -144,6 +146,12 @@ class ImageToImageRequest(_Generation):
     initial_noise_multiplier: float | None = None
     latent_mask: str | None = None
     include_init_images: bool = False
+
+    @field_validator("inpainting_mask_invert", mode="before")
+    @classmethod
+    def _switched(cls, value: Any) -> Any:
+        """A switch that Forge declares as a number: clients may send it as either."""
+        return int(value) if isinstance(value, bool) else value
 
 
 class ExtraRequest(_Model):

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 
+from ....fields import PlainNumbers
 from ....labels import storage_format
 from ....request import Emphasis, NoiseSource
 from .models import first_fault
@@ -34,7 +35,7 @@ def _shown(default: Any, **bounds: Any) -> Any:
     return Field(default, **bounds)
 
 
-class Options(BaseModel):
+class Options(PlainNumbers):
     """Every option that there is. ``model_fields_set`` are those that somebody chose."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=(), allow_inf_nan=False)
