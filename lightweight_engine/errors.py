@@ -225,7 +225,7 @@ def plain(item: Mapping[str, Any], limits: str = "") -> str:
     """What a person is told of an item of pydantic's ``errors()``, and of what was given.
 
     Args:
-        limits: of the field, where it is a number with limits.
+        limits: of the field, where it has any: between which numbers, or of which form.
     """
     kind, given, bounds = item["type"], item["input"], item.get("ctx", {})
     if kind == "missing":
@@ -244,6 +244,8 @@ def plain(item: Mapping[str, Any], limits: str = "") -> str:
         "tuple_type": "give a list",
         "list_type": "give a list",
     }
+    if kind == "string_pattern_mismatch" and limits:
+        says[kind] = f"give {limits}"
     message = says[kind] if kind in says else item["msg"].removeprefix("Value error, ")
     told = kind not in ("extra_forbidden", "value_error") and "://" not in str(given)  # an address may hold a secret
     return f"{message} (got {_shown(given)})" if told else message

@@ -50,6 +50,12 @@ NOT_NEEDED = {
 }
 
 
+COLOUR = r"^#[0-9a-fA-F]{6}$"
+SHA256 = r"^[0-9a-f]{64}$"
+FORMS = {COLOUR: "#rrggbb, as #ffffff for white", SHA256: "64 hex digits, in lower case"}
+"""What texts of a pattern are, in words."""
+
+
 def _hint(name: str, fields: Collection[str]) -> str:
     """What to write in place of a field that there is not."""
     if name in NOT_NEEDED:
@@ -79,8 +85,12 @@ def _names(fields: Iterable[str]) -> str:
 
 
 def bounds_of(info: FieldInfo | None) -> str:
-    """The least and the greatest value of a field that has both, as a person reads them; else nothing."""
+    """What a field may be, as a person reads it: of numbers the least and the greatest, of texts their form; else
+    nothing."""
     bounds = info.metadata if info else []
+    form = next((FORMS[each.pattern] for each in bounds if getattr(each, "pattern", None) in FORMS), None)
+    if form is not None:
+        return form
     low = next((each.ge for each in bounds if hasattr(each, "ge")), None)
     high = next((each.le for each in bounds if hasattr(each, "le")), None)
     return "" if low is None or high is None else f"{low:,} to {high:,}"

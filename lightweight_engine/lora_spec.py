@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from .errors import RequestError
-from .fields import Frozen, no_switch
+from .fields import SHA256, Frozen, no_switch
 
 MAX_LORA_SCALE = 100.0
 
@@ -30,7 +30,7 @@ class LoraSpec(Frozen):
     url: str | None = Field(default=None, max_length=8192, repr=False)
     scale: LoraScale = 1.0
     text_scale: LoraScale | None = None
-    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    sha256: str | None = Field(default=None, pattern=SHA256)
 
     @model_validator(mode="after")
     def _one_source(self) -> LoraSpec:

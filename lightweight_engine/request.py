@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from .errors import RequestError
-from .fields import Frozen, bounds_of
+from .fields import COLOUR, Frozen, bounds_of
 from .labels import storage_format
 from .lora_spec import LoraScale, LoraSpec, SpelledLora
 
@@ -108,7 +108,7 @@ class GenerationRequest(Frozen):
     )
     img2img_upscaler: str = _img2img("None", "Upscaler that enlarges a start picture which is smaller; None, Lanczos.")
     background_color: str = _img2img(
-        "#ffffff", "What lies under transparent parts of a start picture.", pattern=r"^#[0-9a-fA-F]{6}$"
+        "#ffffff", "What lies under transparent parts of a start picture: #rrggbb.", pattern=COLOUR
     )
     initial_noise_multiplier: float = _img2img(1.0, "Multiplier of the noise added to a start picture.", ge=0, le=2)
     img2img_extra_noise: float = _img2img(0.0, "Further noise added to a start picture.", ge=0, le=1)
@@ -274,7 +274,7 @@ MODEL_FIELDS = _fields_of("Model")
 
 
 def limits_of(name: str) -> str:
-    """The least and the greatest value of a field that has both, as a person reads them; else nothing."""
+    """What a field may be, as ``bounds_of`` says it."""
     return bounds_of(GenerationRequest.model_fields.get(name))
 
 

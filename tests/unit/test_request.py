@@ -74,6 +74,12 @@ def test_out_of_range(field: str, value: float) -> None:
         ({"steps": True}, "steps: true and false are no numbers; give 1 to 1,000"),
         ({"prompt": 5}, "prompt"),
         ({"cfg_scale": float("nan")}, "cfg_scale"),
+        ({"background_color": "red"}, "^background_color: give #rrggbb, as #ffffff for white .got 'red'.$"),
+        ({"background_color": "#fff"}, "^background_color: give #rrggbb"),
+        (
+            {"loras": [{"name": "a", "sha256": "ABC"}]},
+            r"^loras\[0\]: sha256: give 64 hex digits, in lower case .got 'ABC'",
+        ),
         ({"emphasis": "Loud"}, "emphasis"),
         ({"noise_source": "Moon"}, "noise_source"),
         ({"compat": "best"}, "compat"),
