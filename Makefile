@@ -38,7 +38,8 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt | $(RUN)
 setup: $(VENV)/.installed
 	@echo "ready: $(VENV)"
 
-demo: setup
+# Its production job enlarges by a network.
+demo: $(VENV)/.installed-upscale
 	$(RUN) -m lightweight_engine demo $(ARGS)
 
 test: $(VENV)/.installed-test
