@@ -156,7 +156,15 @@ def _start_pictures(first: Pass, tools: Tools, warnings: list[str]) -> StartPict
     if first.request.image is not None and name.lower() != "none":
         unknown = first.request.compat == "forge" and name not in tools.upscalers.names()
         upscaler = NONE if unknown else tools.upscalers.find(name, field="img2img_upscaler")
-    return read_start(first.request, first.size, tools.pictures, upscaler, warnings, tools.networks.device)
+    return read_start(
+        first.request,
+        first.size,
+        tools.pictures,
+        upscaler,
+        warnings,
+        tools.networks.device,
+        max_side=tools.config.max_side,
+    )
 
 
 def _method(request: GenerationRequest, tools: Tools, plan: Plan, tracker: Tracker) -> LatentMode | Upscaler | None:

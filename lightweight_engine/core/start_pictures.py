@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import RequestError
-from ..extensions.inpainting import Masking, Prepared, paste_back, prepare, read_mask
+from ..extensions.inpainting import Masking, Prepared, latent_mask, paste_back, prepare, read_mask
 from ..request import GenerationRequest
 from ..upscalers.resampling import HOST, resample, to_image
 from ..upscalers.resizing import LATENT, STRETCH
@@ -18,6 +19,8 @@ from .colours import match_colours
 from .pictures import PictureReader, flattened
 
 SLIGHT = 0.02  # change of aspect that nobody sees, as of sides cut to whole cells
+SMALLEST_SIDE = 16  # of a picture that is encoded at its own size
+CELL = 8  # pixels a side of a cell of the latent
 
 
 @dataclass(frozen=True)
@@ -60,20 +63,25 @@ def read_start(
     upscaler: Upscaler | None,
     warnings: list[str],
     device: torch.device = HOST,
+    *,
+    max_side: int,
 ) -> StartPictures | None:
     """The start pictures of a request that was checked for a pass of ``size`` (height, width); None for text-to-image.
 
     Args:
         device: may resize them.
+        max_side: of a picture whose latent is resized, as it is encoded at its own size.
 
     Raises:
-        RequestError: a picture cannot be read.
+        RequestError: a picture cannot be read, or is too small or too large for its latent to be resized.
         DownloadError: one cannot be fetched.
     """
     if request.image is None:
         return None
     given = request.image if isinstance(request.image, list | tuple) else [request.image]
     pictures = [flattened(reader.read(each), request.background_color) for each in given]
+    if request.resize_mode == LATENT:
+        _check_own_size(pictures, max_side)
     masking = masking_of(request)
     mask = None
     if request.mask is not None:
@@ -95,7 +103,21 @@ def read_start(
         )
         for picture in pictures
     ]
+    _tell_faint(made[0], size, masking, warnings)
     return StartPictures(tuple(made), masking, request.color_correction, tuple(pictures), device)
+
+
+def _check_own_size(pictures: Sequence[Image.Image], max_side: int) -> None:
+    """Refuse pictures whose latent cannot be resized: they are encoded as they are."""
+    for picture in pictures:
+        told = f"resize_mode: 3 encodes the start picture at its own size, {picture.width}x{picture.height}, "
+        if min(picture.size) < SMALLEST_SIDE:
+            told += f"and {SMALLEST_SIDE} pixels a side are the least"
+        elif max(picture.size) > max_side:
+            told += f"and {max_side} pixels a side are the most (setting max_side)"
+        else:
+            continue
+        raise RequestError(f"{told}; choose 0, 1 or 2", field="resize_mode")
 
 
 def masking_of(request: GenerationRequest) -> Masking:
@@ -122,6 +144,17 @@ def _for_blank(mask: Image.Image, masking: Masking, request: GenerationRequest, 
         "the mask is blank: nothing is painted anew, though all steps run; paint white what is to change, or invert it"
     )
     return replace(masking, only_masked=False)
+
+
+def _tell_faint(begin: Prepared, size: tuple[int, int], masking: Masking, warnings: list[str]) -> None:
+    """Say that a mask which is not blank is so in the latent: too grey, as red paint is, or too small."""
+    if begin.mask is None or not masking.round or begin.mask.getextrema()[1] == 0:
+        return
+    if not latent_mask(begin.mask, (size[0] // CELL, size[1] // CELL)).any():
+        warnings.append(
+            f"the mask is less than half white in every cell of {CELL}x{CELL} pixels: nothing is painted anew, though "
+            "all steps run; paint it white, or larger, or set mask_round to false"
+        )
 
 
 def _tell_stretching(

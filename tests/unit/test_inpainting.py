@@ -39,9 +39,11 @@ def picture(width: int = WIDTH, height: int = HEIGHT, seed: int = 1) -> Image.Im
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def mask(box: tuple[int, int, int, int] = (32, 40, 64, 80), size: tuple[int, int] = (WIDTH, HEIGHT)) -> Image.Image:
+def mask(
+    box: tuple[int, int, int, int] = (32, 40, 64, 80), size: tuple[int, int] = (WIDTH, HEIGHT), level: int = 255
+) -> Image.Image:
     made = Image.new("L", size)
-    made.paste(255, box)
+    made.paste(level, box)
     return made
 
 
@@ -263,6 +265,23 @@ def test_a_black_mask_changes_nothing_and_says_so(engine: LightweightEngine, onl
     assert any("blank" in warning and "all steps run" in warning for warning in result.warnings)
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"mask": mask(level=76)}, True),  # as red paint is
+        ({"mask": mask((60, 60, 61, 61))}, True),
+        ({"mask": mask(level=76), "mask_round": False}, False),
+        ({"mask": mask()}, False),
+        ({"mask": Image.new("L", (WIDTH, HEIGHT))}, False),  # blank, which is told otherwise
+    ],
+)
+def test_a_mask_that_no_cell_of_the_latent_sees_is_told(
+    engine: LightweightEngine, given: dict[str, object], told: bool
+) -> None:
+    warnings = engine.run(request(**given, steps=1)).warnings
+    assert any("less than half white in every cell" in each for each in warnings) == told
+
+
 def test_a_white_mask_paints_all(engine: LightweightEngine) -> None:
     masked = engine.run(request(mask=Image.new("L", (WIDTH, HEIGHT), 255))).images[0]
     assert np.abs(pixels(masked) - pixels(engine.run(request()).images[0])).max() <= 1
@@ -284,11 +303,18 @@ def test_masked_pictures_repeat_and_touch_no_global_state(engine: LightweightEng
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_the_latent_of_the_smallest_picture_is_resized(engine: LightweightEngine) -> None:
+    small = {"image": picture(17, 16), "resize_mode": 3, "steps": 1}
+    assert engine.run(request(**small)).images[0].size == (WIDTH, HEIGHT)
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
         ({"image": None, "mask": mask()}, "mask: there is no picture"),
         ({"mask": mask(), "resize_mode": 3}, "resize_mode: 3 cannot be had with a mask"),
+        ({"image": picture(200, 15), "resize_mode": 3}, "own size, 200x15, and 16 pixels a side are the least"),
+        ({"image": picture(4097, 16), "resize_mode": 3}, "4096 pixels a side are the most (setting max_side)"),
         ({"mask": "nowhere.png"}, "there is no such file"),
         ({"image": "nowhere.png"}, "there is no such file"),
         ({"img2img_upscaler": "Foo"}, "img2img_upscaler: there is no upscaler 'Foo'"),
