@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import RequestError
 from ..request import GenerationRequest
 from .console import Console
 from .options import Debug, Grouped, Json, Quiet, load_config, split_request, takes_request
 from .session import check_request, start_engine, tell_details, watched
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from PIL.Image import Image
 
     from ..config import EngineConfig
@@ -23,6 +26,7 @@ Preview = Annotated[bool, typer.Option("--preview", help="Only show what is foun
 Listing = Annotated[bool, typer.Option("--list", is_eager=True, help="Print the names of the detectors and stop.")]
 
 CELL = 8  # sides are drawn in cells of so many pixels
+SMALLEST_SIDE = 16
 
 
 @takes_request
@@ -43,12 +47,14 @@ def detail(
         if listing:
             _list(console, config)
             return
+        if not source:
+            raise RequestError("there is no picture to detail; name one", field="image")
         from ..core.images import check_folder
         from ..core.pictures import PictureReader
 
         console.typed = given.keys()
         image = PictureReader.of(config).read(source)
-        size = {"width": image.width // CELL * CELL, "height": image.height // CELL * CELL}
+        size = _drawn_size(image, given, config)
         usual = {**config.request_defaults(), **size, "adetailer": True, "skip_img2img": True}
         request = GenerationRequest.over(usual, {**given, "prompt": prompt, "image": source})
         check_request(request, config)
@@ -70,6 +76,19 @@ def detail(
         else:
             console.data(str(saved[0].path))
         tell_details(console, result.details)
+
+
+def _drawn_size(image: Image, given: Mapping[str, Any], config: EngineConfig) -> dict[str, int]:
+    """The sides that masks are drawn at where nobody gave them: those of the picture."""
+    told = f"the picture of {image.width}x{image.height} has a side of "
+    remedy = "give --width and --height, at which masks are drawn then"
+    sides = {"width": image.width, "height": image.height}
+    for side in (length for name, length in sides.items() if given.get(name) is None):
+        if side > config.max_side:
+            raise RequestError(f"{told}over {config.max_side} pixels (setting max_side); {remedy}", field="image")
+        if side < SMALLEST_SIDE:
+            raise RequestError(f"{told}less than {SMALLEST_SIDE} pixels; {remedy}", field="image")
+    return {name: length // CELL * CELL for name, length in sides.items()}
 
 
 def _preview(console: Console, config: EngineConfig, request: GenerationRequest, image: Image, source: str) -> None:

@@ -20,7 +20,7 @@ ONE_PICTURE: Mapping[str, Any] = {
 
 
 def request_of(request: GenerationRequest, repaint: Repaint, outer_prompt: str) -> GenerationRequest:
-    """The request that paints a mask."""
+    """The request that paints a mask. None of its fields counts as sent: what has no effect here was no slip."""
     update = {
         **ONE_PICTURE,
         "image": repaint.image,
@@ -43,7 +43,7 @@ def request_of(request: GenerationRequest, repaint: Repaint, outer_prompt: str) 
     }
     if repaint.noise_multiplier is not None:
         update["initial_noise_multiplier"] = repaint.noise_multiplier
-    return request.model_copy(update=update)
+    return GenerationRequest.model_construct(_fields_set=set(), **{**dict(request), **update})
 
 
 def with_outer_loras(request: GenerationRequest, prompt: str, outer_prompt: str) -> str:

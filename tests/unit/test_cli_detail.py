@@ -50,6 +50,7 @@ def test_a_face_is_painted_and_the_rest_stays(cli: Cli, picture: Path, tmp_path:
     )
     told = json.loads(done.out)
     assert told["passes"][0]["painted"] == 1
+    assert "no effect" not in done.err  # of what the request for a mask holds, which nobody sent
     before, after = (np.asarray(Image.open(path).convert("RGB")).astype(int) for path in (picture, told["path"]))
     assert before.shape == after.shape
     changed = np.abs(before - after).sum(axis=2) > 0
@@ -62,7 +63,12 @@ def test_what_cannot_be_detailed(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     assert cli("detail", tmp_path / "text.png").code == 2
     assert cli("detail", tmp_path / "none.png").code == 2
-    assert cli("detail").code == 2
+    assert "there is no picture to detail" in cli("detail").err
+    for size, said in (((4104, 16), "over 4096 pixels (setting max_side)"), ((64, 15), "less than 16 pixels")):
+        Image.new("RGB", size).save(tmp_path / "odd.png")
+        done = cli("detail", tmp_path / "odd.png", "--preview")
+        assert done.code == 2 and f"the picture of {size[0]}x{size[1]} has a side of {said}; give --width" in done.err
+        assert cli("detail", tmp_path / "odd.png", "-W", 64, "-H", 64, "--preview", "-o", tmp_path / "out").code == 0
 
 
 def test_generate_says_what_was_found(cli: Cli, picture: Path, tmp_path: Path) -> None:
