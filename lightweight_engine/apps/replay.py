@@ -23,7 +23,11 @@ Picture = Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture that w
 Save = Annotated[bool, typer.Option("--save", help="Save the new picture too.")]
 StartImage = Annotated[
     list[Path],
-    typer.Option("--image", metavar="FILE", help="The start picture, where only its hash was kept; repeatable."),
+    typer.Option(
+        "--image",
+        metavar="FILE",
+        help="The start picture, where only its hash was kept or it lies elsewhere; repeatable.",
+    ),
 ]
 Mask = Annotated[list[Path], typer.Option("--mask", metavar="FILE", help="Likewise its mask.")]
 ROLES = {"transformer": "checkpoint", "t5": "t5", "clip": "clip", "autoencoder": "vae"}

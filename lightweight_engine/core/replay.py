@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -79,9 +80,11 @@ class Recipe:
 def with_pictures(recipe: Recipe, given: Mapping[str, Sequence[Path]], warnings: list[str]) -> Recipe:
     """A recipe with the files of pictures that only a hash was kept of, as of all that are sent to a service.
 
+    Where none was, files stand for the paths that were kept, as of pictures that lie elsewhere by now.
+
     Args:
         given: files by the request's field, ``image`` or ``mask``, in the order in which they were sent.
-        warnings: gets a sentence for each file that does not have the hash.
+        warnings: gets a sentence for each file that does not have the hash, or of which none was kept.
 
     Raises:
         RequestError: a file is missing, too much, or no picture.
@@ -91,6 +94,9 @@ def with_pictures(recipe: Recipe, given: Mapping[str, Sequence[Path]], warnings:
         held, files = getattr(recipe.request, field), given.get(field, ())
         every = list(held) if isinstance(held, (list, tuple)) else [] if held is None else [held]
         hashes = [each for each in every if _is_hash(each)]
+        if files and not hashes:
+            found[field] = _in_place(held, every, field, files, warnings)
+            continue
         if len(files) != len(hashes):
             raise RequestError(
                 f"{field}: {_kept(recipe, field, hashes)}, and {len(files)} files were given; give as many, by "
@@ -106,7 +112,31 @@ def with_pictures(recipe: Recipe, given: Mapping[str, Sequence[Path]], warnings:
         every = [known[each] if _is_hash(each) else each for each in every]
         if hashes:
             found[field] = tuple(every) if isinstance(held, (list, tuple)) else every[0]
+        _check_there(every, field)
     return replace(recipe, request=recipe.request.model_copy(update=found))
+
+
+def _in_place(held: Any, every: Sequence[Any], field: str, files: Sequence[Path], warnings: list[str]) -> Any:
+    """Files in place of the paths or addresses that a request had in a field."""
+    if len(files) != len(every):
+        raise RequestError(
+            f"{field}: the picture was made with {len(every) or 'none'}, and {len(files)} files were given; give as "
+            "many, or leave them out",
+            field=field,
+        )
+    for file, before in zip(files, every, strict=True):
+        open_image(file)
+        warnings.append(f"{field}: {file} stands for {before}; whether it is the same is not known")
+    return tuple(map(str, files)) if isinstance(held, (list, tuple)) else str(files[0])
+
+
+def _check_there(every: Sequence[Any], field: str) -> None:
+    """Refuse a recipe with a picture that is not where it was."""
+    for each in every:
+        if isinstance(each, str) and "://" not in each and not os.path.exists(each):
+            raise RequestError(
+                f"{field}: {each:.200} is not there any more; say where it is now by --{field} FILE", field=field
+            )
 
 
 def _kept(recipe: Recipe, field: str, hashes: Sequence[str]) -> str:
@@ -199,9 +229,18 @@ def _differences(data: Mapping[str, Any] | None, result: GenerationResult) -> li
     for name, value in data.get("settings", {}).items():
         if result.settings.get(name) != value:
             found.append(f"another {name}: {value} then, {result.settings.get(name)} now")
+    if (together := _at_once(data)) > 1:
+        found.append(f"drawn alone: {together} at once then, which rounds otherwise")
     if data.get("device") != result.device:
         found.append(f"another device: {data.get('device')} then, {result.device} now")
     for name, version in data.get("versions", {}).items():
         if result.versions.get(name) != version:
             found.append(f"another {name}: {version} then, {result.versions.get(name)} now")
     return found
+
+
+def _at_once(data: Mapping[str, Any]) -> int:
+    """How many pictures were drawn with this one, itself included."""
+    asked = data.get("request", {})
+    size, count = asked.get("batch_size", 1), asked.get("num_outputs", 1)
+    return min(size, count - data.get("index", 0) // size * size)

@@ -228,6 +228,31 @@ def test_each_picture_of_a_list_is_made_again_from_its_own_start(
             read_recipe(saved.path)
 
 
+def test_a_start_picture_that_lies_elsewhere(engine: LightweightEngine, tmp_path: Path) -> None:
+    start, moved = tmp_path / "start.png", tmp_path / "moved.png"
+    picture().save(start)
+    (saved,) = save_result(engine.run(request(image=str(start), steps=2, denoising_strength=0.5)), tmp_path / "out")
+    recipe = read_recipe(saved.path)
+    start.rename(moved)
+    with pytest.raises(RequestError, match=r"start.png is not there any more; say where it is now by --image FILE"):
+        with_pictures(recipe, {}, [])
+    with pytest.raises(RequestError, match="image: the picture was made with 1, and 2 files were given"):
+        with_pictures(recipe, {"image": [moved, moved]}, [])
+    with pytest.raises(RequestError, match="mask: the picture was made with none, and 1 files were given"):
+        with_pictures(recipe, {"image": [moved], "mask": [moved]}, [])
+    recipe = with_pictures(recipe, {"image": [moved]}, doubts := [])
+    assert replay(engine, saved.path, recipe).identical
+    assert doubts == [f"image: {moved} stands for {start}; whether it is the same is not known"]
+
+
+def test_pictures_that_were_drawn_at_once_are_made_again_alone_and_say_so(
+    engine: LightweightEngine, tmp_path: Path
+) -> None:
+    result = engine.run(request(image=None, num_outputs=3, batch_size=2, steps=1))
+    told = [replay(engine, saved.path).differences for saved in save_result(result, tmp_path)]
+    assert told == [*[("drawn alone: 2 at once then, which rounds otherwise",)] * 2, ()]
+
+
 # --- inpainting through the engine --------------------------------------------------------------------------------
 
 
