@@ -19,13 +19,20 @@ def resident_bytes(pid: int | str | None = "self") -> int:
 
 
 @contextmanager
-def collector_paused() -> Iterator[None]:
+def collector_paused(*, keep: bool = False) -> Iterator[None]:
     """Without passes of Python's garbage collector, for imports: they make much and drop nothing, and each pass would
-    walk all of it again. It is a sixth of the time that torch takes."""
+    walk all of it again. It is a sixth of the time that torch takes.
+
+    Args:
+        keep: later passes leave out all that is there by then, as it stays for as long as the process. For processes
+            that are the engine's own, which give memory back between stages: each time that is a pass.
+    """
     was = gc.isenabled()
     gc.disable()
     try:
         yield
+        if keep:
+            gc.freeze()
     finally:
         if was:
             gc.enable()

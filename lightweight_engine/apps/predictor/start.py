@@ -21,7 +21,7 @@ def start() -> Predictor:
     """
     config = EngineConfig.load()
     head_start.begin(config)
-    with collector_paused():
+    with collector_paused(keep=True):
         from ..server.logs import set_up_logs
         from .predictor import Predictor, secrets_of
 

@@ -58,7 +58,7 @@ def _run_worker(connection: Connection, config: EngineConfig, secrets: tuple[str
     from ...core import head_start
 
     head_start.begin(config)
-    with collector_paused():
+    with collector_paused(keep=True):
         from .worker import serve_jobs
 
     serve_jobs(connection, config, secrets)
