@@ -8,6 +8,7 @@ from dataclasses import replace
 from PIL import Image
 from torch import Tensor
 
+from ..extensions.detailer_args import idle_arguments
 from ..extensions.hires_fix import LATENT_MODES, LatentMode
 from ..flux.conditioner import Conditioner
 from ..request import GenerationRequest
@@ -56,6 +57,7 @@ def plan_job(
     begin = _start_pictures(first, tools, warnings)
     memory = plan_passes(first, second, target, tools)
     detailing = detailing_of(request, tools)
+    warnings += idle_arguments(detailing.passes) if detailing else []
     for plan in (memory, *(plan_detailing(detailing, first, tools) if detailing else ())):
         plan.check()
     if memory.residency not in RESIDENCIES:

@@ -256,6 +256,34 @@ def check_samplers(passes: Passes, sampler: str, scheduler: str, compat: Compat 
                 resolve_sampler(*pair, compat, fields=("ad_sampler", "ad_scheduler"))
 
 
+# Switches, and the arguments that count where they are on.
+_SWITCHES = {
+    "ad_use_steps": ("ad_steps",),
+    "ad_use_cfg_scale": ("ad_cfg_scale",),
+    "ad_use_sampler": ("ad_sampler", "ad_scheduler"),
+    "ad_use_noise_multiplier": ("ad_noise_multiplier",),
+    "ad_use_inpaint_width_height": ("ad_inpaint_width", "ad_inpaint_height"),
+}
+
+
+def idle_arguments(passes: Passes) -> list[str]:
+    """A sentence for each thing that arguments ask in vain; not where their switch was sent too, and so was meant."""
+    told = []
+    for place, args in passes.placed:
+        prefix = f"{place}." if place else ""
+        for switch, names in _SWITCHES.items():
+            if switch not in args.model_fields_set and (sent := [name for name in names if _asks(args, name)]):
+                told.append(f"{prefix}{', '.join(sent)} had no effect without {switch}")
+        if args.ad_mask_min_ratio > args.ad_mask_max_ratio:
+            told.append(f"{prefix}ad_mask_min_ratio is above ad_mask_max_ratio: no mask is left")
+    return told
+
+
+def _asks(args: ADetailerArgs, name: str) -> bool:
+    usual = (ADetailerArgs.model_fields[name].default, _SERVICE.get(name))
+    return name in args.model_fields_set and getattr(args, name) not in usual
+
+
 def read_passes(
     args: Sequence[Any], compat: Compat = "fixed", field: str = "alwayson_scripts.ADetailer.args"
 ) -> Passes:

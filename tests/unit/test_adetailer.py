@@ -19,6 +19,7 @@ from lightweight_engine.extensions.detailer_args import (
     HANDS,
     ADetailerArgs,
     Passes,
+    idle_arguments,
     read_args,
     read_passes,
     service_passes,
@@ -328,6 +329,35 @@ def test_arguments_of_the_service() -> None:
 def test_arguments_of_the_service_that_are_wrong(given: str, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         service_passes("{}", given)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"ad_steps": 5}, "adetailer_args[0].ad_steps had no effect without ad_use_steps"),
+        (
+            {"ad_scheduler": "Beta", "ad_sampler": "Euler"},
+            "ad_sampler, ad_scheduler had no effect without ad_use_sampler",
+        ),
+        ({"ad_inpaint_width": 768}, "ad_inpaint_width had no effect without ad_use_inpaint_width_height"),
+        ({"ad_noise_multiplier": 1.2}, "ad_noise_multiplier had no effect without ad_use_noise_multiplier"),
+        ({"ad_mask_min_ratio": 0.9, "ad_mask_max_ratio": 0.1}, "ad_mask_min_ratio is above ad_mask_max_ratio"),
+        ({"ad_steps": 5, "ad_use_steps": True}, None),
+        ({"ad_steps": 5, "ad_use_steps": False}, None),  # a whole form, whose switch was meant
+        ({"ad_steps": 28, "ad_cfg_scale": 7.0}, None),
+        ({"ad_steps": 5, "ad_tab_enable": False}, None),
+    ],
+)
+def test_arguments_in_vain_are_told(values: dict[str, Any], told: str | None) -> None:
+    said = idle_arguments(read_passes([{"ad_model": FACE, **values}], field="adetailer_args"))
+    assert len(said) == (told is not None) and (told or "") in "".join(said)
+
+
+def test_the_services_own_defaults_ask_nothing_in_vain() -> None:
+    assert idle_arguments(service_passes()) == []
+    assert idle_arguments(service_passes({"ad_sampler": "Eulr"})) == [
+        "adetailer_args.ad_sampler had no effect without ad_use_sampler"
+    ]
 
 
 def test_prompts() -> None:

@@ -80,8 +80,9 @@ def test_passes_of_ones_own_and_stages(engine: LightweightEngine, drawing: Image
 
 
 def test_where_nothing_is_found_the_picture_stays(engine: LightweightEngine, drawing: Image.Image) -> None:
-    never = {"ad_confidence": 1.0}
+    never = {"ad_confidence": 1.0, "ad_scheduler": "Beta"}
     result = run(engine, drawing, adetailer_args=never, adetailer_args_hands=never)
+    assert "adetailer_args.ad_scheduler had no effect without ad_use_sampler" in result.warnings
     assert [row["masks"] for row in result.details[0].passes] == [0, 0]
     assert pixels_sha256(result.images[0]) == pixels_sha256(run(engine, drawing, adetailer=False).images[0])
 
