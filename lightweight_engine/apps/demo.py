@@ -6,11 +6,13 @@ import textwrap
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import MissingDependencyError
 from ..request import GenerationRequest
 from .console import Console
 from .options import Debug, Json, Quiet, load_config
@@ -108,6 +110,11 @@ def demo(
         config = load_config({}, models_dir=TINY, offline=True)
         folder = output_dir or config.output_dir / "demo"
         check_folder(folder)
+        if find_spec("spandrel") is None:  # told now, and not at the last picture
+            raise MissingDependencyError(
+                "the production job enlarges with a network, which needs spandrel: "
+                "pip install 'lightweight-engine[upscale]'"
+            )
         begin = time.perf_counter()
         show = Show(console, start_engine(console, config), folder, steps, len(PROMPTS) + len(LORAS) + 1)
         sheet = save(contact_sheet([prompts(show), loras(show), production(show)]), folder, "contact_sheet").path

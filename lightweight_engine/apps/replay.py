@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
     from ..core.replay import Recipe, Replay
 
-Picture = Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture that was saved by this engine, or by Forge.")]
+Picture = Annotated[
+    Path,
+    typer.Argument(metavar="IMAGE", help="A picture that was saved by this engine, or its sidecar; or one by Forge."),
+]
 Save = Annotated[bool, typer.Option("--save", help="Save the new picture too.")]
 StartImage = Annotated[
     list[Path],
@@ -47,9 +50,10 @@ def replay(
     """Make a picture again from its sidecar or its text, and say whether it is the same, bit for bit."""
     with Console(json=json, quiet=quiet, debug=debug) as console:
         from ..core.images import check_folder
-        from ..core.replay import read_recipe, save_result, with_pictures
+        from ..core.replay import picture_of, read_recipe, save_result, with_pictures
         from ..core.replay import replay as make_again
 
+        image = picture_of(image)
         doubts: list[str] = []
         recipe = with_pictures(read_recipe(image), {"image": start, "mask": mask}, doubts)
         for doubt in doubts:

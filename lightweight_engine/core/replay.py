@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +22,9 @@ from .infotext_parse import request_fields
 
 if TYPE_CHECKING:
     from .engine import LightweightEngine
+
+SUFFIXES = (".png", ".jpg", ".webp")
+"""Of pictures that have sidecars."""
 
 
 def save_result(result: GenerationResult, folder: Path, *, quality: int = DEFAULT_QUALITY) -> list[Saved]:
@@ -173,6 +177,20 @@ class Replay:
     differences: tuple[str, ...]
 
 
+def picture_of(path: Path) -> Path:
+    """The picture that a sidecar lies beside; of any other file, the file itself."""
+    if path.suffix.lower() != ".json":
+        return path
+    return next((each for each in map(path.with_suffix, SUFFIXES) if each.is_file()), path)
+
+
+def _whole_of(stage: Path) -> str:
+    """A hint where a file is the picture of a stage of another beside it, as ``save_result`` names them."""
+    found = re.match(r"\d+-\d+(?=-\D)", stage.stem)
+    whole = stage.with_name(f"{found[0]}{stage.suffix}") if found else stage
+    return f", but {whole.name} may, whose stage it is" if whole != stage and whole.is_file() else ""
+
+
 def read_recipe(path: Path) -> Recipe:
     """The request behind a picture, from its sidecar, else from the text it carries.
 
@@ -196,7 +214,8 @@ def read_recipe(path: Path) -> Recipe:
     text = read_infotext(picture)
     if not text:
         raise RequestError(
-            f"{path.name} carries no parameters and has no sidecar; it cannot be made again", field="image"
+            f"{path.name} carries no parameters and has no sidecar; it cannot be made again{_whole_of(path)}",
+            field="image",
         )
     return Recipe(GenerationRequest.over(request_fields(text), {}), None)
 

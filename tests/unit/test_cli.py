@@ -582,6 +582,27 @@ def test_doctor_fails_for_want_of_a_checkpoint(cli: Cli, tmp_path: Path) -> None
     assert cli("generate", "x", "--models-dir", folder.parent, "--set", "require_model=true").code == 3
 
 
+def test_demo_says_at_once_that_its_last_picture_needs_a_package(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "find_spec", lambda name: None)
+    done = cli("demo")
+    assert done.code == 8 and "pip install 'lightweight-engine[upscale]'" in done.err and "loading" not in done.err
+
+
+def test_replay_takes_a_sidecar_and_names_the_picture_of_a_stage(cli: Cli, models: Path) -> None:
+    (path,) = draw(cli, models).out.splitlines()
+    picture = Path(path)
+    told = cli("replay", picture.with_suffix(".json"), "--models-dir", models)
+    assert told.code == 0 and told.out.startswith("identical"), told.err
+    from PIL import Image
+
+    stage = picture.with_name(f"{picture.stem}-base.png")
+    Image.new("RGB", (64, 64)).save(stage)
+    done = cli("replay", stage)
+    assert done.code == 2 and f"cannot be made again, but {picture.name} may, whose stage it is" in done.err
+    picture.with_suffix(".json").rename(picture.with_name("alone.json"))
+    assert cli("replay", picture.with_name("alone.json")).code == 2
+
+
 def test_demo_shows_prompts_loras_and_a_production_job(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 
