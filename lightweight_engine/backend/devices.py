@@ -198,8 +198,13 @@ class PeakMemory:
 
 
 def release_cached(device: torch.device) -> None:
-    """Give unused blocks back to the device."""
+    """Give unused blocks back to the device, those too that only circles of references hold."""
     gc.collect()
+    give_back_cached(device)
+
+
+def give_back_cached(device: torch.device) -> None:
+    """Give unused blocks back to the device."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     else:

@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
 
 from ..backend.ahead import Ahead
-from ..backend.devices import release_cached, return_freed_memory, trim_heap
+from ..backend.devices import give_back_cached, release_cached, return_freed_memory, trim_heap
 from ..backend.linear import PackedLinear
 from ..backend.lora_layers import Cost
 from ..backend.memory_manager import PRESETS, MemoryManager, Residency
@@ -206,14 +207,23 @@ class Networks:
 
     def release(self, *roles: Role) -> None:
         """Drop the networks of these roles and give their memory back."""
-        gone: dict[Role, _Loaded] = {role: self._loaded.pop(role) for role in roles if role in self._loaded}
-        for role, loaded in gone.items():
-            _close(loaded)
-            for tensor in (*loaded.module.parameters(), *loaded.module.buffers()):
-                release_pages(self.models.parts[role].checkpoint, tensor)  # the file stays mapped for the next load
-        if gone:
-            del gone, loaded, tensor  # type: ignore[possibly-undefined]
-            release_cached(self.device)
+        held: list[ReferenceType[Tensor]] = []
+        for role in roles:
+            if role in self._loaded:
+                held += self._drop(role)
+        if held:
+            is_held = any(tensor() is not None for tensor in held)  # in a circle: a pass over all of Python's objects
+            (release_cached if is_held else give_back_cached)(self.device)
+
+    def _drop(self, role: Role) -> list[ReferenceType[Tensor]]:
+        """Let go of a network; tells of its tensors, for as long as somebody else holds them."""
+        loaded = self._loaded.pop(role)
+        _close(loaded)
+        loaded.recorded = None  # it asks for the network's version: a circle
+        tensors = (*loaded.module.parameters(), *loaded.module.buffers())
+        for tensor in tensors:
+            release_pages(self.models.parts[role].checkpoint, tensor)  # the file stays mapped for the next load
+        return [ref(tensor) for tensor in tensors]
 
     @property
     def keeps(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -134,6 +136,38 @@ def test_what_cannot_fit_is_refused_before_anything_is_loaded(engines: Any) -> N
     with pytest.raises(MemoryBudgetError, match="0.00 GiB may be taken"):
         engine.run(request())
     assert loaded(engine) == set()
+
+
+def whole_passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Passes over all of Python's objects from now on."""
+    passes: list[str] = []
+    collect = gc.collect
+    monkeypatch.setattr(gc, "collect", lambda *which: (passes.append("pass"), collect(*which))[1])
+    return passes
+
+
+@pytest.mark.parametrize("storage", ["auto", "nf4"])
+@pytest.mark.parametrize("state", ["LOW_VRAM", "NO_VRAM"])
+def test_letting_go_of_networks_walks_through_no_objects(
+    engines: Any, monkeypatch: pytest.MonkeyPatch, state: str, storage: str
+) -> None:
+    """A pass takes 0.15 s, and a job would make three: nothing holds a network in a circle."""
+    engine = engines(vram_state=state, storage_dtype=storage)
+    passes = whole_passes(monkeypatch)
+    picture(engine)
+    assert not engine.networks._loaded and not passes
+
+
+def test_a_network_in_a_circle_is_let_go_too(engines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engines()
+    networks = engine.networks
+    circle: list[Any] = [networks.load("t5")]
+    circle.append(circle)
+    gone = weakref.ref(circle[0])
+    del circle
+    passes = whole_passes(monkeypatch)
+    networks.release("t5")
+    assert passes and gone() is None
 
 
 @pytest.mark.parametrize("keep", [(), ("t5",), ("transformer", "clip"), ROLES], ids=str)
