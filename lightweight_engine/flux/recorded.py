@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 MOST = 4
 """Graphs kept at a time."""
 
+SEEN = 64
+"""Shapes that it is known of whether the GPU waits."""
+
 TRIAL = 3
 """Evaluations of a shape before it is recorded: the first lets libraries choose what they do, and in the others that
 follow one another the GPU waited for the host."""
@@ -85,7 +88,10 @@ class Recorded:
             self._trials.clear()
             self._stood = standing
         key = (img.shape, txt.shape)
+        if key not in self._trials and len(self._trials) >= SEEN:
+            self._trials.clear()
         trial = self._trials.setdefault(key, _Trial())
+        trial.judge()
         if key not in self._graphs and self._pays(key, trial):
             self._record(key, img, txt, modulations, rotary)
         self._calls[key] += 1
@@ -104,7 +110,8 @@ class Recorded:
         """Whether an evaluation is worth recording now."""
         left = None if self._expected is None else self._expected - self._calls[key]
         often = left is None or (left > 1 and trial.calls + left >= self._trial + WORTH)  # short passes may be many
-        return often and len(self._graphs) < MOST and trial.waits(self._trial)
+        waits = trial.calls >= self._trial and trial.late >= self._trial - 1  # the first is no evidence
+        return waits and often and len(self._graphs) < MOST
 
     def _record(self, key: Hashable, img: Tensor, txt: Tensor, modulations: Modulations, rotary: Tensor) -> None:
         try:
@@ -143,12 +150,11 @@ class _Trial:
             self._open.append((time.perf_counter() - began, span))
         return made
 
-    def waits(self, trial: int) -> bool:
-        """Whether the GPU waited in the last of so many evaluations, as far as they are done; the first is none."""
+    def judge(self) -> None:
+        """Look at those that are done by now."""
         while self._open and (taken := self._open[0][1].seconds()) is not None:
             host, _ = self._open.pop(0)
             self.late = self.late + 1 if host > LATE * taken else 0
-        return self.calls >= trial and self.late >= trial - 1
 
 
 class _Graph:

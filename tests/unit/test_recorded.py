@@ -17,7 +17,7 @@ from torch import Tensor
 from lightweight_engine import Config, LightweightEngine
 from lightweight_engine.backend import pace
 from lightweight_engine.flux import recorded
-from lightweight_engine.flux.recorded import MOST, TRIAL, WORTH, Recorded
+from lightweight_engine.flux.recorded import MOST, SEEN, TRIAL, WORTH, Recorded
 
 MIB = 1 << 20
 
@@ -123,6 +123,24 @@ def test_only_steps_that_are_done_are_judged(gpu: Played) -> None:
     assert not any(replays(each, 9))
     gpu.done = True
     assert all(replays(each, 1))
+
+
+def test_of_steps_that_are_done_nothing_is_kept(gpu: Played) -> None:
+    """However short passes are."""
+    each = steps()
+    for _ in range(50):
+        each.begin(4, 1)
+        assert not any(replays(each, 1))
+    (trial,) = each._trials.values()
+    assert trial.calls == 50 and len(trial._open) <= 1
+
+
+def test_sizes_are_not_remembered_for_ever(gpu: Played) -> None:
+    each = steps()
+    for tokens in range(1, 3 * SEEN):
+        each.begin(tokens, 1)
+        replays(each, 1, tokens)
+    assert len(each._trials) <= SEEN
 
 
 def test_the_last_step_of_a_pass_is_not_recorded(gpu: Played) -> None:
