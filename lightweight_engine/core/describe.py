@@ -137,6 +137,7 @@ def sidecar(result: GenerationResult, index: int) -> dict[str, Any]:
         "subseed": result.subseeds[index],
         "infotext": result.infotexts[index],
         "request": plain_request(result.request, result.loras),
+        "pictures": picture_hashes(result.request),
         "pixels_sha256": pixels_sha256(result.images[index]),
         "models": [file.model_dump() for file in result.models],
         "loras": [row.model_dump(mode="json") for row in result.loras],
@@ -165,6 +166,28 @@ def plain_request(request: GenerationRequest, loras: Sequence[AppliedLora] = ())
             several = isinstance(given, (list, tuple))
             fields[name] = [_plain_picture(each) for each in given] if several else _plain_picture(given)
     return fields
+
+
+def picture_hashes(request: GenerationRequest) -> dict[str, list[str | None]]:
+    """SHA-256 of the files that a request starts from, by its field; None for what is no path, or not there."""
+    found = {}
+    for name in ("image", "mask"):
+        given = getattr(request, name)
+        every = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
+        hashes = [_file_hash(each) for each in every]
+        if any(hashes):
+            found[name] = hashes
+    return found
+
+
+def _file_hash(given: Any) -> str | None:
+    if not isinstance(given, (str, os.PathLike)) or not is_path(given) or not os.path.isfile(given):
+        return None
+    try:
+        with open(given, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:  # it may be gone by now: the picture is saved all the same
+        return None
 
 
 def _plain_picture(given: Any) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import RequestError
 from ..request import GenerationRequest
 from ..results import GenerationResult
-from .describe import pixels_sha256, sidecar
+from .describe import picture_hashes, pixels_sha256, sidecar
 from .filenames import next_number
 from .images import DEFAULT_QUALITY, Saved, open_image, read_infotext, read_sidecar, save
 from .infotext_parse import request_fields
@@ -99,7 +99,8 @@ def with_pictures(recipe: Recipe, given: Mapping[str, Sequence[Path]], warnings:
         every = list(held) if isinstance(held, (list, tuple)) else [] if held is None else [held]
         hashes = [each for each in every if _is_hash(each)]
         if files and not hashes:
-            found[field] = _in_place(held, every, field, files, warnings)
+            told = [] if recipe.sidecar and field in recipe.sidecar.get("pictures", {}) else warnings
+            found[field] = _in_place(held, every, field, files, told)
             continue
         if len(files) != len(hashes):
             raise RequestError(
@@ -248,6 +249,11 @@ def _differences(data: Mapping[str, Any] | None, result: GenerationResult) -> li
     for name, value in data.get("settings", {}).items():
         if result.settings.get(name) != value:
             found.append(f"another {name}: {value} then, {result.settings.get(name)} now")
+    now = picture_hashes(result.request)
+    for field, kept in data.get("pictures", {}).items():
+        mine = [kept[data["index"]]] if field == "image" and len(kept) > 1 else kept
+        if field in now and now[field] != mine:
+            found.append(f"another {field}: its file is not what it was")
     if (together := _at_once(data)) > 1:
         found.append(f"drawn alone: {together} at once then, which rounds otherwise")
     if data.get("device") != result.device:

@@ -231,7 +231,7 @@ def test_each_picture_of_a_list_is_made_again_from_its_own_start(
 def test_a_start_picture_that_lies_elsewhere(engine: LightweightEngine, tmp_path: Path) -> None:
     start, moved = tmp_path / "start.png", tmp_path / "moved.png"
     picture().save(start)
-    (saved,) = save_result(engine.run(request(image=str(start), steps=2, denoising_strength=0.5)), tmp_path / "out")
+    (saved,) = save_result(engine.run(request(image=str(start), denoising_strength=0.3)), tmp_path / "out")
     recipe = read_recipe(saved.path)
     start.rename(moved)
     with pytest.raises(RequestError, match=r"start.png is not there any more; say where it is now by --image FILE"):
@@ -241,7 +241,15 @@ def test_a_start_picture_that_lies_elsewhere(engine: LightweightEngine, tmp_path
     with pytest.raises(RequestError, match="mask: the picture was made with none, and 1 files were given"):
         with_pictures(recipe, {"image": [moved], "mask": [moved]}, [])
     recipe = with_pictures(recipe, {"image": [moved]}, doubts := [])
-    assert replay(engine, saved.path, recipe).identical
+    again = replay(engine, saved.path, recipe)
+    assert again.identical and again.differences == () and not doubts
+    picture(seed=2).save(moved)
+    again = replay(engine, saved.path, recipe)
+    assert not again.identical and again.differences == ("another image: its file is not what it was",)
+    data = json.loads(saved.sidecar.read_text())  # type: ignore[union-attr]
+    del data["pictures"]  # as of versions before
+    saved.sidecar.write_text(json.dumps(data))  # type: ignore[union-attr]
+    with_pictures(read_recipe(saved.path), {"image": [moved]}, doubts)
     assert doubts == [f"image: {moved} stands for {start}; whether it is the same is not known"]
 
 
