@@ -1,0 +1,117 @@
+"""Two services behind HAProxy, with the file of the docs: one address, jobs where they were made, none lost."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from running_service import LONG, PROJECT, SMALL, Running, service, wait
+
+FILE = PROJECT / "docs" / "haproxy.cfg"
+
+pytestmark = pytest.mark.skipif(shutil.which("haproxy") is None, reason="needs HAProxy (apt install haproxy)")
+
+
+class Fleet(NamedTuple):
+    """The address of all, and each by itself."""
+
+    front: Running
+    services: list[Running]
+
+    def drawn(self) -> list[int]:
+        """Jobs that each of them has drawn."""
+        return [
+            int(float(re.findall(r'^lwe_jobs_total{state="succeeded"} (\S+)', told, re.MULTILINE)[0]))
+            for told in (each.get("/metrics").body.decode() for each in self.services)
+        ]
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[Fleet]:
+    with ExitStack() as stack:
+        services = [stack.enter_context(service(tmp_path / name, "--set", "queue_max=2")) for name in ("gpu0", "gpu1")]
+        for each in services:
+            each.ready()
+        ports = {"7860": free_port(), **{f"787{n}": each.port for n, each in enumerate(services)}}
+        text = FILE.read_text(encoding="utf-8")
+        for written, port in ports.items():
+            assert text.count(f":{written}\n") == 1
+            text = text.replace(f":{written}\n", f":{port}\n")
+        (tmp_path / "haproxy.cfg").write_text(text, encoding="utf-8")
+        process = stack.enter_context(
+            subprocess.Popen(["haproxy", "-db", "-f", "haproxy.cfg"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        )
+        stack.callback(process.kill)
+        front = Running(process, port=ports["7860"])
+        wait(lambda: reachable(front))
+        yield Fleet(front, services)
+
+
+def reachable(front: Running) -> bool:
+    try:
+        return front.get("/readyz").status == 200
+    except OSError:
+        return False
+
+
+def test_requests_are_shared_out(fleet: Fleet) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda seed: fleet.front.generate(seed=seed), range(8)))
+    assert [answer.status for answer in answers] == [200] * 8
+    drawn = fleet.drawn()
+    assert sum(drawn) == 8 and min(drawn) >= 2
+
+
+def test_a_job_is_where_it_was_made(fleet: Fleet) -> None:
+    jobs = [fleet.front.job({**SMALL, "seed": seed}) for seed in range(4)]
+    for job in jobs:
+        fleet.front.until(job, "succeeded")
+        assert fleet.front.get(f"/jobs/{job}/images/0").status == 200
+        held = [each.get(f"/jobs/{job}").status for each in fleet.services]
+        assert sorted(held) == [200, 404]
+    assert min(fleet.drawn()) >= 1
+    job = fleet.front.job(LONG)
+    assert fleet.front.ask("DELETE", f"/jobs/{job}").status in (200, 202, 204)
+    fleet.front.until(job, "cancelled")
+    picture = fleet.front.post("/generate", SMALL, Accept="image/png")
+    assert [fleet.front.get(f"/jobs/{picture.headers['x-job-id']}").status for _ in range(4)] == [200] * 4
+
+
+def test_a_request_that_is_sent_again_meets_its_job(fleet: Fleet) -> None:
+    answers = [fleet.front.post("/jobs", SMALL, Idempotency_Key="an-order") for _ in range(6)]
+    assert len({answer.json["id"] for answer in answers}) == 1
+
+
+def test_one_that_is_ended_takes_no_request_with_it(fleet: Fleet) -> None:
+    leaving, staying = fleet.services
+    leaving.process.send_signal(signal.SIGTERM)
+    answers = [fleet.front.generate(seed=seed) for seed in range(6)]
+    assert [answer.status for answer in answers] == [200] * 6
+    assert leaving.process.wait(20) == 0 and staying.get("/readyz").status == 200
+
+
+def test_one_whose_queue_is_full_is_not_asked(fleet: Fleet) -> None:
+    busy, idle = fleet.services
+    jobs = [busy.job(LONG) for _ in range(3)]  # one runs, two wait
+    wait(lambda: busy.get("/readyz").status == 503)
+    answers = [fleet.front.generate(seed=seed) for seed in range(4)]
+    assert {answer.status for answer in answers} <= {200, 429}, "in the second before it is noticed"
+    wait(lambda: all(fleet.front.generate(seed=seed).status == 200 for seed in range(4)))
+    assert idle.get("/readyz").status == 200
+    for job in jobs:
+        busy.ask("DELETE", f"/jobs/{job}")
