@@ -51,7 +51,7 @@ class Velocity:
         self.model = model
         self._evaluate = evaluate or model
         self._texts: dict[Conditioning, Tensor] = {}
-        self._rows: dict[tuple[float, Conditioning], Modulations] = {}
+        self._rows: dict[tuple[float, Conditioning], tuple[Modulations, int]] = {}
         self._rotary: dict[tuple[int, int, int], Tensor] = {}
 
     @property
@@ -79,14 +79,16 @@ class Velocity:
             values = [0.0 if cond.guidance is None else cond.guidance for _, cond in pairs]
             guidance = torch.tensor(values, dtype=self.dtype, device=device)
         modulations = self.model.modulations(self.model.condition(timestep, pooled, guidance))
-        for row, pair in enumerate(pairs):
-            self._rows[pair] = modulations.rows(slice(row, row + 1))
+        # Taken apart step by step, beside the GPU's work: all at once the first step would wait for it.
+        self._rows |= {pair: (modulations, row) for row, pair in enumerate(pairs)}
 
     def _modulations(self, sigma: float, conditionings: Sequence[Conditioning]) -> Modulations:
         pairs = [(sigma, cond) for cond in conditionings]
         self._add(pairs)
-        rows = [self._rows[pair] for pair in pairs]
-        return rows[0] if all(row is rows[0] for row in rows) else Modulations.stack(rows)
+        if pairs.count(pairs[0]) == len(pairs):
+            pairs = pairs[:1]
+        rows = [table.rows(slice(row, row + 1)) for table, row in (self._rows[pair] for pair in pairs)]
+        return rows[0] if len(rows) == 1 else Modulations.stack(rows)
 
     def _text(self, cond: Conditioning) -> Tensor:
         if cond not in self._texts:
