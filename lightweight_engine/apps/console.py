@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -39,7 +39,7 @@ class Console:
         debug: tracebacks and the library's log are shown.
 
     A warning is said once. ``typed`` holds the request fields that were given as options: errors name the option, as
-    that is what was typed.
+    that is what was typed. ``options`` has all that might have been, for errors of how fields go together.
     """
 
     def __init__(self, *, json: bool = False, debug: bool = False, quiet: bool = False) -> None:
@@ -47,6 +47,7 @@ class Console:
         self.debug = debug
         self.quiet = quiet
         self.typed: Collection[str] = ()
+        self.options: Mapping[str, str] = {}
         self._warned: set[str] = set()
 
     def __enter__(self) -> Console:
@@ -110,9 +111,30 @@ class Console:
         if field not in self.typed:
             return text
         for name in self.typed:
-            text = re.sub(rf"(^|; ){name}(?:\[0\])?(\[\d+\])?: ", rf"\1{option(name)}\2: ", text)
-        text = re.sub(r"\bgive (\w+) too\b", lambda found: f"give {option(found[1])} too", text)
-        return text if option(field) in text else f"{option(field)}: {text}"
+            text = re.sub(rf"(^|; ){name}(?:\[0\])?(\[\d+\])?: ", rf"\1{self._option(name)}\2: ", text)
+        text = _together(text, self.options) if self.options else text
+        own = self._option(field)
+        return text if own in text else f"{own}: {text}"
+
+    def _option(self, field: str) -> str:
+        return self.options.get(field) or option(field)
+
+
+def _together(text: str, options: Mapping[str, str]) -> str:
+    """A sentence on several fields with their options.
+
+    A field whose name is a word of the language too is meant only where it, or a list of such, begins a part of the
+    sentence or follows "give"; one with an underscore is meant anywhere but in what was given, and of a setting.
+    """
+    before, after = r"(?<!setting )(?<![\w.'\"/-])", r"(?![\w'\"\[=:/-]|\.\w)"
+    one = rf"{before}(?:{'|'.join(options)}){after}"
+    listed = rf"(?:^|; |\bgive ){one}(?:,? and {one}|,? or {one}|, {one})*"
+
+    def named(found: re.Match[str]) -> str:
+        return re.sub(one, lambda name: options[name[0]], found[0])
+
+    text = re.sub(listed, named, text)
+    return re.sub(rf"{before}[a-z]+_\w+{after}", lambda name: options.get(name[0], name[0]), text)
 
 
 # Fields that take one value each time they are given.

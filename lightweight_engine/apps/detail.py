@@ -10,7 +10,7 @@ import typer
 from ..errors import RequestError
 from ..request import GenerationRequest
 from .console import Console
-from .options import Debug, Grouped, Json, Quiet, load_config, split_request, takes_request
+from .options import REQUEST_OPTIONS, Debug, Grouped, Json, Quiet, load_config, split_request, takes_request
 from .session import check_request, start_engine, tell_details, watched
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def detail(
         from ..core.images import check_folder
         from ..core.pictures import PictureReader
 
-        console.typed = given.keys()
+        console.typed, console.options = given.keys(), REQUEST_OPTIONS
         image = PictureReader.of(config).read(source)
         size = _drawn_size(image, given, config)
         usual = {**config.request_defaults(), **size, "adetailer": True, "skip_img2img": True}

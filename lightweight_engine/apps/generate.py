@@ -10,7 +10,7 @@ import typer
 from ..labels import sampler_labels, scheduler_labels
 from ..request import GenerationRequest
 from .console import Console
-from .options import Debug, Grouped, Json, Quiet, load_config, split_request, takes_request
+from .options import REQUEST_OPTIONS, Debug, Grouped, Json, Quiet, load_config, split_request, takes_request
 from .session import check_request, start_engine, tell_details, watched
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def generate(
         given, settings = split_request(values)
         config = load_config(settings)
         text = sys.stdin.read().strip() if prompt == "-" else prompt
-        console.typed = given.keys()
+        console.typed, console.options = given.keys(), REQUEST_OPTIONS
         request = GenerationRequest.over(config.request_defaults(), {**given, "prompt": text})
         check_request(request, config)
         check_folder(config.output_dir)

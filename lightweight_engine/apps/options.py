@@ -47,6 +47,9 @@ _FIELDS = {name: info for name, info in GenerationRequest.model_fields.items() i
 # Request fields whose upper bound is a setting, which may be far below what the field itself allows.
 CAPPED_BY = {"width": "max_side", "height": "max_side", "num_outputs": "max_outputs"}
 
+# Those as they are typed; the prompt is an argument.
+REQUEST_OPTIONS = {name: option(name) for name in _FIELDS if name != "prompt"}
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the log.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
@@ -95,7 +98,7 @@ def takes_request(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def request_parameters() -> list[inspect.Parameter]:
     """An option for every such field but the prompt, which is an argument."""
-    return [_parameter(name, info) for name, info in _FIELDS.items() if name != "prompt"]
+    return [_parameter(name, _FIELDS[name]) for name in REQUEST_OPTIONS]
 
 
 def setting_parameters() -> list[inspect.Parameter]:

@@ -9,7 +9,7 @@ import typer
 from ..errors import ConfigError, MemoryBudgetError
 from ..request import GenerationRequest
 from .console import Console
-from .options import Debug, Grouped, Json, check_models_dir, load_config, split_request, takes_request
+from .options import REQUEST_OPTIONS, Debug, Grouped, Json, check_models_dir, load_config, split_request, takes_request
 from .session import check_request
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def plan(
     with Console(json=json, debug=debug) as console:
         given, settings = split_request(values)
         config = load_config(settings)
-        console.typed = given.keys()
+        console.typed, console.options = given.keys(), REQUEST_OPTIONS
         request = GenerationRequest(**{**config.request_defaults(), **given, "prompt": prompt})
         check_request(request, config)
         check_models_dir(config)

@@ -11,7 +11,7 @@ import typer
 
 from ..errors import RequestError
 from ..request import MODEL_FIELDS, UpscaleRequest
-from .console import Console
+from .console import Console, option
 from .options import Debug, Grouped, Json, Quiet, check_models_dir, load_config, takes_settings
 from .session import watched
 
@@ -26,6 +26,14 @@ Visibility = Annotated[float, typer.Option("--upscaler-2-visibility", help="How 
 Format = Annotated[str, typer.Option("--format", metavar="png|jpg|webp", help="File format of the result.")]
 Quality = Annotated[int, typer.Option("--quality", min=1, max=100, help="Quality of jpg and webp.")]
 Listing = Annotated[bool, typer.Option("--list", help="Print the names of the upscalers and stop.")]
+
+FORMATS = {"png": "png", "jpg": "jpg", "jpeg": "jpg", "webp": "webp"}  # by any spelling
+
+# Every field is an option, and none a setting.
+OPTIONS = {
+    **{name: option(name) for name in UpscaleRequest.model_fields if name not in ("images", "output_format")},
+    "output_format": "--format",
+}
 
 
 @partial(takes_settings, without=(*MODEL_FIELDS, "vae_dtype"))
@@ -49,9 +57,10 @@ def upscale(
     """Make a picture larger and print where it was saved. No Flux model is needed."""
     with Console(json=json, quiet=quiet, debug=debug) as console:
         config = load_config(settings)
-        sizes = {"by": by, "width": width, "height": height}
-        chosen = {"upscaler": upscaler, "upscaler_2": upscaler_2, "upscaler_2_visibility": upscaler_2_visibility}
-        console.typed = [field for field, given in {**sizes, **chosen}.items() if given is not None]
+        names = {"upscaler": upscaler, "upscaler_2": upscaler_2}
+        fields = {"by": by, "width": width, "height": height, "crop": crop, **names}
+        fields |= {"upscaler_2_visibility": upscaler_2_visibility, "output_format": FORMATS.get(format.lower(), format)}
+        console.typed = console.options = OPTIONS
         check_models_dir(config)
         from ..core.models import TINY
         from ..upscalers.files import UpscalerFiles
@@ -60,40 +69,37 @@ def upscale(
         if listing:
             _print_names(console, files.names())
             return
-        for field, name in (("upscaler", upscaler), ("upscaler_2", upscaler_2)):
+        for field, name in names.items():
             if name is not None:
                 files.entry(name, field=field)
         if source is None:
             raise RequestError("there is no picture to enlarge; name one", field="image")
+        UpscaleRequest(images=(source,), **fields)  # what is wrong with the options is told before anything is read
+        from ..backend.devices import pick_device
         from ..core.engine import LightweightEngine
         from ..core.image_text import PNG_KEY
         from ..core.images import check_folder, save
+        from ..core.limits import check_upscale
         from ..core.pictures import PictureReader
-        from ..core.upscaling import USUAL_SCALE, usual_upscaler
+        from ..core.upscaling import USUAL_SCALE, target_of, usual_upscaler
 
         check_folder(config.output_dir)
         picture = PictureReader.of(config).read(source)
         begin = time.perf_counter()
         engine = LightweightEngine(config)
         name = upscaler or usual_upscaler(config, engine.upscalers)
+        request = UpscaleRequest(images=(picture,), **{**fields, "upscaler": name})
+        check_upscale(request, config)
+        target_of(request, picture.size, config)
+        pick_device(config.device)
         if upscaler is None and name != config.hr_upscaler:
             console.warn(f"{config.hr_upscaler} is not there: enlarged by {name}, which knows drawings only")
-        request = UpscaleRequest(
-            images=(picture,),
-            by=by,
-            width=width,
-            height=height,
-            crop=crop,
-            upscaler=name,
-            upscaler_2=upscaler_2,
-            upscaler_2_visibility=upscaler_2_visibility,
-        )
         with watched(console) as options:
             (made,) = engine.run_upscale(request, **options).images
         label = f"{made.width}x{made.height}" if width or height else f"{by or USUAL_SCALE:g}x"
         free = _free_name(config.output_dir, source, label)
         text = made.info.get(PNG_KEY)
-        saved = save(made, config.output_dir, free, format=format, infotext=text, quality=quality)
+        saved = save(made, config.output_dir, free, format=request.output_format, infotext=text, quality=quality)
         for warning in saved.warnings:
             console.warn(warning)
         if json:

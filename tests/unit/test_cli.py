@@ -25,7 +25,7 @@ from lightweight_engine.apps import demo, doctor
 from lightweight_engine.apps.cli import COMMANDS
 from lightweight_engine.apps.console import EXIT_CODES, Console, option
 from lightweight_engine.apps.progress import Bar, Silent, clock, describe, reporter, speed
-from lightweight_engine.errors import EngineError
+from lightweight_engine.errors import EngineError, RequestError
 from lightweight_engine.flux.autoencoder import Autoencoder
 from lightweight_engine.flux.clip import CLIPText
 from lightweight_engine.flux.t5 import T5Encoder
@@ -217,6 +217,8 @@ def test_what_is_no_name_is_told_before_anything_is_loaded(
         (["--set", "max_outputs=0"], 2, "max_outputs (from --set max_outputs): "),
         (["--set", "seed=5"], 2, "give it as --seed"),
         (["--threads", -1], 2, "threads (from --threads): "),
+        (["--skip-img2img"], 2, "error: --skip-img2img details a start picture: give --image, and --adetailer or"),
+        (["--sigma-min", 2, "--sigma-max", 1], 2, "error: --sigma-min must be below --sigma-max"),
         (["--config", "none.toml"], 2, "cannot be read"),
         (["--device", "tpu"], 2, "auto, cpu, cuda"),
         (["--checkpoint", "absent"], 3, "no model file is called 'absent'"),
@@ -262,6 +264,34 @@ def test_replay_and_demo_look_at_the_folder_before_they_draw(cli: Cli, models: P
     for command in (["replay", path, "--save"], ["demo"]):
         done = cli(*command, "-o", "/dev/null/x")
         assert (done.code, "loading" in done.err) == (7, False)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("hr_scale: over 64 (setting hr_scale); ask for less", "--hr-scale: over 64 (setting hr_scale); ask for less"),
+        (
+            "steps: 'hr_scale' and hr_scale.x are odd; give steps, by image",
+            "--steps: 'hr_scale' and hr_scale.x are odd; give --steps, by image",
+        ),
+        (
+            "steps, image and hr_scale cannot hold; give image too",
+            "--steps, --image and --hr-scale cannot hold; give --image too",
+        ),
+        ("steps: the image has steps; image or mask", "--steps: the image has steps; --image or mask"),
+    ],
+)
+def test_a_fault_of_several_fields_names_their_options_and_no_other_words(
+    capsys: pytest.CaptureFixture[str], said: str, told: str
+) -> None:
+    console = Console()
+    console.typed, console.options = (
+        ("steps", "hr_scale"),
+        {each: option(each) for each in ("steps", "image", "hr_scale")},
+    )
+    with pytest.raises(SystemExit):
+        console.fail(RequestError(said, field=said.partition(":")[0].partition(",")[0]), 2)
+    assert capsys.readouterr().err == f"error: {told}\n"
 
 
 def test_errors_as_json(cli: Cli, models: Path) -> None:

@@ -91,14 +91,46 @@ def test_to_a_size_by_two(cli: Cli, tmp_path: Path) -> None:
         (("small.png", "--upscaler", "4x-Smal"), 2, "did you mean '4x-Small'"),
         (("small.png", "--upscaler", "ESRGAN_4x"), 3, "ESRGAN_4x.pth"),
         (("small.png", "--upscaler-2", "Lanczoz"), 2, "did you mean 'Lanczos'"),
-        (("small.png", "--by", "0"), 2, "--by: Input should be greater than 0"),
-        (("small.png", "--by", "1e9"), 2, "less than or equal to 16"),
-        (("small.png", "--by", "16", "--set", "max_side=100"), 2, "656x480"),
+        (("small.png", "--by", "0"), 2, "error: --by: "),
+        (("small.png", "--by", "1e9"), 2, "error: --by: "),
+        (("small.png", "--by", "16", "--set", "max_side=100"), 2, "error: --by: the picture would have 656x480 pixels"),
+        (("small.png", "--set", "max_side=50"), 2, "error: --by: the picture would have 82x60 pixels"),
+        (("small.png", "--format", "gif"), 2, "error: --format: "),
+        (("small.png", "--device", "cuda"), 2, "error: device: cuda is asked for"),
+        (
+            ("small.png", "--by", "2", "--height", "9"),
+            2,
+            "error: --by, --width and --height cannot all hold; give --by, or --width and --height\n",
+        ),
+        (("small.png", "--crop"), 2, "error: --crop needs a size to cut to; give --width and --height\n"),
+        (
+            ("small.png", "--upscaler-2-visibility", "1"),
+            2,
+            "error: --upscaler-2-visibility is of a second upscaler; name it in --upscaler-2\n",
+        ),
+        (
+            ("small.png", "--upscaler-2", "Lanczos"),
+            2,
+            "error: --upscaler-2 would not be seen; give --upscaler-2-visibility above 0, or leave it out\n",
+        ),
     ],
 )
-def test_what_cannot_be(cli: Cli, arguments: tuple[str, ...], code: int, said: str) -> None:
+def test_what_cannot_be(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     done = cli("upscale", *arguments)
     assert done.code == code and said in done.err
+    assert "warning" not in done.err, "nothing is said of a job that is none"
+
+
+def test_wrong_options_are_told_before_a_picture_is_fetched(cli: Cli) -> None:
+    assert "error: --crop needs a size" in cli("upscale", "none.png", "--crop").err
+
+
+def test_a_format_by_its_other_spelling(cli: Cli) -> None:
+    done = cli("upscale", "small.png", "--upscaler", "Lanczos", "--format", "JPEG")
+    assert done.code == 0 and done.out.strip().endswith("small-2x.jpg"), done.err
 
 
 def test_the_help_has_no_model_that_is_not_needed(cli: Cli) -> None:
