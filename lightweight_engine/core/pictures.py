@@ -27,6 +27,16 @@ if TYPE_CHECKING:
     from ..config import EngineConfig
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+# How files begin in formats that people have and nothing reads here: each decoder is one more for strangers' bytes.
+OTHER_FORMATS = {
+    "GIF": rb"GIF8[79]a",
+    "BMP": rb"BM.{4}\0{4}",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
+    "AVIF": rb".{4}ftyp.{0,48}avi[fs]",
+    "HEIC": rb".{4}ftyp(?:hei|hev|mif1|msf1)",
+    "JPEG XL": rb"\xff\x0a|\0{3}\x0cJXL ",
+}
+HEAD = 64  # bytes that tell
 MAX_BYTES = 64 << 20  # of a picture's file
 MAX_PATH = 4096  # characters
 WHITE = "#ffffff"
@@ -108,6 +118,7 @@ class PictureReader:
 
     def _opened(self, source: bytes | Path, field: str, *, pixels: bool = True) -> Image.Image:
         with _beginning(field):
+            _refuse_others(source, field)
             return open_image(source, field=field, max_pixels=self.max_pixels, formats=FORMATS, pixels=pixels)
 
     def _source(self, given: Any, field: str) -> bytes | Path:
@@ -142,6 +153,30 @@ def _beginning(field: str) -> Iterator[None]:
     except RequestError as error:
         error.args = (f"{field}: {error}",)
         raise
+
+
+def _refuse_others(source: bytes | Path, field: str) -> None:
+    """Name the format of a picture that is not read, which is no fault of its file."""
+    head = _head(source)
+    kind = next((kind for kind, begin in OTHER_FORMATS.items() if re.match(begin, head, re.DOTALL)), None)
+    if kind is not None:
+        name = source if isinstance(source, Path) else "the data given"
+        raise RequestError(
+            f"{name} is a picture in the format {kind}, and only png, jpg and webp are read; convert it to png, in a "
+            "program that shows it or by ImageMagick's `magick IN OUT.png`",
+            field=field,
+        )
+
+
+def _head(source: bytes | Path) -> bytes:
+    """The first bytes; none of what cannot be read, which the reader of files tells."""
+    if isinstance(source, bytes):
+        return source[:HEAD]
+    try:
+        with source.open("rb") as file:
+            return file.read(HEAD)
+    except (OSError, ValueError):  # a NUL
+        return b""
 
 
 def fetch_bytes(url: str, limits: Limits, access: Access) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from loopback import serving
-from PIL import Image
+from PIL import Image, features
 
 from lightweight_engine.config import EngineConfig
 from lightweight_engine.core.colours import match_colours
@@ -76,6 +76,41 @@ def test_every_way_gives_the_same(tmp_path: Path, way: Callable[[bytes, Path], A
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_formats(kind: str) -> None:
     assert READER.read(encoded(sample(), kind)).size == (40, 24)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("GIF", "P"), ("BMP", "RGB"), ("BMP", "1"), ("TIFF", "RGB"), ("TIFF", "I;16B"), ("AVIF", "RGB")]
+)
+def test_other_formats_are_told_by_name(tmp_path: Path, kind: str, mode: str) -> None:
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow writes none")
+    made = Image.new(mode, (40, 24)) if mode == "I;16B" else sample(mode)
+    path = tmp_path / "a.png"  # its name says nothing
+    path.write_bytes(encoded(made, kind))
+    told = rf"image: {path} is a picture in the format {kind}, and only png, jpg and webp are read; convert it to png"
+    for ask in (READER.read, READER.check):
+        with pytest.raises(RequestError, match=told):
+            ask(str(path))
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf", "AVIF"),
+        (b"\xff\x0a\xfa\x1f", "JPEG XL"),
+        (b"\0\0\0\x0cJXL \x0d\x0a\x87\x0a", "JPEG XL"),
+    ],
+)
+def test_formats_that_nothing_here_writes_are_told_too(head: bytes, kind: str) -> None:
+    with pytest.raises(RequestError, match=f"the data given is a picture in the format {kind}, "):
+        READER.read(head + bytes(80))
+
+
+@pytest.mark.parametrize("data", [b"BM and so on", b"II", b"", b"\0\0\0\x18ftypmp42\0\0\0\0isom"])
+def test_what_only_begins_like_one_is_no_picture(data: bytes) -> None:
+    with pytest.raises(RequestError, match="is not a picture|is empty"):
+        READER.read(data)
 
 
 def test_a_url_is_fetched_behind_the_guards() -> None:
@@ -197,7 +232,10 @@ NOT_PICTURES = {
     "text in base64": (text(b"root:x:0:0:" * 20), "not a picture"),
     "svg": (SVG, "not a picture"),
     "pdf": (b"%PDF-1.7" + bytes(100), "not a picture"),
-    "gif": (encoded(sample("P"), "GIF"), "not a picture"),
+    "gif": (
+        encoded(sample("P"), "GIF"),
+        "a picture in the format GIF, and only png, jpg and webp are read; convert it",
+    ),
     "eps": (b"%!PS-Adobe-3.0 EPSF-3.0" + bytes(100), "not a picture"),
     "empty": (b"", "is empty"),
     "data URL of text": (f"data:text/plain;base64,{text(b'secret' * 20)}", "not of a picture"),
