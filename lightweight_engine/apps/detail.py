@@ -54,7 +54,7 @@ def detail(
 
         console.typed, console.options = given.keys(), REQUEST_OPTIONS
         image = PictureReader.of(config).read(source)
-        size = _drawn_size(image, given, config)
+        size = {} if preview else _drawn_size(image, given, config)  # finding draws at no size
         usual = {**config.request_defaults(), **size, "adetailer": True, "skip_img2img": True}
         request = GenerationRequest.over(usual, {**given, "prompt": prompt, "image": source})
         check_request(request, config)

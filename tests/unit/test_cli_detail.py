@@ -66,9 +66,24 @@ def test_what_cannot_be_detailed(cli: Cli, tmp_path: Path) -> None:
     assert "there is no picture to detail" in cli("detail").err
     for size, said in (((4104, 16), "over 4096 pixels (setting max_side)"), ((64, 15), "less than 16 pixels")):
         Image.new("RGB", size).save(tmp_path / "odd.png")
-        done = cli("detail", tmp_path / "odd.png", "--preview")
+        done = cli("detail", tmp_path / "odd.png")
         assert done.code == 2 and f"the picture of {size[0]}x{size[1]} has a side of {said}; give --width" in done.err
         assert cli("detail", tmp_path / "odd.png", "-W", 64, "-H", 64, "--preview", "-o", tmp_path / "out").code == 0
+
+
+def test_preview_finds_in_a_picture_of_any_size_that_is_read(cli: Cli, picture: Path, tmp_path: Path) -> None:
+    with Image.open(picture) as person:
+        wide = Image.new("RGB", (4104, 256), person.getpixel((0, 0)))  # type: ignore[arg-type]
+        wide.paste(person)
+    for side, image in (("long", wide), ("small", Image.new("RGB", (64, 15)))):
+        image.save(tmp_path / f"{side}.png")
+        done = cli("detail", tmp_path / f"{side}.png", "--preview", "-o", tmp_path / "out", "--json")
+        assert done.code == 0, done.err
+        with Image.open(json.loads(done.out)["path"]) as shown:
+            assert shown.size == image.size
+    limit = ("--set", "max_picture_megapixels=1")
+    done = cli("detail", tmp_path / "long.png", "--preview", *limit)
+    assert done.code == 2 and "has more than 1,000,000 pixels" in done.err
 
 
 def test_generate_says_what_was_found(cli: Cli, picture: Path, tmp_path: Path) -> None:
