@@ -142,6 +142,7 @@ class LightweightEngine:
         cancel: Cancel | None = None,
         preview_every: int = 0,
         interrupt: Interrupt | None = None,
+        hashed: bool = True,
     ) -> GenerationResult:
         """Do one request.
 
@@ -150,6 +151,8 @@ class LightweightEngine:
             cancel: an event; once set, the job ends within one step.
             preview_every: steps between previews in ``on_progress``; 0 is none.
             interrupt: ends the job, or a batch of it, within one step with the pictures so far.
+            hashed: the result has the hashes of the model's files. A file is read for it once, while the job draws;
+                where that takes longer, the job waits.
 
         Raises:
             RequestError: a field is wrong or over a limit.
@@ -162,7 +165,7 @@ class LightweightEngine:
             networks = self._model.use(self.config.with_model_of(request))
             memory = PeakMemory(networks.device)
             try:
-                return within_memory(networks.device, lambda: self._run(request, networks, memory, watch))
+                return within_memory(networks.device, lambda: self._run(request, networks, memory, watch, hashed))
             finally:
                 self._rest(networks)
 
@@ -328,12 +331,14 @@ class LightweightEngine:
             self._detectors.release()
 
     def _run(
-        self, request: GenerationRequest, networks: Networks, memory: PeakMemory, watch: Watch
+        self, request: GenerationRequest, networks: Networks, memory: PeakMemory, watch: Watch, hashed: bool
     ) -> GenerationResult:
         job, tracker = self._job(request, watch)
         tools = self._tools(networks, self.loras)
         workshop = Workshop(lambda inner: plan_job(inner, tools, tracker.inner())[0], tracker.enter)
-        files = networks.models.files(self._hashes)
+        if hashed:
+            self._hashes.begin(networks.models.paths)
+        files = networks.models.files()
         images, stages, seeds, subseeds, infotexts = [], [], [], [], []
         for batch in job.batches:
             if not tracker.start_batch():
@@ -344,6 +349,9 @@ class LightweightEngine:
             images += pictures
             seeds += batch.seeds
             subseeds += batch.subseeds
+            if hashed and not infotexts:
+                self._hashes.wait(networks.models.paths, tracker.check)
+                files = networks.models.files(self._hashes)
             rows = zip(batch.seeds, batch.subseeds, strict=True)
             infotexts += [describe(job, batch, seed, subseed, files) for seed, subseed in rows]
         jobs = (job, *workshop.jobs)

@@ -1,4 +1,4 @@
-"""Hashes of model files, each read once. Loads no torch."""
+"""Hashes of model files, each read once, in threads beside whatever else is done. Loads no torch."""
 
 from __future__ import annotations
 
@@ -6,20 +6,42 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, wait
+from functools import partial
 from pathlib import Path
 
 from ..backend.checkpoint import file_sha256
 
 log = logging.getLogger(__name__)
 
+AT_ONCE = 2
+"""Files that are read at a time: a checkpoint of 24 GB takes a core 10 to 20 seconds."""
+
+LOOK_SECONDS = 0.1
+
 
 class HashCache:
-    """SHA-256 of model files, kept in a small JSON file by path, size and time of change, so that each is read once."""
+    """SHA-256 of model files, kept in a small JSON file by path, size and time of change, so that each is read once.
+
+    Threads may ask for them.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._known: dict[str, str] | None = None
+        self._reading: dict[str, Future[str]] = {}
+        self._lock = threading.Lock()
+        self._turns = threading.Semaphore(AT_ONCE)
+
+    def begin(self, files: Iterable[Path]) -> None:
+        """Hash files that nothing is known of, in threads that a process does not wait for when it ends."""
+        for path in files:
+            try:
+                self._begin(path)
+            except OSError:
+                pass  # whoever needs the hash is told
 
     def sha256_of(self, files: Sequence[Path]) -> str:
         """That of the one file; of several, the SHA-256 of theirs, one a line."""
@@ -28,19 +50,55 @@ class HashCache:
     def known(self, files: Sequence[Path]) -> str | None:
         """The same of files that were hashed before; None where one was not, or has changed since."""
         try:
-            each = [self._load().get(_state(path)) for path in files]
+            with self._lock:
+                each = [self._load().get(_state(path)) for path in files]
         except OSError:
             return None
         found = [digest for digest in each if digest]
         return _together(found) if len(found) == len(each) else None
 
+    def wait(self, files: Iterable[Path], check: Callable[[], None]) -> None:
+        """Until all of them are hashed; ``check`` is called now and then, and may raise."""
+        for path in files:
+            found = self._begin(path)
+            while not found.done():
+                check()
+                wait([found], timeout=LOOK_SECONDS)
+
     def sha256(self, path: Path) -> str:
+        """That of a file; waits where it is being read."""
+        return self._begin(path).result()
+
+    def _begin(self, path: Path) -> Future[str]:
         key = _state(path)
-        known = self._load()
-        if key not in known:
-            known[key] = file_sha256(path)
-            self._save(known)
-        return known[key]
+        with self._lock:
+            known = self._load()
+            if key in self._reading:
+                return self._reading[key]
+            found: Future[str] = Future()
+            if key in known:
+                found.set_result(known[key])
+                return found
+            self._reading[key] = found
+        threading.Thread(target=self._read, args=(key, path, found), name=f"hash {path.name}", daemon=True).start()
+        return found
+
+    def _read(self, key: str, path: Path, found: Future[str]) -> None:
+        tell = found.cancel  # whatever happens, nobody waits for ever
+        try:
+            with self._turns:
+                digest = file_sha256(path)
+            with self._lock:
+                known = self._load()
+                known[key] = digest
+                self._save(known)
+            tell = partial(found.set_result, digest)
+        except OSError as error:
+            tell = partial(found.set_exception, error)
+        finally:
+            with self._lock:
+                del self._reading[key]
+            tell()
 
     def _load(self) -> dict[str, str]:
         if self._known is None:

@@ -157,10 +157,14 @@ class ModelSet:
         return {role: files_of(part) for role, part in self.own_parts.items()}
 
     @property
+    def paths(self) -> list[Path]:
+        """The files of all own parts."""
+        return [path for each in self._paths.values() for path in each]
+
+    @property
     def key(self) -> tuple[tuple[str, int, int], ...]:
         """What the parts' files are, cheaply: path, size and time of change."""
-        paths = [path for each in self._paths.values() for path in each]
-        stats = [(path, path.stat()) for path in paths]
+        stats = [(path, path.stat()) for path in self.paths]
         return tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats)
 
     def files(self, hashes: HashCache | None = None) -> tuple[ModelFile, ...]:

@@ -53,7 +53,7 @@ def warm_up(engine: LightweightEngine) -> WarmedUp:
     on_gpu = engine.networks.device.type == "cuda" and kernels.available()
     folder = kernels.kept_in() if on_gpu else None
     before = _programs(folder)
-    first, again = draw_once(engine), engine.run(GenerationRequest(**WARM_UP)).timings
+    first, again = draw_once(engine), engine.run(GenerationRequest(**WARM_UP), hashed=False).timings
     kept = _programs(folder)
     log.info("a tiny job took %.2f s, and once more %.2f s", sum(first.values()), sum(again.values()))
     return WarmedUp(folder, kept - before, kept, first, again)
@@ -77,7 +77,7 @@ def draw_once(engine: LightweightEngine) -> Mapping[str, float]:
         reading = beside.submit(engine.upscalers.find, name) if wanted else None
         if wanted and device.type == "cuda" and kernels.available():
             build_programs(device)
-        timings = engine.run(GenerationRequest(**WARM_UP)).timings
+        timings = engine.run(GenerationRequest(**WARM_UP), hashed=False).timings
     try:
         if reading is not None:
             reading.result()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,13 @@ from lightweight_engine import Config, LightweightEngine
 from lightweight_engine.core.folders import stray_models
 from lightweight_engine.core.hashes import HashCache
 from lightweight_engine.core.models import TINY, ModelLibrary
-from lightweight_engine.errors import CorruptCheckpointError, ModelError, ModelNotFoundError, UnsupportedCheckpointError
+from lightweight_engine.errors import (
+    CorruptCheckpointError,
+    GenerationCancelled,
+    ModelError,
+    ModelNotFoundError,
+    UnsupportedCheckpointError,
+)
 from lightweight_engine.flux.convert import convert_part
 from lightweight_engine.flux.params import T5Params
 from lightweight_engine.flux.t5 import T5Encoder
@@ -162,9 +170,67 @@ def test_models_at_the_top_of_the_folder_are_told(tmp_path: Path) -> None:
     assert "(flux1-dev.safetensors); move them into its folders" in (stray_models(tmp_path) or "")
 
 
-def test_hashes_are_kept_and_renewed(tmp_path: Path) -> None:
-    import hashlib
+class Held:
+    """Files are hashed once they are let; ``asked`` are those that were to be."""
 
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[Path] = []
+        self.go = threading.Event()
+        monkeypatch.setattr("lightweight_engine.core.hashes.file_sha256", self.read)
+
+    def read(self, path: Path) -> str:
+        self.asked.append(path)
+        assert self.go.wait(20)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_hashes_are_read_beside_other_work_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [tmp_path / "a", tmp_path / "b", tmp_path / "absent"]
+    for path in files[:2]:
+        path.write_text(path.name)
+    held, cache = Held(monkeypatch), HashCache(tmp_path / "hashes.json")
+    cache.begin(files)
+    cache.begin(files)
+    assert cache.known(files[:2]) is None
+    looks: list[int] = []
+
+    def check() -> None:
+        looks.append(1)
+        if len(looks) == 3:
+            held.go.set()
+
+    cache.wait(files[:2], check)
+    assert len(looks) >= 3 and sorted(held.asked) == files[:2]
+    assert cache.sha256(files[0]) == hashlib.sha256(b"a").hexdigest() and len(held.asked) == 2
+    with pytest.raises(FileNotFoundError):
+        cache.sha256(files[2])
+
+
+def test_waiting_for_a_hash_can_be_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_text("a")
+    held, cache = Held(monkeypatch), HashCache(tmp_path / "hashes.json")
+
+    def check() -> None:
+        raise GenerationCancelled("cancelled")
+
+    with pytest.raises(GenerationCancelled):
+        cache.wait([tmp_path / "a"], check)
+    held.go.set()
+    cache.wait([tmp_path / "a"], lambda: None)
+    assert held.asked == [tmp_path / "a"]
+
+
+def test_a_file_that_cannot_be_read_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_text("a")
+    cache = HashCache(tmp_path / "hashes.json")
+    with monkeypatch.context() as patched:
+        patched.setattr("lightweight_engine.core.hashes.file_sha256", lambda path: (path / "x").read_bytes())
+        with pytest.raises(NotADirectoryError):
+            cache.sha256(tmp_path / "a")
+    assert cache.sha256(tmp_path / "a") == hashlib.sha256(b"a").hexdigest()
+
+
+def test_hashes_are_kept_and_renewed(tmp_path: Path) -> None:
     path = tmp_path / "x.bin"
     path.write_bytes(b"one")
     cache = HashCache(tmp_path / "cache" / "hashes.json")

@@ -58,3 +58,15 @@ def test_a_worker_draws_before_it_is_ready(wanted: bool, tmp_path: Path, capfd: 
         child.connection.close()
         child.process.join(20)
     assert ("a tiny job took" in capfd.readouterr().err) is wanted
+
+
+def test_nothing_is_hashed_before_it_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint of 24 GB takes a core 10 to 20 seconds; the first picture that somebody asks for tells its hash."""
+    engine = LightweightEngine(Config(models_dir=tmp_path, cache_dir=tmp_path, device="cpu", offline=True))
+    asked: list[Path] = []
+    monkeypatch.setattr("lightweight_engine.core.hashes.file_sha256", lambda path: asked.append(path) or "0" * 64)
+    warm_up(engine)
+    assert not asked
+    result = engine.run(engine.request(prompt="a man", width=64, height=64, steps=1))
+    assert asked and {file.sha256 for file in result.models} == {"0" * 64}
+    engine.close()

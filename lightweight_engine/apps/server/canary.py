@@ -89,7 +89,7 @@ class Canary:
         """Draw the smallest picture that there is, with the model in use."""
         smallest: dict[str, Any] = {"width": _SIDE, "height": _SIDE, "steps": 1, "seed": 0, "subseed": 0}
         request = GenerationRequest(**self._model, **smallest, prompt="", enable_hr=False)
-        work = Work(f"canary-{secrets.token_hex(4)}", request)
+        work = Work(f"canary-{secrets.token_hex(4)}", request, hashed=False)
         worker = self._supervisor.pid
         REQUEST_ID.set(None)
         JOB_ID.set(work.job)

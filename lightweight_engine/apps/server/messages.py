@@ -13,13 +13,14 @@ from .faults import Fault
 @dataclass(frozen=True)
 class Work:
     """To the worker: do this job. ``request_id`` goes into its log; steps between previews, 0 is none; ``save`` keeps
-    what is drawn in the folder of outputs too."""
+    what is drawn in the folder of outputs too; ``hashed`` as the engine has it."""
 
     job: str
     request: Task
     request_id: str = ""
     preview_every: int = 0
     save: bool = False
+    hashed: bool = True
 
 
 @dataclass(frozen=True)

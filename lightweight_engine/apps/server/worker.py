@@ -79,6 +79,7 @@ class Worker:
             facts = Facts(engine)
             _log_notes(engine)
             self._tell(Ready(facts()))
+            engine.hashes.begin(engine.models.paths)  # the first picture tells them
         except EngineError as error:
             self._tell(Broken(Fault.of(error), error.exit_code))
             return
@@ -145,7 +146,7 @@ class Worker:
         if isinstance(task, UpscaleRequest):
             return upscaled_outcome(engine.run_upscale(task, **followed))
         check_models(task, models)
-        result = engine.run(task, preview_every=work.preview_every, **followed)
+        result = engine.run(task, preview_every=work.preview_every, hashed=work.hashed, **followed)
         saved, warnings = self._saved(result) if work.save else ([], [])
         return outcome_of(result, saved, warnings)
 
