@@ -110,7 +110,7 @@ class EngineConfig(BaseModel):
     compute_dtype: DType = _setting("auto", "device", "What the transformer computes in.")
     vae_dtype: DType = _setting("bf16", "device", "What the autoencoder computes in; on a CPU float32, unless set.")
     text_compute_dtype: Literal["fp32", "bf16"] = _setting(
-        "fp32", "device", "What the text encoders compute in; bf16 is eleven times as fast, and moves pictures a little."
+        "fp32", "device", "What the text encoders compute in; bf16 is ten times as fast, and moves pictures a little."
     )
     speed: Literal["exact", "fp8"] = _setting(
         "exact",
