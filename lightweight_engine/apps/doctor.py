@@ -201,18 +201,30 @@ def _memory(config: EngineConfig) -> Iterator[Check]:
 
 
 def _tokenizers(config: EngineConfig) -> Iterator[Check]:
-    from ..flux.tokenizers import find_tokenizer, hub_cache
+    """Those of the model in use; beside `tiny`, which has its own, those that a real model would need."""
+    from ..core.choice import choose_models
+    from ..core.download import TOKENIZERS, by_hand, kept_tokenizer, tokenizer_places
+    from ..flux.tokenizers import hub_cache
 
-    folders = [*config.tokenizer_dirs, config.models_dir, config.cache_dir]
-    for kind in ("clip", "t5"):
-        found = find_tokenizer(kind, folders, hub_cache(dict(os.environ)))
+    try:
+        models = choose_models(config, [])
+    except EngineError:  # which has been told
+        models = None
+    real = None if models is None or models.is_tiny else models
+    folders = tokenizer_places(config, real) if real else [*config.tokenizer_dirs, config.models_dir]
+    user = f"{real.name} cannot draw without" if real else "no real model can draw without; `tiny` has its own"
+    for kind, files in TOKENIZERS.items():
+        name, put = f"{kind} tokenizer", by_hand(kind, folders[0])
+        found = kept_tokenizer(kind, folders, config.cache_dir, hub_cache(dict(os.environ)))
         if found:
-            yield Check(f"{kind} tokenizer", "ok", str(found))
+            yield Check(name, "ok", str(found))
         elif config.offline:
-            fix = f"put its files into {config.models_dir / 'tokenizers'}, or switch offline off"
-            yield Check(f"{kind} tokenizer", "note", "not found, and offline is on; only `tiny` can be used", fix)
+            state = "bad" if real else "note"
+            yield Check(name, state, f"not found, and offline is on: {user}", f"{put}, or switch offline off")
         else:
-            yield Check(f"{kind} tokenizer", "ok", "not found; fetched once when a real model first needs it")
+            size = human_bytes(sum(file.size for file in files))
+            told = f"not found: {real.name if real else 'a real model'} fetches it once, {size} from huggingface.co"
+            yield Check(name, "note", told, f"nothing, where that can be reached; else {put}")
 
 
 def _folders(config: EngineConfig) -> Iterator[Check]:

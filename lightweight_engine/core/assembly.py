@@ -9,10 +9,9 @@ import torch
 from ..backend.devices import Card
 from ..config import EngineConfig
 from ..flux.tokenizers import CLIPTokenizer, T5Tokenizer, hub_cache
-from .download import tokenizer_folder
+from .download import tokenizer_folder, tokenizer_places
 from .models import ModelSet
 from .networks import Networks
-from .plan import TEXT_ROLES
 from .precision import choose_precision, memory_manager
 from .quantized_cache import through_cache
 
@@ -52,8 +51,7 @@ def assemble(
 
 def read_tokenizers(config: EngineConfig, models: ModelSet) -> tuple[CLIPTokenizer, T5Tokenizer]:
     """The CLIP and the T5 tokenizer, found beside the model or elsewhere, or fetched once."""
-    beside = (models.parts[role].checkpoint.path.parent for role in TEXT_ROLES)
-    folders = [models.root] if models.is_tiny else [*config.tokenizer_dirs, models.root, *dict.fromkeys(beside)]
+    folders = tokenizer_places(config, models)
     clip, t5 = (
         tokenizer_folder(kind, folders, config.cache_dir, hub=hub_cache(dict(os.environ)), offline=config.offline)
         for kind in ("clip", "t5")

@@ -34,6 +34,7 @@ from .transfer import Progress, Received, Wanted, transfer
 
 if TYPE_CHECKING:
     from ..config import EngineConfig
+    from .models import ModelSet
 
 log = logging.getLogger(__name__)
 
@@ -313,19 +314,35 @@ def tokenizer_folder(
         ModelNotFoundError: none is found and ``offline`` is set; the message says where to put one by hand.
         DownloadError: none is found and it cannot be fetched; the message says the same.
     """
-    found = find_tokenizer(kind, folders, hub)
-    target = cache / "tokenizers" / _FOLDERS[kind]
-    if found is not None or is_tokenizer(kind, target):
-        return found or target
-    pinned = TOKENIZERS[kind] if files is None else tuple(files)
-    names = " and ".join(file.name for file in pinned)
-    home = (folders[0] if folders else cache) / "tokenizers" / _FOLDERS[kind]
-    by_hand = f"put {names} of FLUX.1-dev's {'tokenizer' if kind == 'clip' else 'tokenizer_2'} folder into {home}"
+    found = kept_tokenizer(kind, folders, cache, hub)
+    if found is not None:
+        return found
+    told = by_hand(kind, folders[0] if folders else cache)
     if offline:
-        raise ModelNotFoundError(f"no {_FOLDERS[kind]} tokenizer was found, and offline mode is on: {by_hand}")
-    for file in pinned:
-        _fetch_any(file, target, allow, by_hand)
+        raise ModelNotFoundError(f"no {_FOLDERS[kind]} tokenizer was found, and offline mode is on: {told}")
+    target = cache / "tokenizers" / _FOLDERS[kind]
+    for file in TOKENIZERS[kind] if files is None else files:
+        _fetch_any(file, target, allow, told)
     return target
+
+
+def tokenizer_places(config: EngineConfig, models: ModelSet) -> list[Path]:
+    """Where the tokenizers of a model are looked for, the most wanted first; the Hub's cache and ours come last."""
+    beside = (models.parts[role].checkpoint.path.parent for role in TOKENIZERS)
+    return [models.root] if models.is_tiny else [*config.tokenizer_dirs, models.root, *dict.fromkeys(beside)]
+
+
+def kept_tokenizer(kind: Kind, folders: Sequence[Path], cache: Path, hub: Path | None = None) -> Path | None:
+    """The folder of a tokenizer that need not be fetched; None where it has to be."""
+    target = cache / "tokenizers" / _FOLDERS[kind]
+    return find_tokenizer(kind, folders, hub) or (target if is_tokenizer(kind, target) else None)
+
+
+def by_hand(kind: Kind, folder: Path) -> str:
+    """What to do about a tokenizer that cannot be fetched; ``folder`` is one that is looked into."""
+    names = " and ".join(file.name for file in TOKENIZERS[kind])
+    source = "tokenizer" if kind == "clip" else "tokenizer_2"
+    return f"put {names} of FLUX.1-dev's {source} folder into {folder / 'tokenizers' / _FOLDERS[kind]}"
 
 
 def _fetch_any(file: PinnedFile, folder: Path, allow: Collection[str], by_hand: str) -> None:

@@ -546,6 +546,57 @@ def test_doctor_is_content_with_a_whole_folder(cli: Cli, models: Path) -> None:
     assert str(models) in checks["clip tokenizer"]["found"]
 
 
+@pytest.mark.parametrize("offline", [False, True])
+@pytest.mark.parametrize("real", [False, True])
+def test_doctor_tells_what_happens_without_tokenizers(
+    cli: Cli, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real: bool, offline: bool
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = tmp_path / "webui" / "models"
+    folder.mkdir(parents=True)
+    if real:
+        shutil.copytree(models, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("tokenizers"))
+    ask = (
+        "--models-dir",
+        folder,
+        "--set",
+        f"cache_dir={tmp_path / 'cache'}",
+        "--offline" if offline else "--no-offline",
+    )
+    done = cli("doctor", *ask, "--json")
+    checks = {row["name"]: row for row in json.loads(done.out)["checks"]}
+    home = folder / "tokenizers" / "t5xxl"
+    told = checks["t5 tokenizer"]
+    assert told["fix"].removeprefix("nothing, where that can be reached; else ").startswith("put tokenizer.json of ")
+    assert str(home) in told["fix"]
+    if offline:
+        draws = cli("generate", "x", "-W", 64, "-H", 64, "-s", 1, *ask)
+        assert (done.code, draws.code) == ((9, 3) if real else (0, 0)), draws.err
+        assert told["state"] == ("bad" if real else "note")
+        assert told["found"].endswith("small cannot draw without" if real else "without; `tiny` has its own")
+    else:
+        assert (done.code, told["state"]) == (0, "note")
+        assert f"{'small' if real else 'a real model'} fetches it once, 2.4 MB from huggingface.co" in told["found"]
+    shutil.copytree(TOKENIZERS / "t5xxl", home)
+    rows = json.loads(cli("doctor", *ask, "--json").out)["checks"]
+    states = {row["name"]: (row["state"], row["found"]) for row in rows}
+    assert states["t5 tokenizer"] == ("ok", str(home)) and states["clip tokenizer"][0] != "ok"
+
+
+def test_doctor_looks_for_tokenizers_beside_the_text_encoders(
+    cli: Cli, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    encoders = tmp_path / "elsewhere"
+    shutil.copytree(models / "text_encoder", encoders)
+    shutil.copytree(models, tmp_path / "webui" / "models", ignore=shutil.ignore_patterns("tokenizers", "text_encoder"))
+    shutil.copytree(TOKENIZERS, encoders / "tokenizers")
+    named = ("--t5", encoders / "t5.safetensors", "--clip", encoders / "clip.safetensors")
+    ask = ("--models-dir", tmp_path / "webui" / "models", *named, "--set", f"cache_dir={tmp_path / 'cache'}")
+    rows = {row["name"]: row for row in json.loads(cli("doctor", *ask, "--json").out)["checks"]}
+    assert rows["clip tokenizer"]["state"] == "ok" and str(encoders) in rows["clip tokenizer"]["found"]
+
+
 def test_doctor_tells_what_each_extra_is_for_and_how_to_get_it(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     features = {extra: rows for extra, rows in listed.items() if extra not in ("test", "bench", "dev")}
