@@ -30,9 +30,8 @@ A message says what is wrong, where, and the one thing to do about it.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 NAMES_SHOWN = 10
 """Names in a message; a folder may hold hundreds."""
@@ -219,42 +218,6 @@ def about(field: str | None) -> Iterator[None]:
 def placed(*parts: str | int) -> str:
     """The name of what lies in a field: its parts by names and its values by numbers, as ``loras[1].scale``."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
-
-
-def plain(item: Mapping[str, Any], limits: str = "") -> str:
-    """What a person is told of an item of pydantic's ``errors()``, and of what was given.
-
-    Args:
-        limits: of the field, where it has any: between which numbers, or of which form.
-    """
-    kind, given, bounds = item["type"], item["input"], item.get("ctx", {})
-    if kind == "missing":
-        return "it is missing; give it"
-    if kind == "string_too_short" and not given:
-        return "it is empty; give a text, or leave it out"
-    if kind == "too_short":
-        return f"give at least {bounds['min_length']} (got {bounds['actual_length']})"
-    if kind == "too_long":
-        return f"give at most {bounds['max_length']} (got {bounds['actual_length']})"
-    says = {
-        "int_parsing_size": f"the number is too large{f'; give {limits}' if limits else ''}",
-        "dict_type": "give an object of names and values",
-        "mapping_type": "give an object of names and values",
-        "model_type": "give an object of names and values",
-        "tuple_type": "give a list",
-        "list_type": "give a list",
-    }
-    if kind == "string_pattern_mismatch" and limits:
-        says[kind] = f"give {limits}"
-    message = says[kind] if kind in says else item["msg"].removeprefix("Value error, ")
-    told = kind not in ("extra_forbidden", "value_error") and "://" not in str(given)  # an address may hold a secret
-    return f"{message} (got {_shown(given)})" if told else message
-
-
-def _shown(given: Any) -> str:
-    """A value in at most 80 characters; one that is cut ends so that it shows."""
-    text = repr(given)
-    return text if len(text) <= 80 else text[:79] + "…"
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:

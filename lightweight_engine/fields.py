@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import json
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
-from .errors import RequestError, closest, placed, plain
+from .errors import RequestError, closest, placed
 
 # Names that other programs have for our fields; those which are near by their letters often mean something else.
 OTHER_NAMES = {
@@ -56,6 +58,79 @@ FORMS = {COLOUR: "#rrggbb, as #ffffff for white", SHA256: "64 hex digits, in low
 """What texts of a pattern are, in words."""
 
 
+# What is wrong with a value, by the kind of pydantic's error; what to give instead, where its field has no limits.
+FAULTS = {
+    "greater_than_equal": ("is too small", "{ge} or more"),
+    "greater_than": ("is too small", "more than {gt}"),
+    "less_than_equal": ("is too large", "{le} or less"),
+    "less_than": ("is too large", "less than {lt}"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), ("is no whole number", "one")),
+    "int_parsing_size": ("is too large", "a smaller number"),
+    **dict.fromkeys(("float_type", "float_parsing"), ("is no number", "one")),
+    "finite_number": ("is not finite", "a number that is"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), ("is no switch", "true or false")),
+    **dict.fromkeys(("string_type", "string_unicode"), ("is no text", "one")),
+    "literal_error": ("is no choice", "{expected}"),
+}
+ASKED = {
+    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
+    **dict.fromkeys(("dict_type", "mapping_type", "model_type"), "an object of names and values"),
+    "string_pattern_mismatch": "a text of the form {pattern}",
+}
+"""What to give, by kinds that need no word on what is wrong."""
+COMPARED = ("greater_than_equal", "greater_than", "less_than_equal", "less_than", "int_parsing_size")
+
+
+def plain(item: Mapping[str, Any], limits: str = "") -> str:
+    """What a person is told of an item of pydantic's ``errors()``: what is wrong with what was given, and what may be.
+
+    Args:
+        limits: of the field, as ``bounds_of`` says them.
+    """
+    kind, given, bounds = item["type"], item["input"], item.get("ctx", {})
+    if kind == "missing":
+        return "it is missing; give it"
+    if kind == "string_too_short" and not given:
+        return "it is empty; give a text, or leave it out"
+    if kind in ("string_too_short", "string_too_long"):
+        most = (
+            f"at least {bounds['min_length']:,}" if kind == "string_too_short" else f"at most {bounds['max_length']:,}"
+        )
+        return f"give {most} characters (got {len(given):,})"
+    if kind in ("too_short", "too_long"):
+        most = f"at least {bounds['min_length']}" if kind == "too_short" else f"at most {bounds['max_length']}"
+        return f"give {most} (got {bounds['actual_length']})"
+    if kind in ASKED:
+        shown = _shown(given)
+        return f"give {limits or ASKED[kind].format(**bounds)}{f' (got {shown})' if shown else ''}"
+    if kind not in FAULTS:
+        return item["msg"].removeprefix("Value error, ")
+    shown = _shown(given) or "it"
+    if kind in COMPARED:  # numbers, also where they came as texts
+        kind, shown = "float_type" if _is_nan(given) else kind, shown.strip("'")
+    wrong, usual = FAULTS[kind]
+    return f"{shown} {wrong}; give {limits or usual.format(**bounds)}"
+
+
+def _is_nan(given: Any) -> bool:
+    """Whether a number, or a text of one, is NaN, which is neither too small nor too large."""
+    try:
+        return math.isnan(float(given))
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _shown(given: Any) -> str:
+    """A value in at most 80 characters; nothing where it holds an address, which may be secret."""
+    try:
+        text = json.dumps(given) if given is None or isinstance(given, bool) else repr(given)
+    except ValueError:  # of a number with thousands of digits
+        return ""
+    if "://" in text:
+        return ""
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
 def _hint(name: str, fields: Collection[str]) -> str:
     """What to write in place of a field that there is not."""
     if name in NOT_NEEDED:
@@ -65,15 +140,15 @@ def _hint(name: str, fields: Collection[str]) -> str:
     return f"did you mean {meant!r}?" if meant else _names(fields)
 
 
-def _one_line(error: ValidationError, fields: Mapping[str, FieldInfo]) -> tuple[str, str | None]:
+def _one_line(error: ValidationError, model: type[BaseModel]) -> tuple[str, str | None]:
     """A validation error as one sentence per field, and the name of the first field."""
     parts, first = [], None
     for item in error.errors(include_url=False):
         name = placed(*item["loc"]) or None
         first = first or name
-        message = plain(item, bounds_of(fields.get(name or "")))
+        message = plain(item, limits_at(model, item["loc"]))
         if item["type"] == "extra_forbidden":
-            message = f"there is no such field; {_hint(name or '', fields)}"
+            message = f"there is no such field; {_hint(name or '', model.model_fields)}"
         parts.append(f"{name}: {message}" if name else message)
     return "; ".join(parts), first
 
@@ -85,15 +160,54 @@ def _names(fields: Iterable[str]) -> str:
 
 
 def bounds_of(info: FieldInfo | None) -> str:
-    """What a field may be, as a person reads it: of numbers the least and the greatest, of texts their form; else
+    """What a field may be, as a person reads it: numbers between which, one of some choices, a text of some form; else
     nothing."""
-    bounds = info.metadata if info else []
-    form = next((FORMS[each.pattern] for each in bounds if getattr(each, "pattern", None) in FORMS), None)
-    if form is not None:
-        return form
-    low = next((each.ge for each in bounds if hasattr(each, "ge")), None)
-    high = next((each.le for each in bounds if hasattr(each, "le")), None)
-    return "" if low is None or high is None else f"{low:,} to {high:,}"
+    return _bounds(info.annotation, info.metadata) if info else ""
+
+
+def limits_at(model: type[BaseModel], place: Sequence[str | int]) -> str:
+    """The same of what stands at a place of a model: in a field, or in a list that one holds."""
+    name, *within = place or ("",)
+    info = model.model_fields.get(str(name))
+    kind, rules = (info.annotation, info.metadata) if info else (None, [])
+    for part in within:
+        if not isinstance(part, int) or get_origin(kind) not in (list, tuple):
+            return ""
+        kind, rules = get_args(kind)[0], []
+    return _bounds(kind, rules)
+
+
+def _bounds(kind: Any, rules: Iterable[Any]) -> str:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        own = [rule for each in parts[1:] for rule in (each.metadata if isinstance(each, FieldInfo) else [each])]
+        return _bounds(parts[0], [*rules, *own])
+    if origin in (Union, UnionType):
+        kinds = [each for each in parts if each is not NoneType]
+        return _bounds(kinds[0], rules) if len(kinds) == 1 else ""
+    if origin is Literal:
+        *names, last = map(str, parts)
+        return f"{', '.join(names)} or {last}" if names else last
+    if kind in (int, float):
+        return _between(kind, rules)
+    return next((FORMS[rule.pattern] for rule in rules if getattr(rule, "pattern", None) in FORMS), "")
+
+
+def _between(kind: type[int] | type[float], rules: Iterable[Any]) -> str:
+    """The least and the greatest number, as far as there are."""
+    found = {name: getattr(rule, name) for rule in rules for name in ("ge", "gt", "le") if hasattr(rule, name)}
+    if kind is int and "gt" in found:
+        found["ge"] = found.pop("gt") + 1
+    low, above, high = (_number(found[name]) if name in found else "" for name in ("ge", "gt", "le"))
+    if above:
+        return f"more than {above}, up to {high}" if high else f"more than {above}"
+    if low and high:
+        return f"{low} to {high}"
+    return f"{low} or more" if low else f"{high} or less" if high else ""
+
+
+def _number(value: float) -> str:
+    return f"{int(value):,}" if value == int(value) else f"{value:g}"
 
 
 def no_switch(value: Any, limits: str = "") -> Any:
@@ -134,5 +248,5 @@ class Frozen(PlainNumbers):
         try:
             super().__init__(**data)
         except ValidationError as error:
-            message, field = _one_line(error, type(self).model_fields)
+            message, field = _one_line(error, type(self))
             raise RequestError(message, field=field) from None

@@ -60,11 +60,13 @@ def _number(text: str) -> float | None:
 
 
 def _spec_of(given: Any) -> Any:
-    """A LoRA as text or as a mapping; anything else is left to be refused by its type."""
+    """A LoRA as text or as a mapping."""
+    if not isinstance(given, str | Mapping | LoraSpec):
+        raise ValueError("a LoRA is a name or an address, with :SCALE if that is not 1, or an object of its fields")
     try:
         if isinstance(given, str):
             return LoraSpec.parse(given)
-        return LoraSpec(**given) if isinstance(given, Mapping) else given
+        return given if isinstance(given, LoraSpec) else LoraSpec(**{str(name): given[name] for name in given})
     except RequestError as error:
         raise ValueError(str(error)) from None
 

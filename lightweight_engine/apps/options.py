@@ -166,10 +166,10 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 def _parameter(name: str, info: Any) -> inspect.Parameter:
     """The option of a field. Its default is None, which is "not given": the field's own default stays in one place."""
-    kind, choices = _plain_type(info.annotation)
+    kind, metavar = _plain_type(info.annotation)
     spelling = f"{option(name)}/--no-{option(name)[2:]}" if kind is bool else option(name)
     names = [SHORT[name], spelling] if name in SHORT else [spelling]
-    metavar = METAVARS.get(name) or ("|".join(choices) if choices else None)
+    metavar = METAVARS.get(name) or metavar
     group = info.json_schema_extra["section"]
     panel = group[:1].upper() + group[1:]
     given = typer.Option(*names, help=_help(name, info), metavar=metavar, show_default=False, rich_help_panel=panel)
@@ -178,22 +178,25 @@ def _parameter(name: str, info: Any) -> inspect.Parameter:
     return _keyword(name, Annotated[kind | None, given], None)
 
 
-def _plain_type(annotation: Any) -> tuple[Any, tuple[str, ...]]:
-    """A type that the command line can read, and the choices of a literal. Bounds are checked by the model itself."""
+def _plain_type(annotation: Any) -> tuple[Any, str | None]:
+    """A type that the command line can read, and what its help shows for a value.
+
+    Numbers and choices are text: the model itself reads them, and says what they may be.
+    """
     if get_origin(annotation) in (Union, types.UnionType):
         inner = [part for part in get_args(annotation) if part is not type(None)]
         return _plain_type(inner[0])
     if get_origin(annotation) is Literal:
-        return str, tuple(map(str, get_args(annotation)))
+        return str, "|".join(map(str, get_args(annotation)))
+    if get_origin(annotation) is Annotated:
+        return _plain_type(get_args(annotation)[0])
     if get_origin(annotation) is tuple:
-        return list[_spelled(get_args(annotation)[0])], ()  # type: ignore[misc]
-    return (str if annotation is Any else annotation), ()
-
-
-def _spelled(kind: Any) -> Any:
-    """How an entry of a list is typed; a model of several fields has a spelling of its own, which it reads itself."""
-    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
-    return str if issubclass(kind, BaseModel) else kind
+        kind, metavar = _plain_type(get_args(annotation)[0])
+        return list[kind], metavar
+    if annotation in (int, float):
+        return str, f"<{annotation.__name__}>"
+    is_own = isinstance(annotation, type) and issubclass(annotation, BaseModel)  # which reads its own spelling
+    return (str if annotation is Any or is_own else annotation), None
 
 
 def _help(name: str, info: Any) -> str:

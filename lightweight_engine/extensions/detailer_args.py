@@ -15,9 +15,10 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticKnownError
 
-from ..errors import EngineError, RequestError, closest, plain
-from ..fields import PlainNumbers
+from ..errors import EngineError, RequestError, closest
+from ..fields import PlainNumbers, limits_at, plain
 from ..labels import Compat, resolve_sampler
 
 log = logging.getLogger(__name__)
@@ -35,8 +36,8 @@ def _whole(value: Any) -> Any:
     if isinstance(value, str | float):
         try:
             return int(value)
-        except OverflowError:
-            raise ValueError("it is no number") from None
+        except (OverflowError, ValueError):  # also of what is no finite number
+            raise PydanticKnownError("int_parsing") from None
     return value
 
 
@@ -178,7 +179,7 @@ def _fault(item: Any) -> str:
         meant = closest(name, ADetailerArgs.model_fields)
         hint = f"did you mean {meant!r}?" if meant else "they are ADetailer's, GET /adetailer/v1/schema lists them"
         return f"{name}: there is no such argument; {hint}"
-    return f"{name}: {plain(item)}"
+    return f"{name}: {plain(item, limits_at(ADetailerArgs, item['loc']))}"
 
 
 @dataclass(frozen=True)

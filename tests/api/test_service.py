@@ -349,7 +349,9 @@ def test_facts(server: Running) -> None:
         ("POST", "/generate?steps=5", "steps", "it takes none; fields of a request go into its body"),
         ("POST", "/upscale?by=2", "by", "it takes none"),
         ("GET", "/jobs/x?wait=1", "wait", "it takes none"),
-        ("GET", "/jobs?limit=many", "limit", "(got 'many')"),
+        ("GET", "/jobs?limit=many", "limit", "'many' is no whole number; give 1 to 1,000"),
+        ("GET", "/jobs?limit=0", "limit", "0 is too small; give 1 to 1,000"),
+        ("GET", "/jobs/x/images/first", "n", "'first' is no whole number; give one"),
         ("GET", "/models?kind=loras", "kind", "it takes none"),
     ],
 )

@@ -199,6 +199,7 @@ ARROWS = {
     "apps.server.status": "server.asking server.bodies server.messages server.metrics server.names server.native "
     "server.queries server.schemas server.service server.supervisor",
     # Forge's API, from its words outwards
+    "apps.server.sdapi.models": "server.sdapi.fields",
     "apps.server.sdapi.options": "server.sdapi.models",
     "apps.server.sdapi.catalogue": "server.faults server.sdapi.options server.service",
     "apps.server.sdapi.translate": "server.faults server.sdapi.catalogue server.sdapi.fields server.sdapi.models "

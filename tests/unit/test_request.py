@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+from typing import Any
+
 import pytest
 
+from lightweight_engine.apps.server.sdapi.models import BODIES
+from lightweight_engine.apps.server.sdapi.options import Options
 from lightweight_engine.config import EngineConfig
 from lightweight_engine.errors import RequestError
+from lightweight_engine.extensions.detailer_args import ADetailerArgs, read_args
 from lightweight_engine.fields import NOT_NEEDED, OTHER_NAMES
+from lightweight_engine.lora_spec import LoraSpec
 from lightweight_engine.request import MAX_SEED, MODEL_FIELDS, GenerationRequest, UpscaleRequest, profile_defaults
 
 
@@ -69,18 +77,33 @@ def test_out_of_range(field: str, value: float) -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"steps": "many"}, "steps: .*'many'"),
-        ({"steps": 2.5}, "steps"),
+        ({"steps": 0}, "^steps: 0 is too small; give 1 to 1,000$"),
+        ({"steps": 5000}, "^steps: 5000 is too large; give 1 to 1,000$"),
+        ({"steps": "many"}, "^steps: 'many' is no whole number; give 1 to 1,000$"),
+        ({"steps": 2.5}, "^steps: 2.5 is no whole number; give 1 to 1,000$"),
+        ({"steps": None}, "^steps: null is no whole number; give 1 to 1,000$"),
+        ({"seed": 10**5000}, "^seed: it is too large; give -1 to 9,223,372,036,854,775,807$"),
+        ({"seed": "9" * 5000}, "^seed: 9{78}… is too large; give -1 to"),
+        ({"width": 3}, "^width: 3 is too small; give 16 or more$"),
+        ({"beta_alpha": 0}, "^beta_alpha: 0 is too small; give more than 0, up to 10$"),
         ({"steps": True}, "steps: true and false are no numbers; give 1 to 1,000"),
-        ({"prompt": 5}, "prompt"),
-        ({"cfg_scale": float("nan")}, "cfg_scale"),
+        ({"prompt": 5}, "^prompt: 5 is no text; give one$"),
+        ({"prompt": ["https://me:secret@x"]}, "^prompt: it is no text; give one$"),
+        ({"cfg_scale": float("nan")}, "^cfg_scale: nan is no number; give 0 to 100$"),
+        ({"cfg_scale": "nan"}, "^cfg_scale: nan is no number; give 0 to 100$"),
+        ({"cfg_scale": "much"}, "^cfg_scale: 'much' is no number; give 0 to 100$"),
+        ({"adetailer": "maybe"}, "^adetailer: 'maybe' is no switch; give true or false$"),
+        ({"checkpoint": "a" * 4097}, "^checkpoint: give at most 4,096 characters .got 4,097.$"),
+        ({"lora_urls": 5}, "^lora_urls: give a list .got 5.$"),
+        ({"loras": [5]}, r"^loras\[0\]: a LoRA is a name or an address, "),
+        ({"loras": [{5: "a"}]}, r"^loras\[0\]: 5: there is no such field"),
         ({"background_color": "red"}, "^background_color: give #rrggbb, as #ffffff for white .got 'red'.$"),
         ({"background_color": "#fff"}, "^background_color: give #rrggbb"),
         (
             {"loras": [{"name": "a", "sha256": "ABC"}]},
             r"^loras\[0\]: sha256: give 64 hex digits, in lower case .got 'ABC'",
         ),
-        ({"emphasis": "Loud"}, "emphasis"),
+        ({"emphasis": "Loud"}, "^emphasis: 'Loud' is no choice; give Original, No norm, Ignore or None$"),
         ({"noise_source": "Moon"}, "noise_source"),
         ({"compat": "best"}, "compat"),
         ({"output_format": "tiff"}, "output_format"),
@@ -92,8 +115,8 @@ def test_out_of_range(field: str, value: float) -> None:
         ({"send_images": True}, "send_images: there is no such field; the pictures are always in the answer"),
         ({"sampeler": "Heun"}, "sampeler: there is no such field; did you mean 'sampler'"),
         ({"lora_urls": ["a", "b", "c"], "lora_scales": [1, 2]}, "2 numbers for 3 lora_urls"),
-        ({"lora_urls": ["a"], "lora_scales": ["much"]}, r"^lora_scales\[0\]: "),
-        ({"loras": ["a", "b:500"]}, r"^loras\[1\]: scale: .* 100 "),
+        ({"lora_urls": ["a"], "lora_scales": ["much"]}, r"^lora_scales\[0\]: 'much' is no number; give -100 to 100$"),
+        ({"loras": ["a", "b:500"]}, r"^loras\[1\]: scale: 500.0 is too large; give -100 to 100$"),
         ({"loras": [{"nam": "a"}], "steps": 0}, r"^steps: .*; loras\[0\]: nam: .* did you mean 'name'"),
         ({"sigma_min": 0.5, "sigma_max": 0.2}, "sigma_min must be below"),
         ({"steps": 0, "width": 3}, "width: .*; steps: "),
@@ -102,6 +125,33 @@ def test_out_of_range(field: str, value: float) -> None:
 def test_wrong_values_are_named(fields: dict, words: str) -> None:
     with pytest.raises(RequestError, match=words):
         GenerationRequest(**fields)
+
+
+WRONG = (None, [], {}, (), "x", "", 5, -1e9, 1e30, float("nan"), "y" * 100_001, True, [{}] * 2000, b"\xff", object())
+LIBRARY = re.compile(r"[Ii]nput|should|valid|unable|permitted|required|literal|dictionary|instance")
+
+
+@pytest.mark.parametrize(
+    ("model", "given"),
+    [
+        (GenerationRequest, {}),
+        (UpscaleRequest, {"images": ["a"]}),
+        (LoraSpec, {"name": "a"}),
+        *((each, {"image": "a", "imageList": []}) for each in BODIES),
+        (Options, {}),
+        (ADetailerArgs, {}),
+    ],
+)
+def test_no_fault_speaks_the_language_of_the_library(model: Any, given: dict) -> None:
+    read = {Options: lambda fields: Options().changed(fields, "there"), ADetailerArgs: lambda f: read_args(f, "there")}
+    make = read.get(model) or getattr(model, "read", None) or (lambda fields: model(**fields))
+    for field, value in itertools.product(model.model_fields, WRONG):
+        try:
+            make({**given, field: value})
+        except RequestError as error:
+            message = re.sub(r"'.*'|\(got .*", "", str(error), flags=re.DOTALL)
+            assert not LIBRARY.search(message), message
+            assert error.field is None or field in error.field
 
 
 def numbers_of(model: type[GenerationRequest | UpscaleRequest]) -> list[tuple[type, str]]:

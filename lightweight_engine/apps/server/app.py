@@ -11,7 +11,8 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
 from ... import __version__
-from ...errors import EngineError, plain
+from ...errors import EngineError
+from ...fields import bounds_of, plain
 from .asking import JobFailed
 from .bodies import Intake
 from .description import describe
@@ -80,7 +81,15 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         name = str(first["loc"][-1])
-        return told(request, Fault("RequestError", f"{name}: {plain(first)}", 422, name))
+        message = f"{name}: {plain(first, _limits(request, name))}"
+        return told(request, Fault("RequestError", message, 422, name))
+
+
+def _limits(request: Request, name: str) -> str:
+    """What a parameter of an address may be."""
+    route = request.scope["route"].dependant
+    fields = {each.alias: each.field_info for each in (*route.path_params, *route.query_params)}
+    return bounds_of(fields.get(name))
 
 
 def _allowed(request: Request) -> str:

@@ -115,7 +115,7 @@ class Error(_Answer):
     """What went wrong: a type of ``errors.py`` or of the service, a sentence, and the field at fault."""
 
     type: str = Field(examples=["RequestError"])
-    message: str = Field(examples=["steps: Input should be less than or equal to 1000 (got 5000)"])
+    message: str = Field(examples=["steps: 5000 is too large; give 1 to 1,000"])
     param: str | None = Field(default=None, examples=["steps"])
     request_id: str | None = None
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.json_schema import models_json_schema
 
-from ....errors import RequestError, placed, plain
-from ....fields import PlainNumbers
+from ....errors import RequestError, placed
+from ....fields import PlainNumbers, limits_at, plain
 from ....request import limits_of
+from .fields import HIRES, IMAGE, SHARED
 
 
 class _Model(PlainNumbers):
@@ -44,18 +45,25 @@ class _Model(PlainNumbers):
         try:
             return cls.model_validate(body)
         except ValidationError as error:
-            raise first_fault(error) from None
+            raise first_fault(error, cls, {**SHARED, **HIRES, **IMAGE}) from None
 
 
-def first_fault(error: ValidationError, where: str = "") -> RequestError:
+def first_fault(
+    error: ValidationError, model: type[BaseModel], ours: Mapping[str, str], where: str = ""
+) -> RequestError:
     """The first field that does not fit, as an error of ours.
 
     Args:
+        model: that has it.
+        ours: fields of a request by their names there, whose limits hold where the model has none.
         where: the field lies, for the message.
     """
     first = error.errors(include_url=False)[0]
-    name = placed(*([where] if where else []), *first["loc"])
-    return RequestError(f"{name}: {plain(first, limits_of(name))}", field=name)
+    place = first["loc"]
+    own = str(place[0]) if len(place) == 1 else ""
+    name = placed(*([where] if where else []), *place)
+    limits = limits_at(model, place) or limits_of(ours.get(own, own))
+    return RequestError(f"{name}: {plain(first, limits)}", field=name)
 
 
 class _Generation(_Model):

@@ -117,7 +117,8 @@ class Options(PlainNumbers):
         try:
             return Options(**{**self.model_dump(exclude_unset=True), **known})
         except ValidationError as error:
-            raise first_fault(error, where) from None
+            ours = {option: field for field, option in options_by_field().items()}
+            raise first_fault(error, Options, ours, where) from None
 
     def fields(self) -> dict[str, Any]:
         """Fields of a request that follow from the options which somebody chose."""
