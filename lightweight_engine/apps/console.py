@@ -6,13 +6,14 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Collection, Mapping
 from types import TracebackType
 from typing import Any, NoReturn
 
-from ..errors import EngineError
+from ..errors import EngineError, GenerationCancelled
 
 EXIT_CODES = {
     0: "done",
@@ -49,6 +50,7 @@ class Console:
         self.typed: Collection[str] = ()
         self.options: Mapping[str, str] = {}
         self._warned: set[str] = set()
+        self._failed = False
 
     def __enter__(self) -> Console:
         level = logging.DEBUG if self.debug else logging.ERROR
@@ -60,6 +62,8 @@ class Console:
     ) -> None:
         if isinstance(error, EngineError):
             self.fail(error, error.exit_code)
+        elif isinstance(error, KeyboardInterrupt):
+            self.fail(GenerationCancelled("stopped by Ctrl-C"), INTERRUPTED)
         elif isinstance(error, BrokenPipeError):  # whoever read stdout has gone; nothing is left to say
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(0)
@@ -91,6 +95,8 @@ class Console:
 
     def fail(self, error: BaseException, code: int) -> NoReturn:
         """End the command with the error as one line; the plan of a job that does not fit follows as a table."""
+        if code == INTERRUPTED:
+            signal.signal(signal.SIGINT, self._leave)
         known = isinstance(error, EngineError)
         text = self._in_options(error) if known else f"{type(error).__name__}: {error}"
         if self.debug:
@@ -99,10 +105,17 @@ class Console:
             text += "; run again with --debug and report what it shows"
         plan = getattr(error, "plan", "")
         print(f"error: {text}", *filter(None, [plan]), sep="\n", file=sys.stderr, flush=True)
+        self._failed = True
         if self.json:
             told = {"type": type(error).__name__, "message": text, "field": getattr(error, "field", None)}
             self.result({"error": {**told, **({"plan": plan} if plan else {}), "exit_code": code}})
         raise SystemExit(code) from None
+
+    def _leave(self, number: int, frame: Any) -> None:
+        """A further Ctrl-C while the command ends: at once, with its word said once."""
+        if self._failed:
+            os._exit(INTERRUPTED)
+        leave()
 
     def _in_options(self, error: EngineError) -> str:
         """The error in one line. Fields that were typed are named by their options, the one at fault in any case."""
@@ -118,6 +131,12 @@ class Console:
 
     def _option(self, field: str) -> str:
         return self.options.get(field) or option(field)
+
+
+def leave() -> NoReturn:
+    """End the process at once, as one that Ctrl-C stopped."""
+    os.write(sys.stderr.fileno(), b"error: stopped by Ctrl-C\n")
+    os._exit(INTERRUPTED)
 
 
 def _together(text: str, options: Mapping[str, str]) -> str:

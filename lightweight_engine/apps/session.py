@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..backend.processes import collector_paused
 from ..errors import GenerationCancelled, about
-from .console import INTERRUPTED, Console
+from .console import INTERRUPTED, Console, leave
 from .options import check_models_dir
 from .progress import reporter
 
@@ -59,7 +57,7 @@ def start_engine(console: Console, config: EngineConfig) -> LightweightEngine:
     check_models_dir(config)
     console.say("loading ...")
     begin = time.perf_counter()
-    with _on_interrupt(_leave):
+    with _on_interrupt(leave):  # while torch is imported an exception may be swallowed; nothing is open yet to close
         with collector_paused():
             from ..core import head_start
 
@@ -102,21 +100,22 @@ def watched(console: Console, label: str = "") -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def _on_interrupt(first: Callable[[], None]) -> Iterator[None]:
-    """Call ``first`` at the first Ctrl-C; the second one ends the process as usual."""
+    """Call ``first`` at the first Ctrl-C. The second ends the command, which closes what is open; a third does not."""
     previous: Any = signal.getsignal(signal.SIGINT)
+    presses: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, previous)
-        first()
+        presses.append(number)
+        if len(presses) == 1:
+            first()
+        elif len(presses) == 2:
+            raise KeyboardInterrupt
+        else:
+            leave()
 
     signal.signal(signal.SIGINT, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-def _leave() -> None:
-    """End the process at once. While torch is imported an exception may be swallowed; nothing is open yet to close."""
-    os.write(sys.stderr.fileno(), b"error: stopped by Ctrl-C\n")
-    os._exit(INTERRUPTED)
+        if not presses:  # else the command is ending, and whoever presses again shall have a word
+            signal.signal(signal.SIGINT, previous)

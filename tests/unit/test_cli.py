@@ -25,6 +25,7 @@ from lightweight_engine.apps import demo, doctor
 from lightweight_engine.apps.cli import COMMANDS
 from lightweight_engine.apps.console import EXIT_CODES, Console, option
 from lightweight_engine.apps.progress import Bar, Silent, clock, describe, reporter, speed
+from lightweight_engine.apps.session import watched
 from lightweight_engine.errors import EngineError, RequestError
 from lightweight_engine.flux.autoencoder import Autoencoder
 from lightweight_engine.flux.clip import CLIPText
@@ -334,6 +335,64 @@ def test_ctrl_c_stops_within_a_step_and_saves_nothing(models: Path, tmp_path: Pa
     assert "stopped by Ctrl-C" in words
     assert time.monotonic() - begin < 15
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("presses", [2, 3, 5])
+def test_ctrl_c_several_times_ends_with_one_word(models: Path, tmp_path: Path, presses: int) -> None:
+    size = ("--width", "256", "--height", "256", "--steps", "1000", "--device", "cpu")
+    process = _start("generate", "a cat", "--models-dir", str(models), *size, folder=tmp_path)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "drawing" in line:
+            break
+    for _ in range(presses):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    _, words = process.communicate(timeout=30)
+    assert process.returncode in (
+        130,
+        -signal.SIGINT,
+    )  # as Python itself ends, the signal does; a shell has 130 of both
+    assert [line for line in words.splitlines() if not line.startswith("drawing")] == [
+        "error: stopped by Ctrl-C" + ("; this job saved nothing" if "nothing" in words else "")
+    ]
+
+
+def test_every_further_ctrl_c_ends_it_sooner_and_the_word_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def end(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", end)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit, match="130"), Console(quiet=True) as console, watched(console) as options:
+            signal.raise_signal(signal.SIGINT)
+            assert options["cancel"].is_set()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        assert capfd.readouterr().err == "error: stopped by Ctrl-C\n"
+        with pytest.raises(SystemExit, match="130"), Console():
+            raise KeyboardInterrupt
+        with pytest.raises(SystemExit, match="130"):
+            signal.raise_signal(signal.SIGINT)  # while it ends
+        assert capfd.readouterr().err == "error: stopped by Ctrl-C\n"
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_of_a_command_that_draws_nothing_is_told_too(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightweight_engine.apps.settings.load_config", pressed)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert cli("config", "show") == (130, "", "error: stopped by Ctrl-C\n")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_ctrl_c_while_loading(models: Path, tmp_path: Path) -> None:
