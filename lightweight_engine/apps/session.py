@@ -55,13 +55,14 @@ def check_loras(request: GenerationRequest, config: EngineConfig) -> None:
 def start_engine(console: Console, config: EngineConfig) -> LightweightEngine:
     """An engine that is ready; says which model it has, and that it is `tiny` where none was found."""
     check_models_dir(config)
-    console.say("loading ...")
     begin = time.perf_counter()
     with _on_interrupt(leave):  # while torch is imported an exception may be swallowed; nothing is open yet to close
         with collector_paused():
             from ..core import head_start
 
             head_start.begin(config)
+            _check_device(config)
+            console.say("loading ...")
             from ..core.engine import LightweightEngine
 
         engine = LightweightEngine(config)
@@ -72,6 +73,14 @@ def start_engine(console: Console, config: EngineConfig) -> LightweightEngine:
     name = "tiny, the demonstration model" if engine.models.is_tiny else engine.models.name
     console.say(f"model: {name}; device: {engine.networks.device}; ready in {took:.1f} s")
     return engine
+
+
+def _check_device(config: EngineConfig) -> None:
+    """Refuse a GPU that is named and not there before "loading" is said; torch is imported for it, and only then."""
+    if config.device not in ("auto", "cpu"):
+        from ..backend.devices import pick_device
+
+        pick_device(config.device)
 
 
 def tell_details(console: Console, details: Sequence[DetailReport]) -> None:

@@ -260,6 +260,19 @@ def test_what_can_be_told_at_once_is_told_before_anything_is_loaded(
     assert "loading" not in done.err
 
 
+def test_a_gpu_that_is_not_there_is_told_before_anything_is_loaded(
+    cli: Cli, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (path,) = draw(cli, models).out.splitlines()
+    for command in (["generate", "a cat"], ["replay", path], ["warmup"]):
+        done = cli(*command, "--models-dir", models, "--device", "cuda")
+        assert (done.code, done.err) == (
+            2,
+            "error: device: cuda is asked for, but torch sees no CUDA device; use device=cpu\n",
+        )
+
+
 def test_replay_and_demo_look_at_the_folder_before_they_draw(cli: Cli, models: Path) -> None:
     (path,) = draw(cli, models).out.splitlines()
     for command in (["replay", path, "--save"], ["demo"]):
