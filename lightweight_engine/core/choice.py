@@ -34,16 +34,18 @@ def choose_models(config: EngineConfig, notes: list[str], library: ModelLibrary 
     models = library.choose(config.checkpoint, **named)
     if models.is_tiny and not config.checkpoint and config.models_dir != TINY:
         problems = [entry.problem for entry in library.ls() if entry.problem]
-        count = f"{len(problems)} file{'s' * (len(problems) != 1)} there cannot be used"
-        unusable = f" ({count}: {problems[0]})" if problems else ""
-        none = f"no Flux checkpoint was found in {config.models_dir}{unusable}"
+        files = f"{len(problems)} file{'s' * (len(problems) != 1)}"
         stray = stray_models(config.models_dir)
         if config.require_model:
+            unusable = f" ({files} there cannot be used: {problems[0]})" if problems else ""
+            none = f"no Flux checkpoint was found in {config.models_dir}{unusable}"
             told = "; ".join(filter(None, [none, stray]))
             raise ModelNotFoundError(f"{told}; put one into Stable-diffusion/ there, or switch require_model off")
         notes += filter(None, [stray])
-        notes.append(
-            f"{none}: the demonstration model 'tiny' is used, which draws small cartoon people and nothing else"
+        unusable = f" ({files} unusable)" if problems else ""
+        notes.append(  # short, as it comes with every job
+            f"no Flux checkpoint in {config.models_dir}{unusable}: 'tiny' is used, which draws cartoon people only; "
+            "see `lightweight-engine doctor`"
         )
     return models
 

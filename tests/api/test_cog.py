@@ -349,7 +349,7 @@ def test_inputs_without_effect_are_told(service: Running) -> None:
 
 
 def test_a_module_of_the_demonstration_model_is_no_choice_of_it(service: Running) -> None:
-    assert "the demonstration model 'tiny' is used" in ask(service, enable_clip_l=True)["logs"]
+    assert "'tiny' is used, which draws cartoon people only" in ask(service, enable_clip_l=True)["logs"]
 
 
 @pytest.mark.parametrize("prompt", ["", "😀 مرحبا é", "(" * 3000, "a\0b"])

@@ -231,7 +231,7 @@ def test_a_service_without_its_model_says_so(tmp_path: Path) -> None:
         running.ready()
         told = running.get("/health").json
         assert (told["model"], told["demonstration"]) == ("tiny", True)
-        assert any("(1 file there cannot be used: half.safetensors" in note for note in told["notes"])
+        assert any("(1 file unusable): 'tiny' is used" in note for note in told["notes"])
         assert str(tmp_path) not in str(told)
         assert 'lwe_model_info{demonstration="true",name="tiny"} 1' in running.get("/metrics").body.decode()
         rows = [json.loads(line) for line in running.lines]
@@ -239,7 +239,7 @@ def test_a_service_without_its_model_says_so(tmp_path: Path) -> None:
         assert [row["file"] for row in errors] == ["Stable-diffusion/half.safetensors"]
         assert "half.safetensors" in errors[0]["message"]
         warned = [row["message"] for row in rows if row["level"] == "warning"]
-        assert len([text for text in warned if "the demonstration model 'tiny' is used" in text]) == 1
+        assert len([text for text in warned if "'tiny' is used" in text]) == 1
         assert len([text for text in warned if "speed = fp8" in text and "no effect" in text]) == 1
         assert len(running.get("/models/status").json["notes"]) == len(warned)
 

@@ -153,6 +153,20 @@ def test_json_is_one_object_on_stdout(cli: Cli, models: Path) -> None:
     assert data["timings"]["sample"] > 0
 
 
+def test_that_there_is_no_checkpoint_is_one_short_line(cli: Cli, tmp_path: Path) -> None:
+    def told() -> list[str]:
+        done = cli("generate", "a cat", "-W", 64, "-H", 64, "-s", 1, "--device", "cpu", "--json")
+        assert done.code == 0 and len(json.loads(done.out)["warnings"]) == 1, done.err
+        return [line for line in done.err.splitlines() if line.startswith("warning")]
+
+    said, see = "'tiny' is used, which draws cartoon people only", "; see `lightweight-engine doctor`"
+    assert told() == [f"warning: no Flux checkpoint in models: {said}{see}"] and len(told()[0]) <= 120
+    (tmp_path / "models" / "unet").mkdir(parents=True)
+    (tmp_path / "models" / "unet" / "half.safetensors").write_bytes(b"<html>")
+    assert told() == [f"warning: no Flux checkpoint in models (1 file unusable): {said}{see}"]
+    assert "half.safetensors" in cli("doctor").out, "which is told there"
+
+
 def test_quiet_says_nothing_but_warnings(cli: Cli, models: Path) -> None:
     done = draw(cli, models, "--quiet")
     assert all(line.startswith("warning:") for line in done.err.splitlines())
