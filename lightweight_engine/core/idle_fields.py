@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from ..flux.samplers import SAMPLERS
-from ..flux.schedules import options_of
+from ..flux.sampling import Schedule
+from ..flux.schedules import image_to_image_steps, options_of
 from ..labels import own_scheduler, resolve_sampler
 from ..request import GenerationRequest
 
@@ -22,6 +23,9 @@ _HIRES = (
     *("hr_prompt", "hr_negative_prompt", "hr_sampler", "hr_scheduler"),
 )
 _SAMPLER = ("eta", "s_churn", "s_tmin", "s_tmax", "s_noise")
+_MOST_STEPS = 1000
+_ALL = 0.999  # a greater strength is this one
+_TRACE = 1e-6  # of a start picture in a latent of float32: nothing is seen of it
 _SCHEDULE = ("sigma_min", "sigma_max", "rho", "beta_alpha", "beta_beta", "use_old_karras")
 
 
@@ -63,6 +67,47 @@ def _idle(request: GenerationRequest) -> Iterator[tuple[str, list[str]]]:
         yield "alone; give width and height of the picture that the seed is of", _sent(request, sides)
     if not (request.adetailer or request.adetailer_passes):  # whose passes may have samplers of their own
         yield from _idle_in_walk(request)
+
+
+def lost_start(request: GenerationRequest, schedule: Schedule, strength: float, *, hires: bool = False) -> list[str]:
+    """A sentence where a pass that enters its schedule part-way enters at its very beginning, and what helps.
+
+    What is drawn from noise alone is no slip at strength 1, which asks for it.
+
+    Args:
+        request: of the pass.
+        strength: its denoising strength.
+        hires: it is the second pass, whose start is the picture of the first.
+    """
+    lost = bool(schedule.levels) and abs(schedule.picture_weight) < _TRACE
+    if not lost or strength >= _ALL or request.mask is not None:  # a mask keeps what is around it
+        return []
+    field = "hr_steps" if hires else "steps"
+    *ways, last = _entering(request.steps, strength, field, exact=request.img2img_fix_steps)
+    remedy = f"give {', '.join(ways)} or {last}" if ways else f"give {last}"
+    if hires:
+        told = f"hr_steps: {request.steps} at denoising_strength {strength:g} begin at pure noise, so that nothing of"
+        return [f"{told} the first pass is seen; {remedy}"]
+    kept = " but for its colours" if request.color_correction else ""
+    told = f"image had no effect{kept} at {request.steps} steps and denoising_strength {strength:g}"
+    return [f"{told}, which begin at pure noise; {remedy}"]
+
+
+def _entering(steps: int, strength: float, field: str, *, exact: bool) -> Iterator[str]:
+    """What makes a pass enter its schedule after the beginning."""
+
+    def enters(steps: int, strength: float, exact: bool) -> bool:
+        total, last = image_to_image_steps(steps, strength, exact=exact)
+        return total > last + 1
+
+    more = next((count for count in range(steps + 1, _MOST_STEPS + 1) if enters(count, strength, exact)), None)
+    if more is not None:
+        yield f"{more} or more {field}"
+    if not exact and enters(steps, strength, True):
+        yield "img2img_fix_steps"
+    lower = next((i / 100 for i in range(99, 0, -1) if i / 100 < strength and enters(steps, i / 100, exact)), None)
+    if lower is not None:
+        yield f"a denoising_strength of {lower:g} or less"
 
 
 def _no_hires(request: GenerationRequest) -> str:

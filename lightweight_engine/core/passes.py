@@ -23,11 +23,12 @@ from ..labels import resolve_sampler, schedule_steps
 from ..request import MAX_SEED, GenerationRequest
 from ..upscalers.library import UpscalerLibrary
 from ..upscalers.networks import network_bytes, tile_bytes
+from .idle_fields import lost_start
 from .limits import PROMPTS, check_cost, check_target, check_texts, check_tokens
 from .networks import Networks
 from .pictures import PictureReader
 from .plan import T5_LENGTH, Plan, Shape, Upscaling, make_plan
-from .processing import Batch, plan_schedule, sampler_options
+from .processing import Batch, denoising_strength, plan_schedule, sampler_options
 
 # (height, width) where a request names none: of the production job, and of the demonstration model.
 NATIVE_SIZE = (1344, 768)
@@ -95,6 +96,8 @@ def first_pass(
     check_prompts(request, prompts, tools)
     size = picture_size(request, tools.networks, warnings)
     walk = _walk(request, tools.networks, entered=request.image is not None)
+    if request.image is not None and not request.skip_img2img:
+        warnings += lost_start(request, walk[2], denoising_strength(request))
     batches = with_loras(request, plan_batches(request, walk[0], prompts), tools.loras, warnings, progress)
     return Pass(request, size, *walk, numbered(batches))
 
@@ -139,7 +142,9 @@ def hires_pass(first: Pass, tools: Tools, warnings: list[str], progress: Progres
         with _of_second_prompt():
             loras = with_loras(again, batches[:1], tools.loras, warnings, progress)[0].loras
         batches = [replace(batch, loras=loras) for batch in batches]
-    return Pass(again, size, *_walk(again, networks, entered=True), tuple(batches)), target
+    walk = _walk(again, networks, entered=True)
+    warnings += lost_start(again, walk[2], denoising_strength(again), hires=True)
+    return Pass(again, size, *walk, tuple(batches)), target
 
 
 @contextmanager

@@ -113,6 +113,13 @@ def test_scale_1_asked_for_refines_at_the_same_size(engine: LightweightEngine) -
     assert pixels_sha256(result.images[0]) != pixels_sha256(engine.run(request(hr_scale=1.0)).images[0])
 
 
+@pytest.mark.parametrize(("steps", "told"), [(2, True), (3, False)])
+def test_a_first_pass_of_which_nothing_is_seen(engine: LightweightEngine, steps: int, told: bool) -> None:
+    results = [engine.run(request(steps=first, hr_steps=steps)) for first in (2, 3)]
+    assert np.array_equal(*(np.array(result.images[0]) for result in results)) == told
+    assert any(each.startswith("hr_steps: 2 at denoising_strength 0.7 begin") for each in results[0].warnings) == told
+
+
 def test_stages_are_kept_where_asked(engine: LightweightEngine, tmp_path: Path) -> None:
     result = engine.run(request(hr_upscaler="Lanczos", save_stages=True))
     assert {name: image.size for name, image in result.stages[0].items()} == {"base": (64, 96), "upscaled": (96, 144)}

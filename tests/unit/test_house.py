@@ -145,7 +145,7 @@ ARROWS = {
     "core.start_pictures": "colours pictures",
     "core.coding": "finite",
     "core.processing": "coding finite images networks progress recovery start_pictures",
-    "core.passes": "limits networks pictures plan processing",
+    "core.passes": "idle_fields limits networks pictures plan processing",
     "core.describe": "infotext infotext_parse lora_sources pictures",
     "core.replay": "describe filenames images infotext_parse",
     "core.detailing": "limits mask_request named passes plan",

@@ -165,6 +165,31 @@ def test_a_picture_that_is_stretched_to_a_size_nobody_gave(
     assert any("start picture of 200x60 is stretched" in each for each in warnings) == told
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"steps": 2}, True),
+        ({"steps": 2, "denoising_strength": 0.49}, False),
+        ({"steps": 4}, True),
+        ({"steps": 4, "img2img_fix_steps": True}, False),
+        ({"steps": 5}, False),
+    ],
+    ids=str,
+)
+def test_a_start_picture_of_which_nothing_is_seen(
+    engine: LightweightEngine, given: dict[str, object], told: bool
+) -> None:
+    results = [engine.run(request(image=picture(seed=seed), **given)) for seed in (1, 2)]
+    first, second = (pixels(result.images[0]) for result in results)
+    assert np.array_equal(first, second) == told
+    assert any(each.startswith("image had no effect at") for each in results[0].warnings) == told
+
+
+def test_a_picture_that_is_only_detailed_begins_nowhere(engine: LightweightEngine) -> None:
+    fields = {"steps": 2, "skip_img2img": True, "adetailer": True}
+    assert not any("pure noise" in each for each in engine.run(request(**fields)).warnings)
+
+
 def test_one_picture_for_each_output(engine: LightweightEngine) -> None:
     several = [picture(seed=1), picture(seed=2)]
     together = engine.run(request(image=several, num_outputs=2, batch_size=2, denoising_strength=0.3))

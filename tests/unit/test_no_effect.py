@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import pytest
 
 from lightweight_engine import GenerationRequest
-from lightweight_engine.core.idle_fields import without_effect
+from lightweight_engine.core.idle_fields import lost_start, without_effect
+from lightweight_engine.core.processing import denoising_strength, plan_schedule
+from lightweight_engine.extensions.hires_fix import second_pass
 from lightweight_engine.flux.schedules import ScheduleOptions, make_sigmas, options_of
 from lightweight_engine.labels import scheduler_labels
 
@@ -72,6 +75,66 @@ def test_fields_without_effect(fields: dict[str, object], told: str) -> None:
 )
 def test_what_acts_is_not_told(fields: dict[str, object]) -> None:
     assert without_effect(GenerationRequest(**fields)) == []
+
+
+def lost(*, hires: bool = False, **fields: Any) -> list[str]:
+    asked = GenerationRequest(**{"image": None if hires else "x", **fields})
+    request = second_pass(asked) if hires else asked
+    strength = denoising_strength(request)
+    return lost_start(request, plan_schedule(request, "Euler", "Simple", 1.15, entered=True), strength, hires=hires)
+
+
+FIX = {"img2img_fix_steps": True}
+
+
+@pytest.mark.parametrize(
+    ("fields", "remedies"),
+    [
+        ({"steps": 2}, ["5 or more steps", "a denoising_strength of 0.49 or less"]),
+        (
+            {"steps": 2, "denoising_strength": 0.5},
+            ["3 or more steps", "img2img_fix_steps", "a denoising_strength of 0.49 or less"],
+        ),
+        ({"steps": 4}, ["5 or more steps", "img2img_fix_steps", "a denoising_strength of 0.74 or less"]),
+        ({"steps": 2, **FIX}, ["3 or more steps", "a denoising_strength of 0.66 or less"]),
+        ({"steps": 1, "denoising_strength": 0.5}, ["3 or more steps", "img2img_fix_steps"]),
+        ({"steps": 50, "denoising_strength": 0.99}, ["101 or more steps", "a denoising_strength of 0.97 or less"]),
+        ({"hr_steps": 2, "hires": True}, ["3 or more hr_steps", "a denoising_strength of 0.66 or less"]),
+    ],
+    ids=str,
+)
+def test_a_pass_that_begins_at_pure_noise_is_told_with_what_helps(fields: dict[str, Any], remedies: list[str]) -> None:
+    (told,) = lost(**fields)
+    *first, last = remedies
+    assert "begin at pure noise" in told and told.endswith(f"; give {', '.join(first)} or {last}")
+    field = "hr_steps" if fields.get("hires") else "steps"
+    for remedy in remedies:
+        number = next((float(word) for word in remedy.split() if word[0].isdigit()), 0)
+        change = FIX if remedy == "img2img_fix_steps" else {"denoising_strength": number}
+        change = {field: int(number)} if field in remedy.split() else change
+        assert lost(**{**fields, **change}) == []
+        if number:  # no weaker one would do
+            nearly = {name: value + (0.01 if value < 1 else -1) for name, value in change.items()}
+            assert lost(**{**fields, **nearly})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"steps": 2, "denoising_strength": 1},
+        {"steps": 2, "denoising_strength": 0},
+        {"steps": 2, "mask": "x"},
+        {"hr_steps": 8, "hires": True},
+        {"hr_steps": 2, "hires": True, "denoising_strength": 1},
+    ],
+    ids=str,
+)
+def test_one_that_was_asked_for_or_keeps_something_is_not(fields: dict[str, Any]) -> None:
+    assert lost(**fields) == []
+
+
+def test_colours_that_are_kept_are_an_effect() -> None:
+    assert lost(steps=2, color_correction=True)[0].startswith("image had no effect but for its colours at 2 steps")
 
 
 def test_what_nobody_sent_is_not_told() -> None:
