@@ -20,8 +20,8 @@ from .images import to_images
 from .limits import check_fields
 from .named import at_home
 from .networks import Networks
-from .passes import HIRES, Pass, Tools, check_work, first_pass, hires_pass, plan_passes
-from .plan import Plan
+from .passes import Pass, Tools, check_work, first_pass, hires_pass, plan_passes
+from .plan import HIRES, Plan
 from .processing import Hires, Job
 from .progress import Tracker, Watch, fetching
 from .recovery import Recovery

@@ -27,14 +27,13 @@ from .idle_fields import lost_start
 from .limits import PROMPTS, check_cost, check_target, check_texts, check_tokens
 from .networks import Networks
 from .pictures import PictureReader
-from .plan import T5_LENGTH, Plan, Shape, Upscaling, make_plan
+from .plan import HIRES, T5_LENGTH, Plan, Shape, Upscaling, make_plan
 from .processing import Batch, denoising_strength, plan_schedule, sampler_options
 
 # (height, width) where a request names none: of the production job, and of the demonstration model.
 NATIVE_SIZE = (1344, 768)
 TINY_SIZE = (256, 256)
 
-HIRES = "hires"
 USUAL_SCALE = 4  # of upscaling networks
 FLOAT, DOUBLE = 4, 8  # bytes of a number
 

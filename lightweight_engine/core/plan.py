@@ -35,7 +35,9 @@ from ..flux.latents import token_count
 from ..flux.load import Storage
 from ..flux.params import AutoencoderParams, CLIPParams, FluxParams, T5Params
 
-StageName = Literal["encode", "sample", "decode", "upscale"]
+StageName = Literal["encode", "upscale", "sample", "decode"]
+ORDER: tuple[StageName, ...] = ("encode", "upscale", "sample", "decode")  # in which those of a pass run
+HIRES = "hires"  # the pass of that name
 
 TILE = 512  # pixels a side of the tiles that a large picture is decoded in
 T5_LENGTH = 256
@@ -233,28 +235,34 @@ class Plan:
         return f"{smaller}{BOUNDS[self.budget.bound]}"
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a stage, for tables and JSON; bytes and seconds."""
-        later = [{**row, "stage": f"{name} {row['stage']}"} for name, plan in self.then.items() for row in plan.rows()]
-        return [
-            {
-                "stage": stage.name,
-                "networks": list(stage.networks),
-                "storage": {role: self.storages[role] for role in stage.networks},
-                "resident": stage.weights - sum(placed.slots for placed in stage.networks.values()),
-                "slots": sum(placed.slots for placed in stage.networks.values()),
-                "streamed_per_pass": stage.moved,
-                "kept": list(stage.kept),
-                "kept_bytes": stage.kept_bytes,
-                "lora_bytes": sum(stage.adapters.values()),
-                "room": stage.room + stage.base,
-                "tiled": stage.tiled,
-                "peak": stage.peak,
-                "passes": stage.passes,
-                "tflop_per_pass": stage.flops / 1e12,
-                "floor_seconds_per_pass": stage.floor(self.card),
-            }
-            for stage in self.stages
-        ] + later
+        """One row a stage in the order in which they run, for tables and JSON; bytes and seconds.
+
+        The texts of the hires pass are encoded beside those of the first.
+        """
+        rows = [self._row(stage) for stage in sorted(self.stages, key=lambda stage: ORDER.index(stage.name))]
+        for name, plan in self.then.items():
+            later = [{**row, "stage": f"{name} {row['stage']}"} for row in plan.rows()]
+            rows = [rows[0], later[0], *rows[1:], *later[1:]] if name == HIRES else [*rows, *later]
+        return rows
+
+    def _row(self, stage: Stage) -> dict[str, Any]:
+        return {
+            "stage": stage.name,
+            "networks": list(stage.networks),
+            "storage": {role: self.storages[role] for role in stage.networks},
+            "resident": stage.weights - sum(placed.slots for placed in stage.networks.values()),
+            "slots": sum(placed.slots for placed in stage.networks.values()),
+            "streamed_per_pass": stage.moved,
+            "kept": list(stage.kept),
+            "kept_bytes": stage.kept_bytes,
+            "lora_bytes": sum(stage.adapters.values()),
+            "room": stage.room + stage.base,
+            "tiled": stage.tiled,
+            "peak": stage.peak,
+            "passes": stage.passes,
+            "tflop_per_pass": stage.flops / 1e12,
+            "floor_seconds_per_pass": stage.floor(self.card),
+        }
 
     def table(self) -> str:
         """The plan as lines of text."""

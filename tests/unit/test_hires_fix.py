@@ -187,6 +187,9 @@ def test_replay_is_bit_for_bit(engine: LightweightEngine, tmp_path: Path) -> Non
 
 def test_the_plan_has_the_larger_pass(engine: LightweightEngine) -> None:
     plan = engine.plan(request(hr_upscaler="Lanczos"))
+    assert [row["stage"] for row in plan.rows()] == [
+        *("encode", "hires encode", "sample", "decode", "hires upscale", "hires sample", "hires decode")
+    ]
     rows = {row["stage"]: row for row in plan.rows()}
     assert rows["hires sample"]["room"] > rows["sample"]["room"]
     assert "hires upscale" in rows and plan.peak >= rows["hires sample"]["peak"]
