@@ -97,7 +97,11 @@ class GenerationRequest(Frozen):
         None, "Start from this picture: a path, a URL, base64, or a PIL image; or a list of them, one for each output."
     )
     denoising_strength: float | None = _img2img(
-        None, "How much of the schedule an image-to-image or hires pass runs, 0 to 1.", cog=0.3, ge=0, le=1
+        None,
+        "How much of the schedule a pass from a picture runs; left out, 0.75 for image-to-image and 0.7 for hires.",
+        cog=0.3,
+        ge=0,
+        le=1,
     )
     resize_mode: int = _img2img(
         0,
@@ -138,8 +142,8 @@ class GenerationRequest(Frozen):
     hr_steps: int = _hires(10, "Steps of the hires pass; 0 repeats `steps`.", cog=8, a1111=0, ge=0, le=1000)
     hr_upscaler: str = _hires(
         "4x-UltraSharp",
-        "Upscaler of the hires pass: a name of `upscale --list`, or Latent, also with (antialiased), (bicubic), "
-        "(bicubic antialiased), (nearest) or (nearest-exact).",
+        "Upscaler of the hires pass: a network of `upscale --list`; without one None, Lanczos or Nearest; or Latent, "
+        "also with (antialiased), (bicubic), (bicubic antialiased), (nearest) or (nearest-exact).",
         a1111="Latent",
     )
     hr_cfg: float | None = _hires(

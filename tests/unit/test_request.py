@@ -11,11 +11,15 @@ import pytest
 from lightweight_engine.apps.server.sdapi.models import BODIES
 from lightweight_engine.apps.server.sdapi.options import Options
 from lightweight_engine.config import EngineConfig
+from lightweight_engine.core.processing import denoising_strength
 from lightweight_engine.errors import RequestError
 from lightweight_engine.extensions.detailer_args import ADetailerArgs, read_args
+from lightweight_engine.extensions.hires_fix import second_pass
 from lightweight_engine.fields import NOT_NEEDED, OTHER_NAMES
+from lightweight_engine.labels import LATENT_UPSCALERS
 from lightweight_engine.lora_spec import LoraSpec
 from lightweight_engine.request import MAX_SEED, MODEL_FIELDS, GenerationRequest, UpscaleRequest, profile_defaults
+from lightweight_engine.upscalers.files import PLAIN_NAMES
 
 
 def test_the_profiles_have_the_defaults_of_their_services() -> None:
@@ -45,6 +49,18 @@ def test_names_of_other_programs_lead_to_fields_of_ours() -> None:
 
 def test_every_field_has_help() -> None:
     assert all(info.description for info in GenerationRequest.model_fields.values())
+
+
+def test_the_help_tells_defaults_that_follow_from_the_pass() -> None:
+    told = GenerationRequest.model_fields["denoising_strength"].description or ""
+    usual = denoising_strength(GenerationRequest()), second_pass(GenerationRequest()).denoising_strength
+    assert told.endswith("left out, {} for image-to-image and {} for hires.".format(*usual))
+
+
+@pytest.mark.parametrize("name", [*PLAIN_NAMES, *LATENT_UPSCALERS])
+def test_the_help_names_every_upscaler_that_needs_no_file(name: str) -> None:
+    told = GenerationRequest.model_fields["hr_upscaler"].description or ""
+    assert name.removeprefix("Latent ") in told
 
 
 BOUNDS = [
