@@ -264,7 +264,8 @@ def test_files_that_cannot_be_used_are_told_where_tiny_steps_in(tmp_path: Path) 
     (tmp_path / "Stable-diffusion").mkdir()
     (tmp_path / "Stable-diffusion" / "x.safetensors").write_bytes(b"<html>")
     lean = LightweightEngine(Config(models_dir=tmp_path, cache_dir=tmp_path, device="cpu", offline=True))
-    assert any("web page" in warning and "tiny" in warning for warning in lean.run(request(steps=1)).warnings)
+    told = lean.run(request(steps=1)).warnings
+    assert any("(1 file unusable)" in warning and "tiny" in warning and "doctor" in warning for warning in told)
 
 
 def test_versions_are_looked_up_once_and_belong_to_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> None:
