@@ -30,6 +30,8 @@ MAX_SEED = 2**63 - 1
 MAX_LORAS = 16
 MAX_DETAILER_PASSES = 16
 LARGEST_SCALE = 16.0  # of a picture that is enlarged
+SMALLEST_SIDE = 16  # of a picture that is drawn, in pixels
+MAX_STEPS = 1000
 
 
 def _field(section: str, default: Any, help: str, *, cog: Any = ..., a1111: Any = ..., **bounds: Any) -> Any:
@@ -59,9 +61,9 @@ class GenerationRequest(Frozen):
 
     prompt: str = _prompt("", "What to draw. Understands (emphasis:1.2), [from:to:when], [a|b], AND, BREAK.")
     negative_prompt: str = _prompt("", "What to avoid; used only where cfg_scale is not 1.")
-    width: int | None = _picture(None, "Width in pixels; left out, the model's own.", a1111=512, ge=16)
-    height: int | None = _picture(None, "Height in pixels, likewise.", a1111=512, ge=16)
-    steps: int = _sampling(50, "Sampling steps.", cog=8, ge=1, le=1000)
+    width: int | None = _picture(None, "Width in pixels; left out, the model's own.", a1111=512, ge=SMALLEST_SIDE)
+    height: int | None = _picture(None, "Height in pixels, likewise.", a1111=512, ge=SMALLEST_SIDE)
+    steps: int = _sampling(50, "Sampling steps.", cog=8, ge=1, le=MAX_STEPS)
     cfg_scale: float = _sampling(1.0, "True guidance; 1 leaves the negative prompt out.", a1111=7.0, ge=0, le=100)
     distilled_cfg_scale: float | None = _sampling(
         3.7, "Distilled guidance, the main one of Flux dev.", cog=3.5, a1111=3.5, ge=0, le=100
@@ -139,7 +141,7 @@ class GenerationRequest(Frozen):
     hr_scale: float = _hires(1.0, "Scale of the hires pass.", cog=1.3, a1111=2.0, ge=1, le=4)
     hr_resize_x: int = _hires(0, "Width of the hires pass, in place of hr_scale; 0 follows from the height.", ge=0)
     hr_resize_y: int = _hires(0, "Height of the hires pass, likewise.", ge=0)
-    hr_steps: int = _hires(10, "Steps of the hires pass; 0 repeats `steps`.", cog=8, a1111=0, ge=0, le=1000)
+    hr_steps: int = _hires(10, "Steps of the hires pass; 0 repeats `steps`.", cog=8, a1111=0, ge=0, le=MAX_STEPS)
     hr_upscaler: str = _hires(
         "4x-UltraSharp",
         "Upscaler of the hires pass: a network of `upscale --list`; without one None, Lanczos or Nearest; or Latent, "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import RequestError
-from ..request import GenerationRequest
+from ..request import SMALLEST_SIDE, GenerationRequest
 from .console import Console
 from .options import REQUEST_OPTIONS, Debug, Grouped, Json, Quiet, load_config, split_request, takes_request
 from .session import check_request, start_engine, tell_details, watched
@@ -26,7 +26,6 @@ Preview = Annotated[bool, typer.Option("--preview", help="Only show what is foun
 Listing = Annotated[bool, typer.Option("--list", is_eager=True, help="Print the names of the detectors and stop.")]
 
 CELL = 8  # sides are drawn in cells of so many pixels
-SMALLEST_SIDE = 16
 
 
 @takes_request

@@ -15,7 +15,7 @@ from ..extensions.detailer_args import ADetailerArgs, Passes, check_samplers, of
 from ..extensions.detailer_prompts import is_skipped, prompts_of
 from ..extensions.detailer_targets import drawn
 from ..extensions.detection import Detection
-from ..request import GenerationRequest
+from ..request import SMALLEST_SIDE, GenerationRequest
 from .limits import check_length, check_parts
 from .mask_request import ONE_PICTURE, with_outer_loras
 from .named import passes_of
@@ -24,8 +24,6 @@ from .plan import Plan
 
 if TYPE_CHECKING:
     from ..config import EngineConfig
-
-SMALLEST_SIDE = 16
 
 
 @dataclass(frozen=True, eq=False)

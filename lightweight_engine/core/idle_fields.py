@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 
 from ..flux.samplers import SAMPLERS
 from ..flux.sampling import Schedule
-from ..flux.schedules import image_to_image_steps, options_of
+from ..flux.schedules import MOST_STRENGTH, image_to_image_steps, options_of
 from ..labels import own_scheduler, resolve_sampler
-from ..request import GenerationRequest
+from ..request import MAX_STEPS, GenerationRequest
 
 _PICTURE = (
     *("img2img_upscaler", "color_correction", "resize_mode", "initial_noise_multiplier", "img2img_extra_noise"),
@@ -23,8 +23,6 @@ _HIRES = (
     *("hr_prompt", "hr_negative_prompt", "hr_sampler", "hr_scheduler"),
 )
 _SAMPLER = ("eta", "s_churn", "s_tmin", "s_tmax", "s_noise")
-_MOST_STEPS = 1000
-_ALL = 0.999  # a greater strength is this one
 _TRACE = 1e-6  # of a start picture in a latent of float32: nothing is seen of it
 _SCHEDULE = ("sigma_min", "sigma_max", "rho", "beta_alpha", "beta_beta", "use_old_karras")
 
@@ -80,7 +78,7 @@ def lost_start(request: GenerationRequest, schedule: Schedule, strength: float, 
         hires: it is the second pass, whose start is the picture of the first.
     """
     lost = bool(schedule.levels) and abs(schedule.picture_weight) < _TRACE
-    if not lost or strength >= _ALL or request.mask is not None:  # a mask keeps what is around it
+    if not lost or strength >= MOST_STRENGTH or request.mask is not None:  # a mask keeps what is around it
         return []
     field = "hr_steps" if hires else "steps"
     *ways, last = _entering(request.steps, strength, field, exact=request.img2img_fix_steps)
@@ -100,7 +98,7 @@ def _entering(steps: int, strength: float, field: str, *, exact: bool) -> Iterat
         total, last = image_to_image_steps(steps, strength, exact=exact)
         return total > last + 1
 
-    more = next((count for count in range(steps + 1, _MOST_STEPS + 1) if enters(count, strength, exact)), None)
+    more = next((count for count in range(steps + 1, MAX_STEPS + 1) if enters(count, strength, exact)), None)
     if more is not None:
         yield f"{more} or more {field}"
     if not exact and enters(steps, strength, True):

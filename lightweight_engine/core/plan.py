@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -36,7 +36,7 @@ from ..flux.load import Storage
 from ..flux.params import AutoencoderParams, CLIPParams, FluxParams, T5Params
 
 StageName = Literal["encode", "upscale", "sample", "decode"]
-ORDER: tuple[StageName, ...] = ("encode", "upscale", "sample", "decode")  # in which those of a pass run
+ORDER: tuple[StageName, ...] = get_args(StageName)  # in which those of a pass run
 HIRES = "hires"  # the pass of that name
 
 TILE = 512  # pixels a side of the tiles that a large picture is decoded in

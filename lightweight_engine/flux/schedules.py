@@ -20,6 +20,7 @@ from ..errors import MissingDependencyError
 from ..labels import SAMPLERS, own_scheduler
 
 TABLE_SIZE = 10_000
+MOST_STRENGTH = 0.999  # of denoising: the reference keeps a trace of the picture even at 1
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,7 @@ def image_to_image_steps(steps: int, strength: float, *, exact: bool = False) ->
     Returns:
         ``(total, last)``: the pass runs ``last + 1`` of ``total`` steps; none where ``total`` is 0.
     """
-    strength = min(strength, 0.999)  # the reference keeps a trace of the picture even at 1
+    strength = min(strength, MOST_STRENGTH)
     if exact:
         return (int(steps / strength) if strength > 0 else 0), steps - 1
     return steps, int(strength * steps)

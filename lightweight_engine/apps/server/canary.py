@@ -14,7 +14,7 @@ from typing import Any
 
 from ...config import EngineConfig
 from ...errors import EngineError
-from ...request import MODEL_FIELDS, GenerationRequest
+from ...request import MODEL_FIELDS, SMALLEST_SIDE, GenerationRequest
 from .faults import DeadlineError
 from .logs import JOB_ID, REQUEST_ID
 from .messages import Ended, Work
@@ -23,7 +23,6 @@ from .supervisor import Supervisor
 
 CANARY_SECONDS = 120.0  # that it may take; a model that lies on the host has to be brought to the device first
 _AGAIN_SECONDS = 5.0  # before the next one, where one failed, or before a look whether there is a model again
-_SIDE = 16  # pixels: the smallest picture
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +86,13 @@ class Canary:
 
     async def send(self) -> None:
         """Draw the smallest picture that there is, with the model in use."""
-        smallest: dict[str, Any] = {"width": _SIDE, "height": _SIDE, "steps": 1, "seed": 0, "subseed": 0}
+        smallest: dict[str, Any] = {
+            "width": SMALLEST_SIDE,
+            "height": SMALLEST_SIDE,
+            "steps": 1,
+            "seed": 0,
+            "subseed": 0,
+        }
         request = GenerationRequest(**self._model, **smallest, prompt="", enable_hr=False)
         work = Work(f"canary-{secrets.token_hex(4)}", request, hashed=False)
         worker = self._supervisor.pid
