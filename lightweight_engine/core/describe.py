@@ -8,9 +8,11 @@ import platform
 from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..backend.checkpoint import file_sha256
 from ..extensions.detailer_infotext import detailer_infotext
 from ..extensions.lora import of_urls
 from ..flux.conditioner import resolve_guidance
@@ -22,7 +24,7 @@ from ..results import AppliedLora, GenerationResult, ModelFile
 from .infotext import GenerationFacts, HiresFacts, ImageFacts, infotext, sampler_parameters
 from .infotext_parse import has_weights
 from .lora_sources import shown_url
-from .pictures import is_path, is_url
+from .pictures import is_path, is_url, pictures_in
 
 if TYPE_CHECKING:
     import torch
@@ -172,9 +174,7 @@ def picture_hashes(request: GenerationRequest) -> dict[str, list[str | None]]:
     """SHA-256 of the files that a request starts from, by its field; None for what is no path, or not there."""
     found = {}
     for name in ("image", "mask"):
-        given = getattr(request, name)
-        every = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
-        hashes = [_file_hash(each) for each in every]
+        hashes = [_file_hash(each) for each in pictures_in(getattr(request, name))]
         if any(hashes):
             found[name] = hashes
     return found
@@ -184,8 +184,7 @@ def _file_hash(given: Any) -> str | None:
     if not isinstance(given, (str, os.PathLike)) or not is_path(given) or not os.path.isfile(given):
         return None
     try:
-        with open(given, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(Path(given))
     except OSError:  # it may be gone by now: the picture is saved all the same
         return None
 

@@ -166,6 +166,7 @@ def _start_pictures(first: Pass, tools: Tools, warnings: list[str]) -> StartPict
         warnings,
         tools.networks.device,
         max_side=tools.config.max_side,
+        cell=tools.networks.autoencoder_factor,
     )
 
 

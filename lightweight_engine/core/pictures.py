@@ -190,6 +190,11 @@ def is_url(text: str) -> bool:
     return text.strip().lower().startswith(("http://", "https://"))
 
 
+def pictures_in(given: Any) -> list[Any]:
+    """The pictures of a field that holds none, one or several."""
+    return list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
+
+
 def is_path(given: str | os.PathLike[str]) -> bool:
     """Whether there is a file of that name."""
     try:

@@ -19,6 +19,7 @@ from .describe import picture_hashes, pixels_sha256, sidecar
 from .filenames import next_number
 from .images import DEFAULT_QUALITY, Saved, open_image, read_infotext, read_sidecar, save
 from .infotext_parse import request_fields
+from .pictures import pictures_in
 
 if TYPE_CHECKING:
     from .engine import LightweightEngine
@@ -96,7 +97,7 @@ def with_pictures(recipe: Recipe, given: Mapping[str, Sequence[Path]], warnings:
     found: dict[str, Any] = {}
     for field in ("image", "mask"):
         held, files = getattr(recipe.request, field), given.get(field, ())
-        every = list(held) if isinstance(held, (list, tuple)) else [] if held is None else [held]
+        every = pictures_in(held)
         hashes = [each for each in every if _is_hash(each)]
         if files and not hashes:
             told = [] if recipe.sidecar and field in recipe.sidecar.get("pictures", {}) else warnings

@@ -11,16 +11,14 @@ from torch import Tensor
 
 from ..errors import RequestError
 from ..extensions.inpainting import Masking, Prepared, latent_mask, paste_back, prepare, read_mask
-from ..request import GenerationRequest
+from ..request import SMALLEST_SIDE, GenerationRequest
 from ..upscalers.resampling import HOST, resample, to_image
 from ..upscalers.resizing import LATENT, STRETCH
 from ..upscalers.upscaler import Upscaler
 from .colours import match_colours
-from .pictures import PictureReader, flattened
+from .pictures import PictureReader, flattened, pictures_in
 
 SLIGHT = 0.02  # change of aspect that nobody sees, as of sides cut to whole cells
-SMALLEST_SIDE = 16  # of a picture that is encoded at its own size
-CELL = 8  # pixels a side of a cell of the latent
 
 
 @dataclass(frozen=True)
@@ -65,12 +63,14 @@ def read_start(
     device: torch.device = HOST,
     *,
     max_side: int,
+    cell: int,
 ) -> StartPictures | None:
     """The start pictures of a request that was checked for a pass of ``size`` (height, width); None for text-to-image.
 
     Args:
         device: may resize them.
         max_side: of a picture whose latent is resized, as it is encoded at its own size.
+        cell: pixels a side of a cell of the latent.
 
     Raises:
         RequestError: a picture cannot be read, or is too small or too large for its latent to be resized.
@@ -78,8 +78,7 @@ def read_start(
     """
     if request.image is None:
         return None
-    given = request.image if isinstance(request.image, list | tuple) else [request.image]
-    pictures = [flattened(reader.read(each), request.background_color) for each in given]
+    pictures = [flattened(reader.read(each), request.background_color) for each in pictures_in(request.image)]
     if request.resize_mode == LATENT:
         _check_own_size(pictures, max_side)
     masking = masking_of(request)
@@ -103,7 +102,7 @@ def read_start(
         )
         for picture in pictures
     ]
-    _tell_faint(made[0], size, masking, warnings)
+    _tell_faint(made[0], (size[0] // cell, size[1] // cell), masking, warnings)
     return StartPictures(tuple(made), masking, request.color_correction, tuple(pictures), device)
 
 
@@ -146,13 +145,14 @@ def _for_blank(mask: Image.Image, masking: Masking, request: GenerationRequest, 
     return replace(masking, only_masked=False)
 
 
-def _tell_faint(begin: Prepared, size: tuple[int, int], masking: Masking, warnings: list[str]) -> None:
-    """Say that a mask which is not blank is so in the latent: too grey, as red paint is, or too small."""
+def _tell_faint(begin: Prepared, cells: tuple[int, int], masking: Masking, warnings: list[str]) -> None:
+    """Say that a mask which is not blank is so in a latent of ``cells``: too grey, as red paint is, or too small."""
     if begin.mask is None or not masking.round or begin.mask.getextrema()[1] == 0:
         return
-    if not latent_mask(begin.mask, (size[0] // CELL, size[1] // CELL)).any():
+    if not latent_mask(begin.mask, cells).any():
+        side = begin.mask.height // cells[0]
         warnings.append(
-            f"the mask is less than half white in every cell of {CELL}x{CELL} pixels: nothing is painted anew, though "
+            f"the mask is less than half white in every cell of {side}x{side} pixels: nothing is painted anew, though "
             "all steps run; paint it white, or larger, or set mask_round to false"
         )
 

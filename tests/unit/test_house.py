@@ -147,7 +147,7 @@ ARROWS = {
     "core.processing": "coding finite images networks progress recovery start_pictures",
     "core.passes": "idle_fields limits networks pictures plan processing",
     "core.describe": "infotext infotext_parse lora_sources pictures",
-    "core.replay": "describe filenames images infotext_parse",
+    "core.replay": "describe filenames images infotext_parse pictures",
     "core.detailing": "limits mask_request named passes plan",
     "core.workshop": "mask_request processing",
     "core.jobs": "detailing idle_fields images limits named networks passes plan processing progress recovery "
