@@ -320,10 +320,15 @@ def tokenizer_folder(
     told = by_hand(kind, folders[0] if folders else cache)
     if offline:
         raise ModelNotFoundError(f"no {_FOLDERS[kind]} tokenizer was found, and offline mode is on: {told}")
-    target = cache / "tokenizers" / _FOLDERS[kind]
+    target = _home(kind, cache)
     for file in TOKENIZERS[kind] if files is None else files:
         _fetch_any(file, target, allow, told)
     return target
+
+
+def _home(kind: Kind, folder: Path) -> Path:
+    """Where a tokenizer lies in a folder of ours, or of models."""
+    return folder / "tokenizers" / _FOLDERS[kind]
 
 
 def tokenizer_places(config: EngineConfig, models: ModelSet) -> list[Path]:
@@ -334,7 +339,7 @@ def tokenizer_places(config: EngineConfig, models: ModelSet) -> list[Path]:
 
 def kept_tokenizer(kind: Kind, folders: Sequence[Path], cache: Path, hub: Path | None = None) -> Path | None:
     """The folder of a tokenizer that need not be fetched; None where it has to be."""
-    target = cache / "tokenizers" / _FOLDERS[kind]
+    target = _home(kind, cache)
     return find_tokenizer(kind, folders, hub) or (target if is_tokenizer(kind, target) else None)
 
 
@@ -342,7 +347,7 @@ def by_hand(kind: Kind, folder: Path) -> str:
     """What to do about a tokenizer that cannot be fetched; ``folder`` is one that is looked into."""
     names = " and ".join(file.name for file in TOKENIZERS[kind])
     source = "tokenizer" if kind == "clip" else "tokenizer_2"
-    return f"put {names} of FLUX.1-dev's {source} folder into {folder / 'tokenizers' / _FOLDERS[kind]}"
+    return f"put {names} of FLUX.1-dev's {source} folder into {_home(kind, folder)}"
 
 
 def _fetch_any(file: PinnedFile, folder: Path, allow: Collection[str], by_hand: str) -> None:
