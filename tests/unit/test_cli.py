@@ -348,13 +348,19 @@ def _start(*arguments: str, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=folder, env=environ, stdout=-1, stderr=-1, text=True)
 
 
-def test_ctrl_c_stops_within_a_step_and_saves_nothing(models: Path, tmp_path: Path) -> None:
+def _drawing(models: Path, folder: Path) -> subprocess.Popen[str]:
+    """A command that has begun to draw, for longer than any test waits."""
     size = ("--width", "256", "--height", "256", "--steps", "1000", "--device", "cpu")
-    process = _start("generate", "a cat", "--models-dir", str(models), *size, folder=tmp_path)
+    process = _start("generate", "a cat", "--models-dir", str(models), *size, folder=folder)
     assert process.stderr is not None
     for line in process.stderr:
         if "drawing" in line:
             break
+    return process
+
+
+def test_ctrl_c_stops_within_a_step_and_saves_nothing(models: Path, tmp_path: Path) -> None:
+    process = _drawing(models, tmp_path)
     process.send_signal(signal.SIGINT)
     begin = time.monotonic()
     _, words = process.communicate(timeout=30)
@@ -366,12 +372,7 @@ def test_ctrl_c_stops_within_a_step_and_saves_nothing(models: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("presses", [2, 3, 5])
 def test_ctrl_c_several_times_ends_with_one_word(models: Path, tmp_path: Path, presses: int) -> None:
-    size = ("--width", "256", "--height", "256", "--steps", "1000", "--device", "cpu")
-    process = _start("generate", "a cat", "--models-dir", str(models), *size, folder=tmp_path)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "drawing" in line:
-            break
+    process = _drawing(models, tmp_path)
     for _ in range(presses):
         process.send_signal(signal.SIGINT)
         time.sleep(0.05)
