@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,10 +154,15 @@ class Observed(Networks):
             self.seen.load_seconds[role] = time.perf_counter() - start
         return module
 
-    def standing(self, role: Role) -> Hashable | None:
-        """Asked before each evaluation of the transformer, replayed or not."""
-        self.seen.clock.mark()
-        return super().standing(role)
+    def recorded(self, tokens: int, evaluations: int | None) -> Any:
+        """The transformer's evaluations, with a mark before each, replayed or not."""
+        evaluate = super().recorded(tokens, evaluations)
+
+        def marked(*inputs: Any) -> torch.Tensor:
+            self.seen.clock.mark()
+            return evaluate(*inputs)
+
+        return marked
 
     def _note(self, what: str) -> None:
         if self.device.type == "cuda" and self._stage is not None:
