@@ -1,6 +1,7 @@
 """Numbers that are not finite would become black pictures: the job ends instead, and names the file they came from.
 
-Looked at once after each network, never inside the loop of sampling, which the device would then have to wait for.
+Looked at once after each network, where it computed them, and never inside the loop of sampling, which the device would
+then have to wait for. Texts that are remembered were looked at when they were encoded.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from PIL import Image
 from torch import Tensor
@@ -15,6 +16,7 @@ from ..request import GenerationRequest
 from ..upscalers.library import Coming
 from ..upscalers.upscaler import NONE, Upscaler
 from .detailing import detailing_of, plan_detailing
+from .finite import check_finite
 from .idle_fields import without_effect
 from .images import to_images
 from .limits import check_fields
@@ -120,7 +122,12 @@ def _job(
         request=request,
         networks=networks,
         conditioner=Conditioner(
-            networks.text_encoders, networks.models.key, tools.embeddings, request.emphasis, request.compat
+            networks.text_encoders,
+            networks.models.key,
+            tools.embeddings,
+            request.emphasis,
+            request.compat,
+            partial(check_finite, networks),
         ),
         sampler=each.sampler,
         scheduler=each.scheduler,

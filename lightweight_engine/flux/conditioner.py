@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import RequestError
 from .conditioning import Composition, Conditioning, Scheduled, lengthened
 from .prompt import PromptPart, PromptPlan
-from .text_encoders import EncodedText, TextEncoders
+from .text_encoders import Check, EncodedText, TextEncoders
 
 if TYPE_CHECKING:
     from ..request import Compat, Emphasis
@@ -77,6 +77,7 @@ class Conditioner:
     Args:
         encoders: makes the encoders resident for as long as the context lasts.
         model_key: tells these encoders, with all that was merged into them, from any others in ``cache``.
+        check: see ``TextEncoders.encode``; what is in the cache has passed it.
     """
 
     encoders: Encoders
@@ -84,6 +85,7 @@ class Conditioner:
     cache: EmbeddingCache
     emphasis: Emphasis = "Original"
     compat: Compat = "fixed"
+    check: Check = lambda *_: None
 
     def adapted(self, key: Hashable) -> Conditioner:
         """The same for encoders that are changed by LoRAs, as ``key`` tells."""
@@ -115,7 +117,7 @@ class Conditioner:
             with self.encoders() as encoders:
                 for text, found in encoded.items():
                     if found is None:
-                        encoded[text] = fresh = encoders.encode(text, self.emphasis, self.compat)
+                        encoded[text] = fresh = encoders.encode(text, self.emphasis, self.compat, self.check)
                         self.cache.put(keys[text], fresh)
         return {text: found for text, found in encoded.items() if found is not None}
 
@@ -133,10 +135,15 @@ class Conditioner:
 
 def _fixed_contexts(part: PromptPart, encoded: dict[str, EncodedText]) -> list[Tensor]:
     """One context per entry: all its chunks in a row, as long as the longest by repeating the last row."""
-    joined = {text: torch.cat(encoded[text].chunks) for _, text in part.schedule}
+    joined = {text: _joined(encoded[text].chunks) for _, text in part.schedule}
     length = max(len(context) for context in joined.values())
     padded = {text: lengthened(context, length) for text, context in joined.items()}
     return [padded[text] for _, text in part.schedule]
+
+
+def _joined(chunks: tuple[Tensor, ...]) -> Tensor:
+    """Chunks in a row; the one that most texts have is not copied."""
+    return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
 
 
 def _forge_contexts(part: PromptPart, encoded: dict[str, EncodedText]) -> list[Tensor]:

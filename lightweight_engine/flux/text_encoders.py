@@ -6,9 +6,9 @@ one chunk at a time: no prompt depends on which others are encoded with it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from .tokenizers import CLIPTokens, T5Tokens
 
 if TYPE_CHECKING:
     from ..request import Compat, Emphasis
+
+Check = Callable[[Literal["t5", "clip"], Sequence[Tensor]], None]
+"""Told what a network computed for a text, on its device; may raise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +69,13 @@ class TextEncoders:
         self.t5_tokenizer = t5_tokenizer
         self.t5_length = t5_length
 
-    def encode(self, text: str, emphasis: Emphasis = "Original", compat: Compat = "fixed") -> EncodedText:
+    def encode(
+        self, text: str, emphasis: Emphasis = "Original", compat: Compat = "fixed", check: Check = lambda *_: None
+    ) -> EncodedText:
         """Encode one text of a prompt, which no tags, AND or schedules are left in.
+
+        Args:
+            check: looks at the numbers of each network, where it computed them.
 
         Raises:
             RequestError: the emphasis cannot be read (see ``parse_attention``).
@@ -77,8 +85,11 @@ class TextEncoders:
         chunks = t5_chunks(segments, self.t5_tokenizer, self.t5_length)
         if len(chunks) > 1:
             warnings.append(_break_warning(compat))
-        states = tuple(self.t5_states(chunk, emphasis).cpu() for chunk in chunks)
-        return EncodedText(states, self.pooled(segments).cpu(), tuple(warnings))
+        states = [self.t5_states(chunk, emphasis) for chunk in chunks]
+        check("t5", states)
+        pooled = self.pooled(segments)
+        check("clip", [pooled])
+        return EncodedText(tuple(each.cpu() for each in states), pooled.cpu(), tuple(warnings))
 
     @torch.no_grad()
     def t5_states(self, chunk: Chunk, emphasis: Emphasis) -> Tensor:

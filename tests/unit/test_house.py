@@ -150,8 +150,8 @@ ARROWS = {
     "core.replay": "describe filenames images infotext_parse pictures",
     "core.detailing": "limits mask_request named passes plan",
     "core.workshop": "mask_request processing",
-    "core.jobs": "detailing idle_fields images limits named networks passes plan processing progress recovery "
-    "start_pictures",
+    "core.jobs": "detailing finite idle_fields images limits named networks passes plan processing progress "
+    "recovery start_pictures",
     "core.upscaling": "image_text images named progress",
     "core.engine": "assembly current_model describe detailing hashes jobs limits models networks passes pictures plan "
     "precision processing progress recovery upscaling workshop",

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from lightweight_engine.errors import RequestError
+from lightweight_engine.errors import ModelError, RequestError
 from lightweight_engine.flux.chunks import clip_chunks, segments_of, t5_chunks
 from lightweight_engine.flux.clip import CLIPText
 from lightweight_engine.flux.conditioner import Conditioner, EmbeddingCache, resolve_guidance
@@ -218,6 +219,30 @@ class TestConditioner:
         assert len(first) == 1
         assert torch.equal(before[0].parts[0][1].at(0).context, after[0].parts[0][1].at(0).context)
         assert after[0].parts[0][1].at(0).guidance == 2.0
+
+    def test_numbers_are_looked_at_once_and_not_again_from_the_cache(self, residency: Residency) -> None:
+        seen: list[tuple[str, int]] = []
+        builder = conditioner(residency, check=lambda role, results: seen.append((role, len(results))))
+        for _ in range(2):
+            builder([plan_prompt("a BREAK b", 4), plan_prompt("c", 4)], None)
+        assert seen == [("t5", 2), ("clip", 1), ("t5", 1), ("clip", 1)]
+
+    @pytest.mark.parametrize("refused", ["t5", "clip"])
+    def test_what_is_refused_is_not_remembered(self, residency: Residency, refused: str) -> None:
+        def check(role: str, results: Sequence[Tensor]) -> None:
+            if role == refused:
+                raise ModelError(role)
+
+        builder = conditioner(residency, check=check)
+        for _ in range(2):
+            with pytest.raises(ModelError, match=refused):
+                builder([plan_prompt("a", 4)], None)
+        assert len(builder.cache) == 0
+
+    def test_a_text_of_one_chunk_is_not_copied(self, residency: Residency) -> None:
+        builder = conditioner(residency)
+        (composition,) = builder([plan_prompt("a", 4)], None)
+        assert composition.parts[0][1].at(0).context is builder.encode(["a"])["a"].chunks[0]
 
     @pytest.mark.parametrize("change", [{"model_key": "other"}, {"emphasis": "No norm"}, {"compat": "forge"}])
     def test_what_changes_the_result_is_in_the_key(self, residency: Residency, change: dict[str, Any]) -> None:
