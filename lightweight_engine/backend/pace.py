@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -20,21 +21,56 @@ def mark(device: torch.device) -> Mark | None:
 
 
 class Span:
-    """The time that a GPU takes for the work that is started between two places of a program; it begins here."""
+    """Work on a GPU that a host starts between two places of a program; it begins here."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.current_stream(device)
-        self._ends = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-        self._ends[0].record(self._stream)
+        self._marks: list[tuple[float, Any]] = []
+        self._mark()
 
     def end(self) -> None:
-        """The work has been started."""
-        self._ends[1].record(self._stream)
+        """All of it has been started."""
+        self._mark()
 
-    def seconds(self) -> float | None:
-        """What it took; None as long as it is not done. Asks, and does not wait."""
-        begun, done = self._ends
-        return begun.elapsed_time(done) / 1e3 if done.query() else None
+    def _mark(self) -> None:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(self._stream)
+        self._marks.append((time.perf_counter(), event))
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the GPU has done it. Asks, and does not wait."""
+        return self._marks[-1][1].query()
+
+    @property
+    def seconds(self) -> float:
+        """What it took the GPU."""
+        (_, begun), (_, done) = self._marks
+        return begun.elapsed_time(done) / 1e3
+
+    def gaps(self, first: Span) -> list[float]:
+        """Seconds that the GPU was behind the host at its beginning and end, less those at ``first``'s beginning."""
+        host, event = first._marks[0]
+        return [event.elapsed_time(reached) / 1e3 - (started - host) for started, reached in self._marks]
+
+
+class Lags:
+    """How long after a host a GPU is done with what is started on it, span by span.
+
+    Each has a clock of its own. A GPU is never ahead of the host: where it is seen to have been least behind, it had
+    nothing to do and began at once.
+    """
+
+    def __init__(self) -> None:
+        self._first: Span | None = None
+        self._least = 0.0
+
+    def of(self, span: Span) -> float:
+        """The seconds from when the host had started a span, which is done, to when the GPU had done it."""
+        self._first = self._first or span
+        begun, done = span.gaps(self._first)
+        self._least = min(self._least, begun, done)
+        return done - self._least
 
 
 class Lead:

@@ -7,7 +7,6 @@ next. What is replayed are the very same kernels: not one bit changes.
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from ..backend.ahead import Ahead
 from ..backend.linear import PackedLinear
-from ..backend.pace import Span
+from ..backend.pace import Lags, Span
 from .transformer import Flux, Modulations
 
 log = logging.getLogger(__name__)
@@ -33,8 +32,9 @@ TRIAL = 3
 """Evaluations of a shape before it is recorded: the first lets libraries choose what they do, and in the others that
 follow one another the GPU waited for the host."""
 
-LATE = 0.9
-"""Share of an evaluation's time on the GPU from which the GPU is held to have waited for the host that started it."""
+LATE = 0.1
+"""Share of an evaluation's time: where the GPU is done sooner after the host had started all of it, it waited for the
+host. How long the host took is no measure: a host that is far ahead has to wait, too, until the GPU takes more work."""
 
 WORTH = 8
 """Evaluations behind the trial, seen or to come, that recording pays from: it takes as long as starting one or two."""
@@ -57,6 +57,7 @@ class Recorded:
         self._trial = trial
         self._stood: Hashable | None = None
         self._trials: dict[Hashable, _Trial] = {}
+        self._lags = Lags()
         self._graphs: dict[Hashable, _Graph] = {}
         self._calls: Counter[Hashable] = Counter()
         self._expected: int | None = None
@@ -73,6 +74,7 @@ class Recorded:
             evaluations: of each shape, where that is known.
         """
         self._calls.clear()
+        self._lags = Lags()
         self._expected = evaluations
         self._refused = False
         if any(graph.tokens != tokens for graph in self._graphs.values()):
@@ -91,7 +93,7 @@ class Recorded:
         if key not in self._trials and len(self._trials) >= SEEN:
             self._trials.clear()
         trial = self._trials.setdefault(key, _Trial())
-        trial.judge()
+        trial.judge(self._lags)
         if key not in self._graphs and self._pays(key, trial):
             self._record(key, img, txt, modulations, rotary)
         self._calls[key] += 1
@@ -139,22 +141,22 @@ class _Trial:
 
     calls: int = 0
     late: int = 0
-    _open: list[tuple[float, Span]] = field(default_factory=list)
+    _open: list[Span] = field(default_factory=list)
 
     def watch(self, work: Callable[[], Tensor], device: torch.device) -> Tensor:
-        began, span = time.perf_counter(), Span(device)
+        span = Span(device)
         made = work()
         span.end()
         self.calls += 1
         if self.calls > 1:  # the first compiles
-            self._open.append((time.perf_counter() - began, span))
+            self._open.append(span)
         return made
 
-    def judge(self) -> None:
+    def judge(self, lags: Lags) -> None:
         """Look at those that are done by now."""
-        while self._open and (taken := self._open[0][1].seconds()) is not None:
-            host, _ = self._open.pop(0)
-            self.late = self.late + 1 if host > LATE * taken else 0
+        while self._open and self._open[0].is_done:
+            span = self._open.pop(0)
+            self.late = self.late + 1 if lags.of(span) < LATE * span.seconds else 0
 
 
 class _Graph:

@@ -42,13 +42,21 @@ class Played:
 
 
 class PlayedSpan:
+    """A second on the GPU, which is done half a second after the host had started it, or at once as it waited."""
+
+    seconds = 1.0
+
     def __init__(self, gpu: Played) -> None:
-        self.gpu, self.took = gpu, 0.0 if gpu.waits else 60.0
+        self.gpu, self.late = gpu, 0.0 if gpu.waits else 0.5
 
     def end(self) -> None: ...
 
-    def seconds(self) -> float | None:
-        return self.took if self.gpu.done else None
+    @property
+    def is_done(self) -> bool:
+        return self.gpu.done
+
+    def gaps(self, first: Any) -> list[float]:
+        return [0.0, self.late]
 
 
 class Replayed:
@@ -286,6 +294,46 @@ def test_recorded_steps_go_with_what_they_depend_on(engine: LightweightEngine, c
     networks.load("transformer")
     assert "closed" in closed and loaded.version > version
     assert recorded_of(engine) is (None if change == "gone" else loaded.recorded)
+
+
+# --- who waits for whom ----------------------------------------------------------------------------------------------
+
+
+class Passed:
+    """An event in a GPU's work, at a time of its clock."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def elapsed_time(self, other: Passed) -> float:
+        return 1e3 * (other.seconds - self.seconds)
+
+
+def lags_of(host: list[float], gpu: list[float]) -> list[float]:
+    """What is told of spans in a row, from when the host and the GPU came to each's beginning and end."""
+    spans = []
+    for first in range(0, len(host), 2):
+        span = pace.Span.__new__(pace.Span)
+        span._marks = [(host[each], Passed(gpu[each])) for each in (first, first + 1)]
+        spans.append(span)
+    lags = pace.Lags()
+    return [round(lags.of(span), 3) for span in spans]
+
+
+def test_a_gpu_that_waits_is_done_with_the_host() -> None:
+    assert lags_of([0.0, 1.0, 1.1, 2.1], [50.0, 51.01, 51.1, 52.12]) == [0.01, 0.02]
+
+
+def test_a_gpu_that_has_work_is_done_later() -> None:
+    """Also where the host had to wait in the middle, as it may not start more."""
+    assert lags_of([0.0, 0.4, 0.5, 1.9, 1.9, 2.9], [5.0, 6.0, 6.0, 7.0, 7.0, 8.0]) == [0.6, 0.1, 0.1]
+    assert lags_of([0.0, 0.4, 0.5, 0.9, 1.0, 1.9], [5.0, 6.0, 6.0, 7.0, 7.0, 8.0]) == [0.6, 1.1, 1.1]
+
+
+def test_a_gpu_that_was_busy_before_is_found_out_as_soon_as_it_waits() -> None:
+    host, gpu = [0.0, 1.0, 1.1, 2.6, 2.7, 3.7], [5.3, 6.3, 6.3, 7.65, 7.7, 8.72]
+    assert lags_of(host, gpu) == [0.0, 0.0, 0.02]
+    assert lags_of(host[4:] + host[:2], gpu[4:] + gpu[:2]) == [0.02, 0.3], "both clocks go on between passes"
 
 
 # --- the host's lead -------------------------------------------------------------------------------------------------
