@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import gc
-import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError
+from .host_memory import host_available, host_total
 from .processes import resident_bytes
 
 
@@ -54,39 +54,7 @@ def available_memory(device: torch.device) -> int:
     """Bytes that can be allocated: free on the GPU, or on the host with cgroup limits honoured."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return min(_host_available(), _cgroup_available())
-
-
-def _host_available() -> int:
-    try:
-        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-NO_LIMIT = 1 << 62
-
-
-def _cgroup_limit() -> int:
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        return NO_LIMIT if limit == "max" else int(limit)
-    except (OSError, ValueError):
-        return NO_LIMIT
-
-
-def _cgroup_available() -> int:
-    """What the control group still allows; pages of files count as used there, but are given up when need be."""
-    limit = _cgroup_limit()
-    if limit == NO_LIMIT:
-        return NO_LIMIT
-    try:
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        rows = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
-        return max(limit - used + int(rows.get("inactive_file", 0)) + int(rows.get("active_file", 0)), 0)
-    except (OSError, ValueError):
-        return limit
+    return host_available()
 
 
 # Name of a card -> (dense bf16 TFLOP/s, GB/s from pinned host memory). Vendors' figures for the cards of desktops,
@@ -137,8 +105,7 @@ def card_of(device: torch.device) -> Card:
         properties = torch.cuda.get_device_properties(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return Card(properties.name, "cuda", properties.total_memory, available_memory(device) + cached, device)
-    total = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _cgroup_limit())
-    return Card("CPU", "cpu", total, available_memory(device), device)
+    return Card("CPU", "cpu", host_total(), available_memory(device), device)
 
 
 def memory_figures(device: torch.device) -> dict[str, dict[str, Any]]:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 READERS = 4
 PIECE = 4 << 20
+IN_MEMORY = frozenset({"tmpfs", "ramfs", "hugetlbfs"})
+"""File systems whose files lie in memory."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,14 @@ def joined(spans: Iterable[Span]) -> list[Span]:
 
 
 def read_ahead(spans: Iterable[Span], limit: int) -> list[threading.Thread]:
-    """Start to read ``limit`` bytes of files at most; what cannot be read is left to whoever needs it.
+    """Start to read ``limit`` bytes of files at most, none of those in memory; what cannot be read is left to whoever
+    needs it.
 
     Returns:
         The threads, which nobody has to wait for.
     """
-    pieces, lock = _pieces(spans, limit), threading.Lock()
+    devices = memory_devices()
+    pieces, lock = _pieces([span for span in spans if _device_of(span.path) not in devices], limit), threading.Lock()
 
     def read() -> None:
         buffer = bytearray(PIECE)
@@ -80,7 +84,7 @@ def _read(piece: Span, buffer: memoryview) -> None:
     except OSError:
         return
     try:
-        if not _is_there(file, piece.start):
+        if not is_cached(file, piece.start):
             os.preadv(file, [buffer[: piece.end - piece.start]], piece.start)
     except OSError:
         return
@@ -88,11 +92,31 @@ def _read(piece: Span, buffer: memoryview) -> None:
         os.close(file)
 
 
-def _is_there(file: int, start: int) -> bool:
-    """Whether the page cache has the first byte: then the rest is taken to be there, and not copied for nothing."""
+def is_cached(file: int, start: int) -> bool:
+    """Whether the page cache has a byte: then what follows is taken to be there, and not copied for nothing.
+
+    File systems that cannot tell, as many of a network, are taken not to have it.
+    """
     try:
         return os.preadv(file, [bytearray(1)], start, os.RWF_NOWAIT) > 0
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL):
             return False
         raise
+
+
+def memory_devices() -> frozenset[int]:
+    """The devices (``st_dev``) of file systems in memory, which cannot tell that they are all there."""
+    try:
+        rows = [line.split() for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()]
+        found = [row[2].split(":") for row in rows if row[row.index("-") + 1] in IN_MEMORY]
+        return frozenset(os.makedev(int(major), int(minor)) for major, minor in found)
+    except (OSError, ValueError, IndexError):
+        return frozenset()
+
+
+def _device_of(path: Path) -> int | None:
+    try:
+        return os.stat(path).st_dev
+    except OSError:
+        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -22,19 +23,27 @@ from lightweight_engine.core.quantized_names import file_name
 from lightweight_engine.flux.keymaps import find_parts
 
 
-def read_of(found: list[Span], limit: int, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """What is asked of the system, as (start, length), with nothing in the page cache."""
+def read_of(
+    found: list[Span], limit: int, monkeypatch: pytest.MonkeyPatch, error: int = errno.EAGAIN, in_memory: bool = False
+) -> list[tuple[int, int]]:
+    """What is asked of the system, as (start, length), with nothing in the page cache.
+
+    Args:
+        error: how the file system says so.
+    """
     asked, lock, real = [], threading.Lock(), os.preadv
 
     def preadv(file: int, buffers: list[memoryview], start: int, flags: int = 0) -> int:
         if flags:
-            raise OSError(11, "not there")
+            raise OSError(error, "not there")
         with lock:
             asked.append((start, len(buffers[0])))
         return real(file, buffers, start)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "preadv", preadv)
+        devices = frozenset(span.path.stat().st_dev for span in found if in_memory)
+        patch.setattr(read_ahead, "memory_devices", lambda: devices)
         for thread in read_ahead.read_ahead(found, limit):
             thread.join(10)
     return sorted(asked)
@@ -55,6 +64,20 @@ def test_no_more_is_read_than_the_limit(tmp_path: Path, monkeypatch: pytest.Monk
     path.write_bytes(bytes(2 * PIECE))
     assert read_of([Span(path, 0, 2 * PIECE)], PIECE + 7, monkeypatch) == [(0, PIECE), (PIECE, 7)]
     assert read_of([Span(path, 0, PIECE)], 0, monkeypatch) == []
+
+
+def test_what_lies_in_memory_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot say that it is there; nor can file systems of a network, whose files are read."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(PIECE))
+    span = Span(path, 0, PIECE)
+    assert read_of([span], PIECE, monkeypatch, errno.EOPNOTSUPP) == [(0, PIECE)]
+    assert read_of([span], PIECE, monkeypatch, errno.EOPNOTSUPP, in_memory=True) == []
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="this system has no storage in memory")
+def test_storage_in_memory_is_known(tmp_path: Path) -> None:
+    assert Path("/dev/shm").stat().st_dev in read_ahead.memory_devices()
 
 
 def test_what_is_not_there_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
