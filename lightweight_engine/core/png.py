@@ -2,8 +2,8 @@
 
 Pillow writes the same chunks in one thread, in which a saved picture took as long as two steps of sampling. Bands have
 a fixed height, and each is packed with the end of the one before as its dictionary: the bytes do not depend on the
-machine, and files are no larger. Filtering is a tenth of the work and many short calls, in which threads would wait for
-Python's lock: one does it, ahead of those that pack.
+machine, and files are no larger. All bands are filtered before the first is packed: threads take work in the order in
+which it is handed out, so that none waits for a band that nobody has begun.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import struct
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,10 +24,13 @@ Chunk = tuple[bytes, bytes]
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOURS = {"L": (0, 1), "RGB": (2, 3), "RGBA": (6, 4)}  # mode -> (colour type, channels), 8 bits each
 _OWN_CHUNKS = {"icc_profile", "transparency"}  # of a picture's ``info``, which Pillow writes
-_BAND = 64  # rows
+_BAND = 32  # rows: many bands keep all threads busy to the end, and what one computes with stays in its core's cache
 _WINDOW = 1 << 15  # bytes that deflate looks back
 # Files are as small as at zlib's usual 6, within 5 %, in half the time; below 4 they grow by a tenth.
 LEVEL = 4
+# Nothing repeats itself in the differences of a drawn or photographed picture: packing runs alone takes a fourth of the
+# time, and files are smaller by up to 5 %. Flat colours and charts, which become smaller than this, have more to find.
+_FLAT = 0.4
 
 
 def can_write(picture: Image) -> bool:
@@ -42,12 +45,12 @@ def png(picture: Image, chunks: Sequence[Chunk] = ()) -> bytes:
     colour, channels = _COLOURS[picture.mode]
     rows = np.asarray(picture).reshape(picture.height, -1)
     starts = range(0, len(rows), _BAND)
-    check, before, packed = 1, b"", []
     with ThreadPoolExecutor(min(len(starts), os.cpu_count() or 1)) as pool:
-        for start in starts:
-            band = _filtered(rows, channels, start)
-            packed.append(pool.submit(_packed, band, before, start == starts[-1]))
-            check, before = zlib.adler32(band, check), band
+        bands = [pool.submit(_filtered, rows, channels, start) for start in starts]
+        packed = [pool.submit(_packed, bands, number) for number in range(len(bands))]
+        check = 1
+        for band in bands:
+            check = zlib.adler32(band.result(), check)
     head = struct.pack(">IIBBBBB", *picture.size, 8, colour, 0, 0, 0)
     data = b"".join((b"\x78\x5e", *(each.result() for each in packed), struct.pack(">I", check)))
     return _SIGNATURE + b"".join(_chunk(*each) for each in ((b"IHDR", head), *chunks, (b"IDAT", data), (b"IEND", b"")))
@@ -67,7 +70,10 @@ def _filtered(rows: Any, channels: int, start: int) -> bytes:
     above[first:] = rows[start - 1 + first : start - 1 + len(now)]
     left[:, channels:], corner[:, channels:] = now[:, :-channels], above[:, :-channels]
     mean = (left & above) + ((left ^ above) >> 1)
-    ways = np.stack([now, now - left, now - above, now - mean, now - _paeth(left, above, corner)])
+    ways = np.empty((5, *now.shape), np.uint8)
+    ways[0] = now
+    for way, foreseen in enumerate((left, above, mean, _paeth(left, above, corner)), 1):
+        np.subtract(now, foreseen, out=ways[way])
     sizes = np.abs(ways.view(np.int8)).view(np.uint8)  # 128 for -128, too
     best = np.argmin(sizes.sum(2, dtype=np.uint32), 0)
     band = np.empty((len(now), 1 + now.shape[1]), np.uint8)
@@ -76,15 +82,19 @@ def _filtered(rows: Any, channels: int, start: int) -> bytes:
 
 
 def _paeth(left: Any, above: Any, corner: Any) -> Any:
-    """Of three neighbours the one that is nearest to the sum of the first two less the third."""
+    """Of three neighbours the one that is nearest to the sum of the first two less the third.
+
+    In bytes throughout: a third that is not between the others counts as the nearer of them, which leaves the other one
+    nearest to the sum, as it is.
+    """
     import numpy as np
 
-    to_left = above.astype(np.int16) - corner
-    to_above = left.astype(np.int16) - corner
-    to_corner = np.abs(to_left + to_above)
-    to_left, to_above = np.abs(to_left), np.abs(to_above)
-    nearer = _chosen(to_above <= to_corner, above, corner)
-    return _chosen((to_left <= to_above) & (to_left <= to_corner), left, nearer)
+    low, high = np.minimum(left, above), np.maximum(left, above)
+    between = np.minimum(np.maximum(corner, low), high)
+    to_low, to_high = high - between, between - low
+    nearer = np.minimum(to_low, to_high)
+    to_corner = np.maximum(to_low, to_high) - nearer
+    return _chosen(to_corner < nearer, corner, _chosen(to_low < to_high, low, high))
 
 
 def _chosen(first: Any, one: Any, other: Any) -> Any:
@@ -92,6 +102,13 @@ def _chosen(first: Any, one: Any, other: Any) -> Any:
     return other ^ ((one ^ other) & -first.view("u1"))
 
 
-def _packed(band: bytes, before: bytes, is_last: bool) -> bytes:
+def _packed(bands: Sequence[Future[bytes]], number: int) -> bytes:
+    """A band of those that are filtered, or will be: by its runs, or by all that repeats itself where that is less."""
+    band, end = bands[number].result(), zlib.Z_FINISH if number == len(bands) - 1 else zlib.Z_SYNC_FLUSH
+    packer = zlib.compressobj(LEVEL, zlib.DEFLATED, -15, 9, zlib.Z_RLE)
+    runs = packer.compress(band) + packer.flush(end)
+    if len(runs) > _FLAT * len(band):
+        return runs
+    before = bands[number - 1].result() if number else b""
     packer = zlib.compressobj(LEVEL, zlib.DEFLATED, -15, 9, zlib.Z_FILTERED, zdict=before[-_WINDOW:])
-    return packer.compress(band) + packer.flush(zlib.Z_FINISH if is_last else zlib.Z_SYNC_FLUSH)
+    return min(runs, packer.compress(band) + packer.flush(end), key=len)
