@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import in_pieces
 from .packed import Packed, Spec
 
 if TYPE_CHECKING:
@@ -23,10 +24,13 @@ SHORT = (torch.bfloat16, torch.float16)
 
 
 class CastLinear(nn.Linear):
-    """A linear whose 16-bit weight is cast to the activation's dtype at each use."""
+    """A linear whose 16-bit weight is cast to the activation's dtype at each use, or multiplied by its pieces."""
 
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(input.dtype)
+        if in_pieces.serves(input, self.weight):
+            made = in_pieces.product(input, self.weight)
+            return made if bias is None else made.add_(bias)
         return F.linear(input, self.weight.to(input.dtype), bias)
 
 
