@@ -43,7 +43,11 @@ def start_of(job: Job, batch: Batch) -> Start:
         for one, seed in zip(pixels, batch.seeds, strict=True)
     ]
     latent = torch.cat([fitted(each, job.cells) for each in latents])
-    masks = [latent_mask(each.mask, job.cells, round=begin.masking.round) for each in pictures if each.mask is not None]
+    masks = [
+        latent_mask(each.mask, job.cells, round=begin.masking.round, device=job.networks.device)
+        for each in pictures
+        if each.mask is not None
+    ]
     if not masks:
         return Start(latent)
     return Start(latent, torch.stack(masks)[:, None].to(latent), begin.masking.content)

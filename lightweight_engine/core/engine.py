@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -30,7 +31,7 @@ from .limits import check_upscale
 from .models import ROLES, TINY, ModelLibrary, ModelSet
 from .networks import Networks
 from .passes import Tools
-from .pictures import PictureReader
+from .pictures import OwnPictures, PictureReader
 from .plan import Plan
 from .precision import settings_in_effect
 from .processing import Batch, Drawn, Job, draw, make
@@ -335,7 +336,8 @@ class LightweightEngine:
     ) -> GenerationResult:
         job, tracker = self._job(request, watch)
         tools = self._tools(networks, self.loras)
-        workshop = Workshop(lambda inner: plan_job(inner, tools, tracker.inner())[0], tracker.enter)
+        inside = replace(tools, pictures=OwnPictures())
+        workshop = Workshop(lambda inner: plan_job(inner, inside, tracker.inner())[0], tracker.enter)
         if hashed:
             self._hashes.begin(networks.models.paths)
         files = networks.models.files()

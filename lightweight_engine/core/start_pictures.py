@@ -149,12 +149,20 @@ def _tell_faint(begin: Prepared, cells: tuple[int, int], masking: Masking, warni
     """Say that a mask which is not blank is so in a latent of ``cells``: too grey, as red paint is, or too small."""
     if begin.mask is None or not masking.round or begin.mask.getextrema()[1] == 0:
         return
-    if not latent_mask(begin.mask, cells).any():
+    if not _is_white_within(begin.mask, cells) and not latent_mask(begin.mask, cells).any():
         side = begin.mask.height // cells[0]
         warnings.append(
             f"the mask is less than half white in every cell of {side}x{side} pixels: nothing is painted anew, though "
             "all steps run; paint it white, or larger, or set mask_round to false"
         )
+
+
+def _is_white_within(mask: Image.Image, cells: tuple[int, int]) -> bool:
+    """Whether a mask is white in the middle of what it paints, as far around as a cell depends on; most masks are."""
+    left, top, right, bottom = mask.getbbox() or (0, 0, 0, 0)
+    reach = 3 * (mask.height // cells[0])
+    x, y = (left + right) // 2, (top + bottom) // 2
+    return mask.crop((x - reach, y - reach, x + reach, y + reach)).getextrema() == (255, 255)
 
 
 def _tell_stretching(

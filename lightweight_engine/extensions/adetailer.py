@@ -17,6 +17,7 @@ from typing import Literal, Protocol
 from PIL import Image
 
 from ..labels import Compat
+from ..upscalers.resampling import in_mode
 from .detailer_args import ADetailerArgs, Passes, check_supported, of_pass
 from .detailer_masks import Order, Size, dynamic_strength, matching_sdxl_size, matching_size, meet
 from .detailer_prompts import is_skipped, prompts_of
@@ -171,7 +172,7 @@ class ADetailer:
         """What a pass finds on a picture, and what of it is painted, in order."""
         detector = self.detectors.find(args.ad_model)
         classes = wanted_classes(args, self.options.compat)
-        found = detector.detect(image.convert("RGB"), args.ad_confidence, classes)
+        found = detector.detect(in_mode(image, "RGB"), args.ad_confidence, classes)
         targets = targets_of(found, args, image.size, self.options.order, self.options.compat)
         return found, [target for target in targets if mask is None or meet(target.mask, mask)]
 

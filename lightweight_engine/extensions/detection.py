@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import RequestError
-from ..upscalers.resampling import resample
+from ..upscalers.resampling import in_mode, resample
 from .boxes import Found, Letterbox, masks_of, select
 
 # Pixels [1, 3, H, W] in 0..1 to boxes, scores and coefficients [4 + K + M, N], and the prototypes [M, H/4, W/4].
@@ -90,7 +90,7 @@ class YOLODetector:
     def detect(self, image: Image.Image, confidence: float, classes: Sequence[str] = ()) -> list[Detection]:
         wanted = self._numbers(classes) if classes else None
         letterbox = Letterbox.of(*image.size, self.image_size)
-        pixels = letterbox.apply(torch.from_numpy(np.array(image.convert("RGB"))).to(self.device))
+        pixels = letterbox.apply(torch.from_numpy(np.array(in_mode(image, "RGB"))).to(self.device))
         decoded, prototypes = self.network(pixels.permute(2, 0, 1)[None].float() / 255)
         # The host picks: hundreds of short steps, each depending on the last.
         found = select(decoded.cpu(), len(self.classes), confidence, wanted)

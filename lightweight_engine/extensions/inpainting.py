@@ -13,13 +13,15 @@ import torch
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 from torch import Tensor
 
-from ..upscalers.resampling import HOST, Filter, Size, resample, to_image, to_levels
+from ..upscalers.resampling import HOST, Filter, Size, bicubic, in_mode, resample, to_image, to_levels, to_numbers
 from ..upscalers.resizing import CROP, FILL, LATENT, STRETCH, levels_at, resize, resize_levels
 from ..upscalers.upscaler import Upscaler
 from .masks import blur, crop_region, expand_region
 
 SURROUNDINGS, ORIGINAL, NOISE, NOTHING = range(4)
 """What painting starts from (``inpainting_fill``)."""
+
+_HALF = 127  # the last level of a mask that counts as black where cells are painted wholly or not at all
 
 # (radius, how often) of the blurs that are laid over one another, so that colours run into the masked part.
 _SPREAD = ((256, 1), (64, 1), (16, 2), (4, 4), (2, 2), (0, 1))
@@ -84,7 +86,7 @@ class Prepared:
 def read_mask(image: Image.Image, *, round: bool = True) -> Image.Image:
     """A mask of any mode as L: of a picture with transparency its opaque part, of others its brightness."""
     if image.mode != "RGBA" or image.getchannel("A").getextrema() == (255, 255):
-        return image.convert("L")
+        return in_mode(image, "L")
     alpha = image.getchannel("A")
     return alpha.point([0] * 129 + [255] * 127) if round else alpha
 
@@ -120,17 +122,24 @@ def prepare(
             return Prepared(to_levels(picture, device))
         return Prepared(levels_at(picture, size, mode, upscaler, device=device))
     if region is not None:
-        overlay_mask, mask = mask, resize(mask.crop(region), size, FILL, device=device).convert("L")
+        overlay_mask, mask = mask, _mask_at(mask.crop(region), size, FILL, device)
         kept, levels = picture, levels_at(picture.crop(region), size, FILL, device=device)
     else:
         mode = FILL if mode == LATENT else mode
-        mask = resize(mask, size, mode, device=device).convert("L")
+        mask = _mask_at(mask, size, mode, device)
         overlay_mask = ImageChops.add(mask, mask)
         levels = levels_at(picture, size, mode, upscaler, device=device)
         kept = to_image(levels)
     if masking.content != ORIGINAL:
         levels = to_levels(spread(to_image(levels), mask), device)
     return Prepared(levels, mask, kept, overlay_mask, region)
+
+
+def _mask_at(mask: Image.Image, size: Size, mode: int, device: torch.device) -> Image.Image:
+    """A mask resized as its picture is, and L as it was."""
+    if device != HOST:
+        return to_image(levels_at(mask, size, mode, device=device))
+    return in_mode(resize(mask, size, mode), "L")
 
 
 def _region(mask: Image.Image, size: Size, padding: int) -> Box | None:
@@ -157,10 +166,19 @@ def spread(picture: Image.Image, mask: Image.Image) -> Image.Image:
     return filled.convert("RGB")
 
 
-def latent_mask(mask: Image.Image, cells: tuple[int, int], *, round: bool = True) -> Tensor:
-    """The mask of a latent ``[h, w]``: 1 where it is painted."""
-    small = resample(mask, (cells[1], cells[0]), Filter.BICUBIC)
-    share = np.asarray(small, dtype=np.float32) / 255
+def latent_mask(
+    mask: Image.Image, cells: tuple[int, int], *, round: bool = True, device: torch.device = HOST
+) -> Tensor:
+    """The mask of a latent ``[h, w]``: 1 where it is painted.
+
+    Args:
+        device: where it is made, with the same numbers, and stays.
+    """
+    size = cells[1], cells[0]
+    if device != HOST:
+        small = bicubic(to_levels(mask, device), size)[0]
+        return (small > _HALF).float() if round else to_numbers(small)
+    share = np.asarray(resample(mask, size, Filter.BICUBIC), dtype=np.float32) / 255
     return torch.from_numpy(np.around(share) if round else share)
 
 

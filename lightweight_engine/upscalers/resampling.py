@@ -17,12 +17,12 @@ from torch import Tensor
 
 Size = tuple[int, int]
 Filter = Image.Resampling
-LANCZOS = Filter.LANCZOS
+LANCZOS, BICUBIC = Filter.LANCZOS, Filter.BICUBIC
 HOST = torch.device("cpu")
 
 _PREMULTIPLIED = {"LA": "La", "RGBA": "RGBa"}
 _FRACTION = 22  # bits of Pillow's weights below the point, for 8-bit pictures
-_LOBES = 3  # of Lanczos
+_SUPPORT = {LANCZOS: 3.0, BICUBIC: 2.0}  # samples to either side, at the old size or the new, whichever is larger
 _BAND = 1024  # rows that are taken along at once: in float64 they are eight times as large
 
 
@@ -61,28 +61,38 @@ def resample_levels(levels: Tensor, size: Size) -> Tensor:
 
 
 def lanczos(levels: Tensor, size: Size) -> Tensor:
-    """What Pillow's Lanczos gives, to the bit, by torch alone: sums of integers are exact in float64."""
+    """What Pillow's Lanczos gives, to the bit, by torch alone."""
+    return _by_products(levels, size, LANCZOS)
+
+
+def bicubic(levels: Tensor, size: Size) -> Tensor:
+    """What Pillow's bicubic filter gives, to the bit, by torch alone."""
+    return _by_products(levels, size, BICUBIC)
+
+
+def _by_products(levels: Tensor, size: Size, filter: Filter) -> Tensor:
+    """Two products with matrices of weights: sums of integers are exact in float64."""
     width, height = size
-    across = _matrix(levels.shape[2], width, levels.device).T
-    down = _matrix(levels.shape[1], height, levels.device)
+    across = _matrix(levels.shape[2], width, filter, levels.device).T
+    down = _matrix(levels.shape[1], height, filter, levels.device)
     rows = [torch.cat([_rounded(band.double() @ across) for band in plane.split(_BAND)]) for plane in levels]
     return torch.stack([_rounded(down @ plane.double()) for plane in rows])
 
 
-def _matrix(old: int, new: int, device: torch.device) -> Tensor:
+def _matrix(old: int, new: int, filter: Filter, device: torch.device) -> Tensor:
     """The weights ``[new, old]`` from ``old`` samples to ``new``, spread out where they are used."""
-    first, taps = (torch.from_numpy(each).to(device) for each in _weights(old, new))
+    first, taps = (torch.from_numpy(each).to(device) for each in _weights(old, new, filter))
     places = first[:, None] + torch.arange(taps.shape[1], device=device)
     return taps.new_zeros(new, old + taps.shape[1]).scatter_(1, places, taps)[:, :old]
 
 
 def _rounded(sums: Tensor) -> Tensor:
-    """Sums with ``_FRACTION`` bits below the point as bytes, rounded half up."""
-    return ((sums + 2 ** (_FRACTION - 1)) / 2**_FRACTION).floor().clamp(0, 255).byte()
+    """Sums with ``_FRACTION`` bits below the point as bytes, rounded half up; the sums are used up."""
+    return sums.add_(2 ** (_FRACTION - 1)).div_(2**_FRACTION).floor_().clamp_(0, 255).byte()
 
 
-@lru_cache(maxsize=32)  # a job has four of an upscaler, and four of each part that the detailer paints
-def _weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
+@lru_cache(maxsize=32)  # a job has four of an upscaler, and six of each part that the detailer paints
+def _weights(old: int, new: int, filter: Filter = LANCZOS) -> tuple[np.ndarray, np.ndarray]:
     """Pillow's fixed-point weights (Resample.c, HPND licence): the first sample of each sum, and its weights.
 
     Returns:
@@ -90,20 +100,35 @@ def _weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
     """
     scale = old / new
     stretch = max(scale, 1.0)
-    support = _LOBES * stretch
+    support = _SUPPORT[filter] * stretch
     centre = (np.arange(new) + 0.5) * scale
     first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
     last = np.minimum((centre + support + 0.5).astype(np.int64), old)
     sample = first[:, None] + np.arange((last - first).max())
     x = (sample - centre[:, None] + 0.5) / stretch
-    taps = np.where((np.abs(x) < _LOBES) & (sample < last[:, None]), np.sinc(x) * np.sinc(x / _LOBES), 0.0)
+    taps = np.where(sample < last[:, None], (_lanczos if filter == LANCZOS else _bicubic)(np.abs(x)), 0.0)
     taps /= taps.cumsum(1)[:, -1:]  # one after another, as Pillow adds them
     return first, np.trunc(taps * 2**_FRACTION + np.copysign(0.5, taps))
 
 
+def _lanczos(x: np.ndarray) -> np.ndarray:
+    return np.where(x < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
+
+
+def _bicubic(x: np.ndarray) -> np.ndarray:
+    a = -0.5
+    inner, outer = ((a + 2) * x - (a + 3)) * x * x + 1, (((x - 5) * x + 8) * x - 4) * a
+    return np.where(x < 1, inner, np.where(x < 2, outer, 0.0))
+
+
+def in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """A picture in a mode: itself where it has it, which Pillow would copy."""
+    return image if image.mode == mode else image.convert(mode)
+
+
 def to_levels(image: Image.Image, device: torch.device = HOST) -> Tensor:
     """A picture as levels ``[3, H, W]`` (one channel for L) on a device."""
-    array = np.array(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+    array = np.array(image if image.mode == "L" else in_mode(image, "RGB"))
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).to(device).permute(2, 0, 1).contiguous()
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .resampling import HOST, Filter, Size, resample, to_image, to_levels
+from .resampling import HOST, Filter, Size, in_mode, resample, to_image, to_levels
 from .upscaler import Upscaler, enlarged, size_of
 
 STRETCH, CROP, FILL, LATENT = range(4)
@@ -37,7 +37,7 @@ def resize(
     """
     if device != HOST:
         made = to_image(levels_at(image, size, mode, None if image.mode == "L" else upscaler, device=device))
-        return made if mode == STRETCH else made.convert("RGB")
+        return made if mode == STRETCH else in_mode(made, "RGB")
     if image.mode == "RGBA":
         image = image.convert("RGB")
     if mode == STRETCH:

@@ -13,7 +13,7 @@ pytest.importorskip("spandrel")
 from test_upscalers import esrgan_state, noise
 
 from lightweight_engine.extensions.boxes import Letterbox
-from lightweight_engine.extensions.inpainting import Masking, paste_back, prepare
+from lightweight_engine.extensions.inpainting import Masking, latent_mask, paste_back, prepare
 from lightweight_engine.upscalers.files import Tiling
 from lightweight_engine.upscalers.networks import NetworkUpscaler, open_network
 from lightweight_engine.upscalers.resampling import HOST, lanczos, to_image, to_levels, to_numbers
@@ -44,6 +44,13 @@ def test_pictures_are_those_of_the_cpu_and_the_network_goes_back(tmp_path: Path)
 def test_lanczos_gives_the_bytes_of_the_cpu(size: tuple[int, int]) -> None:
     levels = noise(1344, 768)
     assert torch.equal(lanczos(levels.cuda(), size).cpu(), lanczos(levels, size))
+
+
+@pytest.mark.parametrize("round", [True, False])
+def test_a_latent_mask_has_the_numbers_of_the_cpu(round: bool) -> None:
+    mask = to_image(noise(1344, 768)[:1])
+    made = latent_mask(mask, (168, 96), round=round, device=torch.device("cuda"))
+    assert made.is_cuda and torch.equal(made.cpu(), latent_mask(mask, (168, 96), round=round))
 
 
 def test_numbers_are_those_of_the_cpu() -> None:

@@ -73,6 +73,20 @@ def test_the_latent_mask_is_rounded_where_asked() -> None:
     assert hard.shape == (16, 12)
 
 
+@pytest.mark.parametrize("round", [True, False])
+@pytest.mark.parametrize("level", [76, 127, 128, 255])
+def test_a_latent_mask_that_stays_on_a_device_has_the_numbers_of_one_that_does_not(
+    monkeypatch: pytest.MonkeyPatch, level: int, round: bool
+) -> None:
+    soft = blur(mask(level=level), 8, 3)
+    soft.paste(level, (70, 0, 96, 60))
+    here = latent_mask(soft, (16, 12), round=round)
+    monkeypatch.setattr(inpainting, "HOST", torch.device("meta"))  # a CPU's tensors lie on a device, then
+    monkeypatch.setattr(inpainting, "resample", Mock(side_effect=AssertionError("a host's")))
+    there = latent_mask(soft, (16, 12), round=round, device=torch.device("cpu"))
+    assert here.dtype == there.dtype and torch.equal(here, there)
+
+
 def test_what_painting_starts_from() -> None:
     latent, noise = torch.full((2, 16, 4, 4), 5.0), torch.full((2, 16, 4, 4), 7.0)
     painted = torch.zeros(1, 1, 4, 4)
@@ -330,6 +344,7 @@ def test_a_black_mask_changes_nothing_and_says_so(engine: LightweightEngine, onl
         ({"mask": mask((60, 60, 61, 61))}, True),
         ({"mask": mask(level=76), "mask_round": False}, False),
         ({"mask": mask()}, False),
+        ({"mask": mask((0, 0, WIDTH, HEIGHT))}, False),
         ({"mask": Image.new("L", (WIDTH, HEIGHT))}, False),  # blank, which is told otherwise
     ],
 )

@@ -18,7 +18,7 @@ from PIL import Image, features
 
 from lightweight_engine.config import EngineConfig
 from lightweight_engine.core.colours import match_colours
-from lightweight_engine.core.pictures import PictureReader, flattened
+from lightweight_engine.core.pictures import OwnPictures, PictureReader, flattened
 from lightweight_engine.errors import (
     BlockedURLError,
     DownloadError,
@@ -174,6 +174,13 @@ def test_a_picture_that_is_given_is_never_worked_on_itself(mode: str) -> None:
     made.paste(0, (0, 0, 20, 20))
     assert given.tobytes() == before != made.tobytes()
     assert (flattened(made) is made) == (mode == "RGB")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_pictures_of_the_engine_itself_are_not_copied(mode: str) -> None:
+    given = sample(mode)
+    assert (OwnPictures().read(given) is given) == (mode != "RGBA")
+    assert OwnPictures().read(given).tobytes() == given.tobytes()
 
 
 def test_16_bits_are_scaled_and_not_cut() -> None:

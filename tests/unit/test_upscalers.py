@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import zipfile
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from lightweight_engine.errors import (
 from lightweight_engine.upscalers import tiles
 from lightweight_engine.upscalers.library import UpscalerLibrary
 from lightweight_engine.upscalers.networks import NetworkUpscaler, Tiling, _fault, _visiting, open_network
-from lightweight_engine.upscalers.resampling import Filter, lanczos, resample, to_image, to_levels
+from lightweight_engine.upscalers.resampling import Filter, bicubic, lanczos, resample, to_image, to_levels
 from lightweight_engine.upscalers.resizing import CROP, FILL, STRETCH, resize, resize_levels
 from lightweight_engine.upscalers.upscaler import NONE, PLAIN, enlarged
 
@@ -67,9 +68,12 @@ def models(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("size", [(20, 90), (90, 20), (33, 47), (41, 30), (7, 5), (200, 120)])
-def test_lanczos_by_torch_equals_pillow(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("by_torch", "filter"), [(lanczos, Filter.LANCZOS), (bicubic, Filter.BICUBIC)])
+def test_filters_by_torch_equal_those_of_pillow(
+    size: tuple[int, int], by_torch: Callable[..., torch.Tensor], filter: Filter
+) -> None:
     levels = noise(47, 61)
-    assert torch.equal(lanczos(levels, size), to_levels(resample(to_image(levels), size)))
+    assert torch.equal(by_torch(levels, size), to_levels(resample(to_image(levels), size, filter)))
 
 
 def test_rows_come_before_columns() -> None:
