@@ -11,11 +11,12 @@ import json
 import math
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import CorruptCheckpointError, UnsupportedCheckpointError
 
@@ -134,13 +135,27 @@ class Checkpoint:
         storage = self._storage(self.file_of(name))
         return torch.empty(0, dtype=torch.uint8).set_(storage, info.start, (info.nbytes,), (1,))
 
+    @property
+    def all_files(self) -> tuple[Path, ...]:
+        """The files that the tensors lie in."""
+        return self.files or (self.path,)
+
+    @property
+    def mapped(self) -> dict[Path, tuple[int, int]]:
+        """Address and size of the files that are mapped by now."""
+        return {path: (storage.data_ptr(), storage.nbytes()) for path, storage in list(self._storages.items())}
+
+    def place_of(self, tensor: Tensor) -> tuple[Path, int] | None:
+        """File and first byte of a tensor that is a view of the mapped files; None for any other."""
+        address, nbytes = tensor.data_ptr(), tensor.nbytes
+        for path, (start, size) in self.mapped.items():
+            if start <= address and address + nbytes <= start + size:
+                return path, address - start
+        return None
+
     def holds(self, tensor: Tensor) -> bool:
         """Whether a tensor is a view of the mapped files, whose pages can be read again at any time."""
-        address = tensor.data_ptr()
-        return any(
-            storage.data_ptr() <= address and address + tensor.nbytes <= storage.data_ptr() + storage.nbytes()
-            for storage in list(self._storages.values())
-        )
+        return self.place_of(tensor) is not None
 
     def read_bytes(self, name: str, limit: int) -> bytes:
         """The bytes of a small tensor (text, a scale), without torch and without mapping the file.
@@ -148,15 +163,27 @@ class Checkpoint:
         Raises:
             CorruptCheckpointError: it has more than ``limit`` bytes.
         """
-        info = self.tensors[name]
-        if info.nbytes > limit:
-            raise CorruptCheckpointError(
-                f"{self.path.name}: {name!r} has {info.nbytes:,} bytes where at most {limit:,} make sense; "
-                "download it again"
-            )
-        with self.file_of(name).open("rb") as file:
-            file.seek(info.start)
-            return file.read(info.nbytes)
+        return next(content for _, content in self.read_several([name], limit))
+
+    def read_several(self, names: Iterable[str], limit: int) -> Iterator[tuple[str, bytes]]:
+        """The same of each of these names, each file opened once.
+
+        Raises:
+            CorruptCheckpointError: one has more than ``limit`` bytes.
+        """
+        with ExitStack() as opened:
+            files: dict[Path, BinaryIO] = {}
+            for name in names:
+                info, path = self.tensors[name], self.file_of(name)
+                if info.nbytes > limit:
+                    raise CorruptCheckpointError(
+                        f"{self.path.name}: {name!r} has {info.nbytes:,} bytes where at most {limit:,} make sense; "
+                        "download it again"
+                    )
+                if path not in files:
+                    files[path] = opened.enter_context(path.open("rb", buffering=0))
+                files[path].seek(info.start)
+                yield name, files[path].read(info.nbytes)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -26,6 +26,13 @@ def release_pages(checkpoint: Checkpoint, tensor: Tensor) -> None:
         c_library().madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
+def release_files(checkpoint: Checkpoint) -> None:
+    """Give all pages of the mapped files back; views can be read on."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        for address, size in checkpoint.mapped.values():
+            c_library().madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
+
+
 class PageStream:
     """Units that are used straight from a mapped file on the host; their pages are given back as soon as each has run.
 

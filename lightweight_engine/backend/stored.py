@@ -105,13 +105,19 @@ class Stored:
     def elements(self) -> int:
         return math.prod(self.shape)
 
-    def read(self) -> Tensor | Packed:
-        """The tensor, or the packed matrix, as views of the mapped file where that can be."""
+    def read(self, look: bool = True) -> Tensor | Packed:
+        """The tensor, or the packed matrix, as views of the mapped file where that can be.
+
+        Args:
+            look: refuse scales that are not finite; else whoever asks does it, where the scales go.
+        """
         if self.format == "plain":
             return self.checkpoint.tensor(self.name)
         from . import fp8, gguf, nf4
 
-        readers = {"nf4": nf4, "fp4": nf4, "fp8_e4m3": fp8, "fp8_e5m2": fp8}
+        if self.format in ("nf4", "fp4"):
+            return nf4.read_packed(self, look)
+        readers = {"fp8_e4m3": fp8, "fp8_e5m2": fp8}
         return readers.get(self.format, gguf).read_packed(self)
 
 
@@ -207,12 +213,10 @@ def _endings(layer: str) -> Iterator[str]:
 
 def _four_bit(checkpoint: Checkpoint) -> Iterator[Stored]:
     """The weights of bitsandbytes: shape and block size are in a small JSON beside each."""
-    for key in checkpoint.tensors:
-        match = QUANT_STATE.match(key)
-        if match is None:
-            continue
-        weight, kind = match["weight"], match["kind"]
-        state = _parse(checkpoint, checkpoint.read_bytes(key, MAX_JSON), repr(key))
+    matches = {key: match for key in checkpoint.tensors if (match := QUANT_STATE.match(key))}
+    for key, content in checkpoint.read_several(matches, MAX_JSON):
+        weight, kind = matches[key]["weight"], matches[key]["kind"]
+        state = _parse(checkpoint, content, repr(key))
         nested = "nested_blocksize" in state or f"{weight}.nested_absmax" in checkpoint.tensors
         roles = ("absmax", "quant_map", *(("nested_absmax", "nested_quant_map") if nested else ()))
         satellites = {role: f"{weight}.{role}" for role in roles}

@@ -1,7 +1,8 @@
 """What a start does while torch is imported: the GPU's driver gets ready, and the model's bytes come nearer.
 
-Both are waits for the system, in threads, during which Python's lock is free. Nothing depends on them: where there is
-no driver or no file, whoever needs it says so later. Loads no torch.
+Files that are in memory already are page-locked where they lie, so that the GPU fetches them from there. All are waits
+for the system, in threads, during which Python's lock is free. Nothing depends on them: where there is no driver or no
+file, whoever needs it says so later. Loads no torch.
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 
+from ..backend.host_memory import host_available
+from ..backend.page_locked import CudaDriver, Driver, can_lock, page_locked
 from ..backend.read_ahead import Span, joined, read_ahead
 from ..config import EngineConfig
 from ..errors import EngineError
@@ -23,6 +28,8 @@ from .quantized_names import file_name
 
 MEMORY_SHARE = 0.5
 """Of the machine's memory: were more read, the first bytes would be gone before they are used."""
+
+GIB = 1 << 30
 
 SETTING: dict[Role, str] = {"transformer": "storage_dtype", "t5": "text_storage_dtype", "clip": "text_storage_dtype"}
 
@@ -35,10 +42,17 @@ def begin(config: EngineConfig) -> list[threading.Thread]:
     """
     if "torch" in sys.modules:
         return []
-    jobs = [threading.Thread(target=_read, args=(config,), name="head start: files", daemon=True)]
+    found: SimpleQueue[list[Span]] = SimpleQueue()
+    jobs = [threading.Thread(target=lambda: found.put(_read(config)), name="head start: files", daemon=True)]
     index = _index(config.device)
     if index is not None:
-        jobs.append(threading.Thread(target=hold_context, args=(index,), name="head start: GPU", daemon=True))
+
+        def ready_gpu() -> None:
+            driver = hold_context(index)
+            if driver is not None:
+                _lock(config, driver, found.get())
+
+        jobs.append(threading.Thread(target=ready_gpu, name="head start: GPU", daemon=True))
     for job in reversed(jobs):  # the driver first: the files' headers are read with Python's lock held
         job.start()
     return jobs
@@ -52,8 +66,8 @@ def _index(device: str) -> int | None:
     return int(number) if number.isdecimal() else 0
 
 
-def hold_context(index: int) -> bool:
-    """Make the context of a GPU that all of this process shares, as torch does at its first use; whether it is there.
+def hold_context(index: int) -> CudaDriver | None:
+    """Make the context of a GPU that all of this process shares, as torch does at its first use; the driver with it.
 
     Kernels are loaded as they are used, which torch asks for too, and which has to be said before.
     """
@@ -61,21 +75,36 @@ def hold_context(index: int) -> bool:
     try:
         driver = ctypes.CDLL("libcuda.so.1" if sys.platform != "win32" else "nvcuda.dll")
         device, context = ctypes.c_int(), ctypes.c_void_p()
-        return (
+        made = (
             driver.cuInit(0) == 0
             and driver.cuDeviceGet(ctypes.byref(device), index) == 0
             and driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) == 0
         )
+        return CudaDriver(driver, context) if made else None
     except (OSError, AttributeError):
-        return False
+        return None
 
 
-def _read(config: EngineConfig) -> None:
+def _lock(config: EngineConfig, driver: Driver, found: Sequence[Span]) -> None:
+    """Page-lock what the GPU will fetch, where all of it may stay there: other weights wait in buffers of their own."""
+    streams = config.vram_state in ("LOW_VRAM", "NO_VRAM") or not config.pinned_memory or not can_lock()
+    needed = sum(span.end - span.start for span in found)
+    if streams or (config.vram_limit is not None and needed > config.vram_limit * GIB):
+        return
+    with suppress(OSError, AttributeError):
+        if driver.enter() and needed <= driver.free():
+            page_locked().lock(driver, found, int(host_available() * MEMORY_SHARE))
+
+
+def _read(config: EngineConfig) -> list[Span]:
+    """Begin to read the model; what it is read from."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        read_ahead(spans(config), int(memory * MEMORY_SHARE))
+        found = spans(config)
+        read_ahead(found, int(memory * MEMORY_SHARE))
+        return found
     except (EngineError, OSError, ValueError, AttributeError):
-        return  # told by whoever loads the model
+        return []  # told by whoever loads the model
 
 
 def spans(config: EngineConfig) -> list[Span]:

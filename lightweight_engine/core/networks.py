@@ -23,13 +23,14 @@ from ..backend.linear import PackedLinear
 from ..backend.lora_layers import Cost
 from ..backend.memory_manager import PRESETS, MemoryManager, Residency
 from ..backend.packed import Packed
-from ..backend.pages import PageStream, release_pages
+from ..backend.page_locked import page_locked
+from ..backend.pages import PageStream, release_files, release_pages
 from ..backend.staging import Staging
 from ..backend.streaming import Place, Ring, Unit, to_device
 from ..backend.together import Neighbours
 from ..flux.footprint import inventory
 from ..flux.keymaps import Part, Role
-from ..flux.load import Storage, give_back, load_part, read_params, stored_as
+from ..flux.load import WORKERS, Storage, load_part, moved, read_params, stored_as
 from ..flux.lora_set import NO_LORAS, LoraSet
 from ..flux.params import AutoencoderParams, FluxParams
 from ..flux.preview import Preview
@@ -172,10 +173,19 @@ class Networks:
     def load_all(self, plan: Plan) -> None:
         """Load every network that the plan keeps through all stages."""
         self.follow(plan)
-        for role in self.models.parts:
-            if all(role in stage.networks or role in stage.kept for stage in plan.stages):
-                self.load(role)
-        _ = self.tokenizers
+        try:
+            for role in self.models.parts:
+                if all(role in stage.networks or role in stage.kept for stage in plan.stages):
+                    self.load(role)
+            _ = self.tokenizers
+        finally:
+            self._unlock()
+
+    def _unlock(self) -> None:
+        """Let go of files that a start has page-locked, once the device has fetched what it was told to."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        page_locked().close()
 
     def enter(self, name: StageName, plan: Plan) -> None:
         """A stage begins: release what the plan does not keep through it, and place what it keeps as it says."""
@@ -298,24 +308,26 @@ class Networks:
     def _read(self, role: Role, wanted: Residency) -> _Loaded:
         part = self.models.parts[role]
         on_host = self._streamed(role, wanted)
-        staging = Staging(self.device, pinned=self.manager.pinned)
+        staging = Staging(self.device, pinned=self.manager.pinned, checkpoint=part.checkpoint, locked=page_locked())
         neighbours = self._neighbours(part)
 
         def home(name: str, value: Tensor | Packed) -> Tensor | Packed:
-            if unit_of(role, name) in on_host:
+            if on_host and unit_of(role, name) in on_host:
                 return value.to(HOST)
             if isinstance(value, Packed):
-                return Packed(value.spec, {leaf: staging.bring(tensor) for leaf, tensor in value.parts.items()})
+                return moved(value, staging.bring)
             return staging.bring(value, neighbours.place(name))
 
         with torch.inference_mode(False):
-            module = load_part(part, self.storage(role), device=self.device, home=home)
+            threads = 0 if staging.fetches and not on_host else WORKERS
+            module = load_part(
+                part, self.storage(role), device=self.device, home=home, bring=staging.bring, threads=threads
+            )
             adapter = Adapter(part, module, self.device, self.storage(role).compute, self._merge_loras)
             loaded = _Loaded(module, units_of(role, module), wanted, [], adapter)
             self._place(role, loaded, wanted)
         if self.device != HOST:  # all was copied, to the device or into the ring's own buffer
-            for source in part.sources.values():
-                give_back(source)
+            release_files(part.checkpoint)
         log.info("loaded %s from %s", role, part.checkpoint.path.name)
         return loaded
 

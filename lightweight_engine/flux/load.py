@@ -7,6 +7,7 @@ that it is to be kept in, moved home, and assigned, several at a time; then any 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from ..backend.feature_maps import channels_last_is_faster
 from ..backend.fp8 import as_rows
 from ..backend.linear import cast_at_use, store
 from ..backend.packed import Packed
-from ..backend.pages import release_pages
+from ..backend.pages import release_files, release_pages
 from ..backend.quantize import ROWS, quantize, spec_for
 from ..errors import CorruptCheckpointError, UnsupportedCheckpointError
 from .autoencoder import Autoencoder
@@ -48,8 +49,15 @@ PLAIN = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 WORKERS = min(4, os.cpu_count() or 1)
 
+AHEAD = 64
+"""Parameters that are made, or wait where they stay, behind one that takes long."""
+
 Home = Callable[[str, Tensor | Packed], Tensor | Packed]
 """Where a parameter of that name is kept: gets it from wherever it was made, and returns it at home."""
+
+
+Bring = Callable[[Tensor], Tensor]
+"""Takes a tensor of the file to the device."""
 
 
 @dataclass(frozen=True)
@@ -164,11 +172,21 @@ def linear_weights(module: nn.Module) -> set[str]:
     return {f"{name}.weight" for name, each in module.named_modules() if type(each) is nn.Linear}
 
 
-def load_part(part: Part, storage: Storage, *, device: torch.device, home: Home | None = None) -> nn.Module:
+def load_part(
+    part: Part,
+    storage: Storage,
+    *,
+    device: torch.device,
+    home: Home | None = None,
+    bring: Bring | None = None,
+    threads: int = WORKERS,
+) -> nn.Module:
     """Build the network of a part and fill it.
 
     Args:
         device: where weights are converted and, without ``home``, kept.
+        bring: takes what the file has to the device.
+        threads: that read, convert and move; none, where the device fetches from the file by itself.
 
     Returns:
         The network in evaluation mode, without gradients. On the CPU, tensors that need no conversion are views of
@@ -181,24 +199,70 @@ def load_part(part: Part, storage: Storage, *, device: torch.device, home: Home 
     module = empty_network(part)
     linears = linear_weights(module)
     home = home or (lambda _, value: value.to(device))
+    scales = _Scales(part)
 
     def make(name: str) -> Tensor | Packed:
         source, within = part.sources[name], storage.within(unit_of(part.role, name))
-        value = _kernel_order(home(name, read_as(part, name, within.kept_as(source, name in linears), device)))
-        if not any(map(part.checkpoint.holds, value.parts.values() if isinstance(value, Packed) else (value,))):
+        kept = within.kept_as(source, name in linears)
+        if kept == AS_IT_IS and device.type != "cpu":
+            value = home(name, source.read(look=False))
+            scales.add(name, value)
+            return value
+        value = _kernel_order(home(name, read_as(part, name, kept, device, bring)))
+        if device.type == "cpu" and not any(map(part.checkpoint.holds, _tensors_of(value))):
             give_back(source)
         return value
 
-    for name, value in several(make, list(module.state_dict())):
+    for name, value in several(make, list(module.state_dict()), threads=threads, ahead=AHEAD):
         store(module, name, value)
+    scales.check()
+    if device.type != "cpu":
+        release_files(part.checkpoint)
     cast_at_use(module, storage.compute)
     if storage.format == ROWS:
         multiply_as_stored(module)
     return module.requires_grad_(False).eval()
 
 
-def read_as(part: Part, name: str, kept: torch.dtype | str, device: torch.device) -> Tensor | Packed:
+class _Scales:
+    """Those of weights that stay packed, looked at once for all where they went: each look waits for the device."""
+
+    def __init__(self, part: Part) -> None:
+        self._part = part
+        self._ends: list[tuple[str, Tensor]] = []
+
+    def add(self, name: str, value: Tensor | Packed) -> None:
+        for tensor in value.parts.values() if isinstance(value, Packed) else ():
+            if tensor.dtype == torch.float32:  # in all formats, scales and code books
+                self._ends.append((name, torch.stack(torch.aminmax(tensor))))
+
+    def check(self) -> None:
+        """Refuse those that are not finite, as the file's reader does.
+
+        Raises:
+            CorruptCheckpointError: names the weight.
+        """
+        if not self._ends:
+            return
+        device = self._ends[0][1].device
+        finite = torch.stack([ends.to(device) for _, ends in self._ends]).isfinite().all(1).tolist()
+        for (name, _), fine in zip(self._ends, finite, strict=True):
+            if not fine:
+                self._part.sources[name].read()
+                raise CorruptCheckpointError(f"{self._part.checkpoint.path.name}: {name} changed while it was read")
+
+
+def _tensors_of(value: Tensor | Packed) -> tuple[Tensor, ...]:
+    return tuple(value.parts.values()) if isinstance(value, Packed) else (value,)
+
+
+def read_as(
+    part: Part, name: str, kept: torch.dtype | str, device: torch.device, bring: Bring | None = None
+) -> Tensor | Packed:
     """One parameter in the dtype or packed format ``kept``, on the CPU where it is the file's own, else on ``device``.
+
+    Args:
+        bring: takes it there, its pages being given back by whoever says so.
 
     Raises:
         CorruptCheckpointError: a quantised weight that cannot be read, or numbers that cannot be quantised.
@@ -206,17 +270,24 @@ def read_as(part: Part, name: str, kept: torch.dtype | str, device: torch.device
     value = part.sources[name].read()
     if kept == AS_IT_IS or (isinstance(value, Tensor) and value.dtype == kept):
         return value
+    there = moved(value, bring or (lambda tensor: tensor.to(device)))
     try:
         if isinstance(kept, str):
-            made = _packed(value.to(device), kept)
-        elif isinstance(value, Packed):
-            made = value.to(device).dequantize(kept)
+            made = _packed(there, kept)
         else:
-            made = value.to(device=device, dtype=kept)
+            made = there.dequantize(kept) if isinstance(there, Packed) else there.to(kept)
     except ValueError as error:
         raise CorruptCheckpointError(f"{part.checkpoint.path.name}: {name}: {error}; download it again") from None
-    give_back(part.sources[name])
+    if bring is None:
+        give_back(part.sources[name])
     return made
+
+
+def moved(value: Tensor | Packed, bring: Bring) -> Tensor | Packed:
+    """A parameter with each of its tensors where ``bring`` takes it."""
+    if isinstance(value, Packed):
+        return Packed(value.spec, {leaf: bring(tensor) for leaf, tensor in value.parts.items()})
+    return bring(value)
 
 
 def _packed(value: Tensor | Packed, kept: str) -> Packed:
@@ -240,16 +311,29 @@ def give_back(source: Source) -> None:
             release_pages(stored.checkpoint, stored.checkpoint.raw(key))
 
 
-def several(make: Callable[[str], Any], names: list[str]) -> Iterator[tuple[str, Any]]:
-    """(name, what ``make`` returns) in order, a few made ahead in threads, so that reading and converting overlap."""
-    with ThreadPoolExecutor(WORKERS) as pool:
+def several(
+    make: Callable[[str], Any], names: list[str], *, threads: int = WORKERS, ahead: int = WORKERS
+) -> Iterator[tuple[str, Any]]:
+    """(name, what ``make`` returns) in order, some made ahead in threads, so that reading and converting overlap.
+
+    Args:
+        ahead: how many are made or wait behind one that takes long.
+    """
+    if not threads:
+        yield from ((name, make(name)) for name in names)
+        return
+    with ThreadPoolExecutor(threads) as pool:
         waiting = iter(names)
-        running = [(name, pool.submit(make, name)) for name in islice(waiting, WORKERS)]
-        while running:
-            name, future = running.pop(0)
-            value = future.result()
-            running += [(ahead, pool.submit(make, ahead)) for ahead in islice(waiting, 1)]
-            yield name, value
+        running = deque((name, pool.submit(make, name)) for name in islice(waiting, ahead))
+        try:
+            while running:
+                name, future = running.popleft()
+                value = future.result()
+                running.extend((later, pool.submit(make, later)) for later in islice(waiting, 1))
+                yield name, value
+        finally:
+            for _, future in running:
+                future.cancel()
 
 
 def _check_keys(name: str, role: Role, expected: Shapes, found: Shapes) -> None:

@@ -51,12 +51,15 @@ class Source:
     def elements(self) -> int:
         return math.prod(self.shape)
 
-    def read(self) -> Tensor | Packed:
+    def read(self, look: bool = True) -> Tensor | Packed:
         """The parameter, on the CPU.
 
         A view of the mapped file where one plain tensor holds it as it is; packed where all pieces are and can be
         joined without a change of any number; else put together in the pieces' own dtype, the widest of several, or
         in float32 where one of them is packed.
+
+        Args:
+            look: see ``Stored.read``; numbers that packed pieces become are of those that were looked at.
 
         Raises:
             CorruptCheckpointError: a quantised tensor that cannot be read, or scales that are not finite.
@@ -65,7 +68,7 @@ class Source:
 
         from ..backend import packed
 
-        values = [(stored.read(), rows) for stored, rows in self._cuts()]
+        values = [(stored.read(look), rows) for stored, rows in self._cuts()]
         matrices = [
             value if rows is None else value.take(*rows) for value, rows in values if not isinstance(value, Tensor)
         ]
@@ -74,6 +77,8 @@ class Source:
                 return packed.stack(matrices)
             except ValueError:  # scales or blocks that cannot stand in one matrix
                 pass
+        if matrices and not look:
+            return self.read()
         return _join([_numbers(value, rows) for value, rows in values]).reshape(self.shape)
 
     def _cuts(self) -> Iterator[tuple[Stored, Rows]]:

@@ -51,6 +51,8 @@ ARROWS = {
     "backend.lora_layers": "eight_bit fp8 linear lora lora_algorithms",
     "backend.streaming": "devices",
     "backend.together": "streaming",
+    "backend.page_locked": "read_ahead",
+    "backend.staging": "checkpoint page_locked",
     "backend.pages": "checkpoint devices streaming",
     "backend.memory_manager": "devices",
     "backend.quantize": "block_types fp8 gguf nf4 packed",

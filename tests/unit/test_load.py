@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,18 @@ from lightweight_engine.backend.linear import CastLinear, PackedLinear
 from lightweight_engine.errors import CorruptCheckpointError, UnsupportedCheckpointError
 from lightweight_engine.flux.autoencoder import Autoencoder
 from lightweight_engine.flux.clip import CLIPText
+from lightweight_engine.flux.convert import convert_part
 from lightweight_engine.flux.footprint import inventory
 from lightweight_engine.flux.keymaps import find_parts
-from lightweight_engine.flux.load import Storage, empty_network, linear_weights, load_part, read_params
+from lightweight_engine.flux.load import (
+    Storage,
+    _Scales,
+    empty_network,
+    linear_weights,
+    load_part,
+    read_params,
+    several,
+)
 from lightweight_engine.flux.t5 import T5Encoder
 
 CPU = torch.device("cpu")
@@ -191,3 +201,61 @@ def test_maps_keep_their_channels_last_from_the_first_convolution_to_the_last() 
         module.decoder(torch.randn(2, 16, 4, 6))
         module.encoder(torch.rand(2, 3, 32, 48))
     assert given and all(each.is_contiguous(memory_format=torch.channels_last) for each in given)
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_what_several_threads_make_comes_in_order(threads: int) -> None:
+    names, lock, ahead = [str(i) for i in range(30)], threading.Lock(), 5
+    made, most = [], 0
+
+    def make(name: str) -> int:
+        with lock:
+            made.append(name)
+        return int(name) ** 2
+
+    for taken, (name, value) in enumerate(several(make, names, threads=threads, ahead=ahead)):
+        assert (name, value) == (str(taken), taken**2)
+        most = max(most, len(made) - taken)
+    assert sorted(made, key=int) == names
+    assert most <= (ahead + 1 if threads else 1)
+
+
+def test_nothing_more_is_made_once_one_fails() -> None:
+    made = []
+
+    def make(name: str) -> str:
+        if name == "0":
+            raise ValueError("as expected")
+        made.append(name)
+        return name
+
+    with pytest.raises(ValueError, match="as expected"):
+        list(several(make, [str(i) for i in range(1000)], threads=2, ahead=500))
+    assert len(made) < 500
+
+
+def test_scales_that_are_looked_at_together_are_named_as_when_they_are_read(tmp_path: Path) -> None:
+    convert_part(
+        find_parts(open_checkpoint(save_flux(tmp_path / "x.safetensors")))["transformer"],
+        "nf4",
+        tmp_path / "nf4.safetensors",
+        device=CPU,
+    )
+    tensors, metadata = load_file(tmp_path / "nf4.safetensors"), open_checkpoint(tmp_path / "nf4.safetensors").metadata
+    part = find_parts(open_checkpoint(tmp_path / "nf4.safetensors"))["transformer"]
+    names = [name for name, source in part.sources.items() if source.format == "nf4"]
+    scales = _Scales(part)
+    for name in names:
+        scales.add(name, part.sources[name].read(look=False))
+    scales.check()
+    tensors[f"{names[2]}.absmax"][1] = torch.nan
+    save_file(tensors, tmp_path / "bad.safetensors", metadata=dict(metadata))
+    bad = find_parts(open_checkpoint(tmp_path / "bad.safetensors"))["transformer"]
+    with pytest.raises(CorruptCheckpointError, match="its absmax has values that are not finite") as expected:
+        load_part(bad, Storage("auto", torch.float32), device=CPU)
+    scales = _Scales(bad)
+    for name in names:
+        scales.add(name, bad.sources[name].read(look=False))
+    with pytest.raises(CorruptCheckpointError) as found:
+        scales.check()
+    assert str(found.value) == str(expected.value) and names[2] in str(found.value)
