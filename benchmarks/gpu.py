@@ -279,7 +279,7 @@ def random_changes(model: Flux, rank: int) -> dict[str, Changes]:
 
 
 def measure(
-    task: Task, *, rounds: int, compile: bool, lora: int
+    task: Task, *, rounds: int, compile: bool, lora: int, only: str
 ) -> Iterator[tuple[list[dict[str, Any]], dict[str, float]]]:
     """The table after each round, and the milliseconds that the floors consist of."""
     exact = reference(task)
@@ -294,6 +294,7 @@ def measure(
         }
     except ImportError as error:
         print(f"without peers: {error}")
+    ways = {name: way for name, way in ways.items() if re.search(only, name)}
     errors: dict[str, float] = {}
     for name, way in ways.items():  # peers are compiled here
         start = time.perf_counter()
@@ -354,6 +355,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--text", type=int, default=512, help="tokens of the text")
     parser.add_argument("--compile", action="store_true", help="diffusers with compiled blocks too, and torchao's fp8")
+    parser.add_argument("--only", default="", help="ways whose names have this in them, a regular expression")
     parser.add_argument("--lora", type=int, default=64, help="rank of LoRAs on every linear; 0 for none")
     parser.add_argument("--small", action="store_true", help="a small network: whether it runs")
     args = parser.parse_args()
@@ -361,10 +363,11 @@ def main() -> None:
         raise SystemExit("a GPU is needed")
     device = torch.device("cuda")
     task = Task(SMALL.transformer if args.small else FluxParams(), 84, 48, args.text, device)
-    name, facts = "gpu_small" if args.small else "gpu", {"image": "768x1344", "text_tokens": args.text}
+    name = f"gpu{'_small' * args.small}{'_compiled' * args.compile}"
+    facts = {"image": "768x1344", "text_tokens": args.text}
     facts["device"] = device_name(device)
     rows, least = [], {}
-    for rows, least in measure(task, rounds=args.rounds, compile=args.compile, lora=args.lora):
+    for rows, least in measure(task, rounds=args.rounds, compile=args.compile, lora=args.lora, only=args.only):
         write(name, rows, floor_ms=least, **facts)  # a run may be cut off
     publish(name, rows, floor_ms=least, **facts)
 
