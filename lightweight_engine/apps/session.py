@@ -56,8 +56,8 @@ def start_engine(console: Console, config: EngineConfig) -> LightweightEngine:
     """An engine that is ready; says which model it has, and that it is `tiny` where none was found."""
     check_models_dir(config)
     begin = time.perf_counter()
-    with _on_interrupt(leave):  # while torch is imported an exception may be swallowed; nothing is open yet to close
-        with collector_paused():
+    with collector_paused():
+        with _on_interrupt(leave):  # an import of torch may swallow an exception; nothing is open yet to close
             from ..core import head_start
 
             head_start.begin(config)

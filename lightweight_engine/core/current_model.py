@@ -17,8 +17,9 @@ from ..extensions.lora import LoRAManager
 from .assembly import assemble
 from .choice import choose_models
 from .folders import kernels_folder
+from .head_start import library_of
 from .loras import lora_manager
-from .models import ModelLibrary, ModelSet
+from .models import ModelSet
 from .networks import Networks
 from .plan import Plan
 from .precision import choose_precision, settings_in_effect
@@ -48,7 +49,7 @@ class CurrentModel:
         usual: Callable[[Networks, LoRAManager], Plan],
     ) -> None:
         self.settings = self._config = config
-        self.library = ModelLibrary.of(config)
+        self.library = library_of(config)
         self.networks: Networks | None = None
         self.notes: list[str] = []
         self._sha256_of, self._usual = sha256_of, usual

@@ -12,7 +12,9 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -24,6 +26,7 @@ from ..errors import EngineError
 from ..flux.keymaps import Part, Role
 from .choice import choose_models
 from .folders import quantized_folder
+from .models import ModelLibrary
 from .quantized_names import file_name
 
 MEMORY_SHARE = 0.5
@@ -43,7 +46,8 @@ def begin(config: EngineConfig) -> list[threading.Thread]:
     if "torch" in sys.modules:
         return []
     found: SimpleQueue[list[Span]] = SimpleQueue()
-    jobs = [threading.Thread(target=lambda: found.put(_read(config)), name="head start: files", daemon=True)]
+    left = _begun().begin(config.models_dir)
+    jobs = [threading.Thread(target=lambda: found.put(_read(config, left)), name="head start: files", daemon=True)]
     index = _index(config.device)
     if index is not None:
 
@@ -96,24 +100,57 @@ def _lock(config: EngineConfig, driver: Driver, found: Sequence[Span]) -> None:
             page_locked().lock(driver, found, int(host_available() * MEMORY_SHARE))
 
 
-def _read(config: EngineConfig) -> list[Span]:
+class _Begun:
+    """What a start leaves for the engine: the library whose headers it has read."""
+
+    def __init__(self) -> None:
+        self._libraries: dict[Path, Future[ModelLibrary]] = {}
+
+    def begin(self, folder: Path) -> Future[ModelLibrary]:
+        return self._libraries.setdefault(folder, Future())
+
+    def take(self, config: EngineConfig) -> ModelLibrary | None:
+        """It is given away once; waited for, as to read the headers anew takes no less."""
+        found = self._libraries.pop(config.models_dir, None)
+        return None if found is None else found.result()
+
+
+@cache
+def _begun() -> _Begun:
+    """That of this process, which starts once."""
+    return _Begun()
+
+
+def library_of(config: EngineConfig) -> ModelLibrary:
+    """The files of the settings' folder, with their headers where a start has read them."""
+    return _begun().take(config) or ModelLibrary.of(config)
+
+
+def _read(config: EngineConfig, left: Future[ModelLibrary]) -> list[Span]:
     """Begin to read the model; what it is read from."""
+    library = ModelLibrary.of(config)
     try:
+        found = spans(config, library)
+    except (EngineError, OSError, ValueError):
+        found = []  # told by whoever loads the model
+    finally:
+        left.set_result(library)
+    with suppress(OSError, ValueError, AttributeError):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        found = spans(config)
         read_ahead(found, int(memory * MEMORY_SHARE))
-        return found
-    except (EngineError, OSError, ValueError, AttributeError):
-        return []  # told by whoever loads the model
+    return found
 
 
-def spans(config: EngineConfig) -> list[Span]:
+def spans(config: EngineConfig, library: ModelLibrary | None = None) -> list[Span]:
     """The bytes that the model of the settings is loaded from, in the order in which that is done.
+
+    Args:
+        library: see ``choose_models``.
 
     Raises:
         ModelError: there is none, or it cannot be used.
     """
-    parts = choose_models(config, []).parts
+    parts = choose_models(config, [], library).parts
     return joined(span for role, part in parts.items() for span in _spans_of(config, role, part))
 
 

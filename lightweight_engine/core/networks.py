@@ -30,7 +30,7 @@ from ..backend.streaming import Place, Ring, Unit, to_device
 from ..backend.together import Neighbours
 from ..flux.footprint import inventory
 from ..flux.keymaps import Part, Role
-from ..flux.load import WORKERS, Storage, load_part, moved, read_params, stored_as
+from ..flux.load import WORKERS, Storage, empty_network, load_part, moved, read_params, stored_as
 from ..flux.lora_set import NO_LORAS, LoraSet
 from ..flux.params import AutoencoderParams, FluxParams
 from ..flux.preview import Preview
@@ -95,6 +95,7 @@ class Networks:
         self._loras = NO_LORAS
         self._loaded: OrderedDict[Role, _Loaded] = OrderedDict()
         self._placements: dict[Role, Residency] = {}
+        self._empty: dict[Role, nn.Module] = {}  # built for their sizes, and filled by the first load
         self._preview: Preview | None = None
         self._costs: dict[Hashable, Cost] = {}
         if device.type == "cpu":
@@ -103,15 +104,12 @@ class Networks:
     @cached_property
     def known(self) -> dict[Role, Network]:
         """Sizes, storage and bytes of each network, from the headers."""
-        return {
-            role: Network(
-                read_params(part),
-                self.storage(role),
-                inventory(part, self.storage(role)),
-                stored_as(part, self.storage(role)),
-            )
-            for role, part in self.models.parts.items()
-        }
+        made: dict[Role, Network] = {}
+        for role, part in self.models.parts.items():
+            storage, self._empty[role] = self.storage(role), empty_network(part)
+            weights = inventory(part, storage, self._empty[role])
+            made[role] = Network(read_params(part), storage, weights, stored_as(part, storage))
+        return made
 
     def storage(self, role: Role) -> Storage:
         return getattr(self.precision, role)
@@ -321,8 +319,9 @@ class Networks:
         with torch.inference_mode(False):
             threads = 0 if staging.fetches and not on_host else WORKERS
             module = load_part(
-                part, self.storage(role), device=self.device, home=home, bring=staging.bring, threads=threads
-            )
+                part, self.storage(role), device=self.device, home=home, bring=staging.bring, threads=threads,
+                module=self._empty.pop(role, None),
+            )  # fmt: skip
             adapter = Adapter(part, module, self.device, self.storage(role).compute, self._merge_loras)
             loaded = _Loaded(module, units_of(role, module), wanted, [], adapter)
             self._place(role, loaded, wanted)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from ..backend.quantize import ROWS
 from ..backend.streaming import aligned
@@ -47,9 +48,13 @@ class Inventory:
         return self.fixed + sum(nbytes for _, nbytes in (*self.blocks, *self.conditioning))
 
 
-def inventory(part: Part, storage: Storage) -> Inventory:
-    """The weights of a part, from its header alone."""
-    network = empty_network(part)
+def inventory(part: Part, storage: Storage, network: nn.Module | None = None) -> Inventory:
+    """The weights of a part, from its header alone.
+
+    Args:
+        network: that of the part without its weights, where that has been built.
+    """
+    network = network or empty_network(part)
     linears = linear_weights(network)
     units: dict[UnitName, int] = {}
     scratch, unpacked, mapped = 0, 0, True

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.utils._device import DeviceContext
 
 from ..backend.eight_bit import multiply_as_stored, takes
 from ..backend.feature_maps import channels_last_is_faster
@@ -140,17 +140,20 @@ def _sixteen(source: Source) -> torch.dtype | None:
     return dtype if dtype in (torch.float16, torch.bfloat16) else None
 
 
-class _Uninitialised(TorchFunctionMode):
-    """Networks built inside draw no weights: they get those of a file.
+class _Uninitialised(DeviceContext):
+    """Networks built inside are on the meta device and draw no weights: they get those of a file.
 
     Drawing on the meta device would import torch's compiler, which takes longer than all else that start-up does.
     """
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("meta"))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if getattr(func, "__module__", None) == "torch.nn.init":
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 def empty_network(part: Part) -> nn.Module:
@@ -160,7 +163,7 @@ def empty_network(part: Part) -> nn.Module:
         UnsupportedCheckpointError: keys or shapes that do not fit; the first ones are named.
     """
     params = read_params(part)
-    with torch.device("meta"), _Uninitialised():
+    with _Uninitialised():
         module = NETWORKS[part.role][1](params)
     expected = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     _check_keys(part.checkpoint.path.name, part.role, expected, part.shapes)
@@ -180,6 +183,7 @@ def load_part(
     home: Home | None = None,
     bring: Bring | None = None,
     threads: int = WORKERS,
+    module: nn.Module | None = None,
 ) -> nn.Module:
     """Build the network of a part and fill it.
 
@@ -187,6 +191,7 @@ def load_part(
         device: where weights are converted and, without ``home``, kept.
         bring: takes what the file has to the device.
         threads: that read, convert and move; none, where the device fetches from the file by itself.
+        module: the part's ``empty_network``, where that has been built.
 
     Returns:
         The network in evaluation mode, without gradients. On the CPU, tensors that need no conversion are views of
@@ -196,7 +201,7 @@ def load_part(
         UnsupportedCheckpointError: keys or shapes that do not fit; the first ones are named.
         CorruptCheckpointError: a quantised weight that cannot be read, or numbers that cannot be quantised.
     """
-    module = empty_network(part)
+    module = module or empty_network(part)
     linears = linear_weights(module)
     home = home or (lambda _, value: value.to(device))
     scales = _Scales(part)

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from lightweight_engine.config import EngineConfig
-from lightweight_engine.core.head_start import begin
+from lightweight_engine.core.head_start import begin, library_of
 
 
 def started(models_dir: str) -> list[object]:
@@ -18,3 +18,10 @@ def started(models_dir: str) -> list[object]:
     for thread in threads:
         thread.join(20)
     return [sorted(thread.name for thread in threads), "torch" in sys.modules, errors]
+
+
+def headers_read(models_dir: str) -> list[bool]:
+    """Whether the libraries of two engines know headers before they are asked for any."""
+    config = EngineConfig(models_dir=Path(models_dir), device="cpu", offline=True)
+    begin(config)
+    return [bool(library_of(config)._read) for _ in range(2)]

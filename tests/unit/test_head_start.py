@@ -11,7 +11,7 @@ import pytest
 import torch
 from factories import save_family
 from fresh import called_fresh
-from head_starts import started
+from head_starts import headers_read, started
 
 from lightweight_engine import Config
 from lightweight_engine.backend import read_ahead
@@ -127,3 +127,8 @@ def test_it_loads_no_torch_and_fails_in_silence(folder: Path) -> None:
     assert names == ["head start: GPU", "head start: files"]
     assert not torch_is_here
     assert errors == []
+
+
+def test_headers_that_a_start_has_read_are_read_by_nobody_else() -> None:
+    """They go to the engine that comes first; the next reads its own."""
+    assert called_fresh(headers_read, str(TINY)) == [True, False]
