@@ -23,7 +23,7 @@ from torch import nn
 from benchmarks.gpu import milliseconds
 from benchmarks.report import publish, write
 from lightweight_engine.backend.convolutions import Convolution, Maps, Sums
-from lightweight_engine.backend.kernels.convolution import Shape
+from lightweight_engine.backend.kernels.convolution import Lines, Shape
 from lightweight_engine.core.describe import device_name
 from lightweight_engine.core.plan import MOST_TILES
 from lightweight_engine.upscalers import tiles
@@ -128,19 +128,27 @@ KINDS = {
     "last": Kind(192, 64, sums=True),
     "doubled": Kind(64, 64, side=384, doubled=True),
 }
-PRODUCTS = ((32, 3), (32, 4), (64, 3), (32, 1))
-"""Depth and stages; with one stage nothing is copied ahead, and so nothing past the first cache."""
+PRODUCTS = ((32, 3), (32, 4), (64, 3))
+"""Depth and stages."""
 PATCHES = ((8, 4), (8, 8), (16, 8))
-"""Lines and warps."""
+"""Lines and warps, of programs that do patches."""
+SEGMENTS = ((1, 4, 9), (1, 4, 12), (2, 4, 9), (2, 8, 9), (4, 8, 10))
+"""Segments, warps and lines of each, of programs that go down the lines: so many that all processors have as much."""
 
 
-def shapes() -> Iterator[Shape]:
+def shapes(kind: Kind) -> Iterator[Shape | Lines]:
     for group, (lines, warps), (depth, stages), copied in product((1, 2), PATCHES, PRODUCTS, (8, 16)):
-        if stages > 1 or copied == 16:
-            yield Shape(group, lines, 16, depth, warps, stages, copied)
+        yield Shape(group, lines, 16, depth, warps, stages, copied)
+    if kind.doubled:
+        return
+    made = sorted({32, kind.made})
+    for (segments, warps, lines), block, (depth, stages), copied, held in product(
+        SEGMENTS, made, PRODUCTS, ((8, 8), (8, 16), (16, 16)), (True, False)
+    ):
+        yield Lines(segments, 64, lines, block, depth, warps, stages, *copied, held)
 
 
-def shape_row(label: str, shape: Shape, batch: int, device: torch.device) -> dict[str, Any] | None:
+def shape_row(label: str, shape: Shape | Lines, batch: int, device: torch.device) -> dict[str, Any] | None:
     """Milliseconds and TFLOP/s of what is asked for; None where it does not fit the device."""
     from triton.runtime.errors import OutOfResources
 
@@ -165,14 +173,14 @@ def shape_row(label: str, shape: Shape, batch: int, device: torch.device) -> dic
         return None
     taken = milliseconds(work, 10)
     flops = 18 * kind.read * kind.made * batch * side**2
-    return {"convolution": label, **vars(shape), "ms": taken, "TFLOP/s": flops / taken / 1e9}
+    return {"convolution": label, "shape": str(shape), "ms": taken, "TFLOP/s": flops / taken / 1e9}
 
 
 def shape_rows(batch: int, device: torch.device) -> list[dict[str, Any]]:
     """The quickest shapes for each convolution; written after each convolution."""
     table: list[dict[str, Any]] = []
     for label in KINDS:
-        found = [row for shape in shapes() if (row := shape_row(label, shape, batch, device))]
+        found = [row for shape in shapes(KINDS[label]) if (row := shape_row(label, shape, batch, device))]
         table += sorted(found, key=lambda row: row["ms"])[:BEST]
         write("upscaler_shapes", table, device=device_name(device))
     return table

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import kernels
 from .kernels import convolution as programs
-from .kernels.convolution import Maps, Shape, Sums
+from .kernels.convolution import Lines, Maps, Shape, Sums
 
 __all__ = ["Convolution", "Maps", "Sums"]
 
@@ -28,7 +28,7 @@ class Convolution(nn.Module):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, weight: Tensor, bias: Tensor, shape: Shape | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, shape: Shape | Lines | None = None) -> None:
         super().__init__()
         self.made = len(weight)
         self.shape = shape or programs.shape_of(self.made)

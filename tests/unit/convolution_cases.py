@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightweight_engine.backend.convolutions import Convolution, Maps, Sums
-from lightweight_engine.backend.kernels.convolution import Shape
+from lightweight_engine.backend.kernels.convolution import Lines, Shape
 
 WIDTH = 192  # channels of the maps that all read the first ones of
 
@@ -32,7 +32,7 @@ class Case:
     beside: bool = False
     doubled: bool = False
     sums: int = 0
-    shape: Shape | None = None
+    shape: Shape | Lines | None = None
 
 
 CASES: dict[str, Case] = {
@@ -45,6 +45,12 @@ CASES: dict[str, Case] = {
     "last of a block, in place": Case(2, 3, 18, 192, 64, sums=-1),
     "last of a chain": Case(1, 8, 16, 192, 64, sums=2),
     "last of a chain, in place": Case(3, 5, 19, 192, 64, sums=-2),
+    "lines that fill no patch": Case(2, 41, 70, 64, 32, slope=0.2, beside=True, shape=Lines(columns=32, rows=3)),
+    "lines, the fewest": Case(3, 9, 65, 32, 64, sums=1, shape=Lines(segments=1, rows=2, made=64)),
+    "lines, deep, over an origin": Case(2, 23, 33, 64, 64, sums=-2, shape=Lines(4, 32, 5, 64, 64, 8, copied=16)),
+    "lines, by shared memory": Case(2, 21, 19, 96, 64, sums=-1, shape=Lines(rows=4, weights_copied=16, held=False)),
+    "patches": Case(2, 9, 33, 96, 32, slope=0.2, beside=True, shape=Shape()),
+    "patches, in place": Case(3, 5, 19, 192, 64, sums=-2, shape=Shape(group=1, warps=8)),
     "doubled": Case(2, 5, 9, 64, 64, slope=0.2, doubled=True),
     "doubled, odd patches": Case(
         1, 6, 7, 64, 32, slope=0.2, doubled=True, shape=Shape(group=1, rows=1, columns=16, depth=64, warps=4)

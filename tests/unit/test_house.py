@@ -57,7 +57,7 @@ ARROWS = {
     "backend.memory_manager": "devices",
     "backend.quantize": "block_types fp8 gguf nf4 packed",
     "backend.kernels": "kernels.launch",
-    "backend.kernels.convolution": "kernels.launch kernels.taps",
+    "backend.kernels.convolution": "kernels.launch kernels.lines kernels.taps",
     "backend.kernels.dequantize": "block_types kernels.launch kernels.four_bit kernels.float8 kernels.gguf",
     "backend.kernels.fused": "kernels.launch kernels.streams",
     "backend.kernels.group_norm": "kernels.channels kernels.launch",
@@ -269,6 +269,7 @@ LAZY_MODULES = (
     "backend.kernels.gguf",
     "backend.kernels.streams",
     "backend.kernels.channels",
+    "backend.kernels.lines",
     "backend.kernels.taps",
 )
 

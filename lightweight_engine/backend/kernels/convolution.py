@@ -1,14 +1,16 @@
 """Convolutions of 3x3 in half precision, on the GPU: what follows one is done as it writes.
 
 A program multiplies as an implicit matrix product: nothing is copied for it, and its sums are float32. Few channels
-make it a matter of reading: each pixel is read for each tap. So neighbours share what they read (``Shape.group``),
-though their product then multiplies by zeros as well, and maps have a border of zeros, so that no place is looked at
-twice. The twin in plain torch is in ``..convolutions``.
+make it a matter of reading: each pixel is read for each tap. So one program goes down the lines and multiplies what it
+reads for three of them (``Lines``). The other does patches, of maps that are doubled as well, and for very few channels
+(``Shape``): there neighbours may share what they read, though their product then multiplies by zeros as well. Maps have
+a border of zeros, so that no place is looked at twice. The twin in plain torch is in ``..convolutions``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -42,14 +44,42 @@ class Shape:
     copied: int = 8
 
 
+@dataclass(frozen=True)
+class Lines:
+    """How a convolution is cut into programs that go down the lines.
+
+    Attributes:
+        segments: patches of a program, below one another; a power of two.
+        columns: pixels of a line of a patch; a power of two.
+        rows: lines of a patch, 2 or more. Two further ones are read.
+        made: channels that a program makes, at most; a power of two.
+        depth, warps, stages, copied: as of ``Shape``.
+        weights_copied: bytes of one copy of weights, as ``copied``.
+        held: pixels are multiplied from registers.
+    """
+
+    group: ClassVar[int] = 1
+
+    segments: int = 2
+    columns: int = 64
+    rows: int = 9
+    made: int = 32
+    depth: int = 32
+    warps: int = 4
+    stages: int = 3
+    copied: int = 8
+    weights_copied: int = 8
+    held: bool = True
+
+
 NARROW = Shape()
 WIDE = Shape(group=1, warps=8)
-WIDE_FROM = 64  # channels that are made
+LINES = Lines()
 
 
-def shape_of(made: int) -> Shape:
+def shape_of(made: int) -> Shape | Lines:
     """The shape for a convolution that makes so many channels."""
-    return WIDE if made >= WIDE_FROM else NARROW
+    return LINES if made % LINES.made == 0 else NARROW
 
 
 def block_of(made: int, group: int) -> int:
@@ -117,7 +147,7 @@ def convolve(
     slope: float = 1.0,
     doubled: bool = False,
     sums: Sums | None = None,
-    shape: Shape,
+    shape: Shape | Lines,
 ) -> None:
     """Write a convolution with its bias, leaky ReLU of it and a sum to ``out``, rounded once.
 
@@ -128,35 +158,69 @@ def convolve(
         out: ``[B, H, W, N]``, contiguous but for what lies between its lines and pixels: other channels than ``x`` in
             the same memory, or memory of its own.
         slope: of negative numbers.
-        doubled: each pixel of ``x`` stands for four.
+        doubled: each pixel of ``x`` stands for four. Patches are done then, whatever the shape.
         sums: added to after the activation.
     """
+    if isinstance(shape, Lines) and doubled:
+        shape = WIDE
+    height, width = out.shape[1:3]
+    trunk, origin, keep = (None, None, None) if sums is None else (sums.trunk, sums.origin, sums.keep)
+    beside = (bias if each is None else each for each in (trunk, origin, keep))
+    sizes = (height, width, x.whole.shape[1], x.whole.shape[2])
+    others = (weight, bias, out, *beside, *sizes, out.stride(0) // out.stride(1), out.stride(1) // out.stride(2))
+    constants = {
+        "CHANNELS": x.whole.shape[3],
+        "STRIDE": x.whole.stride(2),
+        "MADE": out.shape[3],
+        "MADE_STRIDE": out.stride(2),
+        "DEPTH": next(each for each in _DEPTHS if each <= shape.depth and x.whole.shape[3] % each == 0),
+        "COPIED": shape.copied,
+        "SLOPE": slope,
+        "FACTOR": 1.0 if sums is None else sums.factor,
+        "SUMS": 0 if sums is None else 1 if origin is None else 2,
+        "KEPT": keep is not None,
+        "num_warps": shape.warps,
+        "num_stages": shape.stages,
+    }
+    if isinstance(shape, Lines):
+        _down_lines(x.whole, others, constants, out, shape)
+    else:
+        _in_patches(x.whole, others, constants, out, shape, doubled)
+
+
+def _down_lines(x: Tensor, others: tuple[Any, ...], constants: dict[str, Any], out: Tensor, shape: Lines) -> None:
+    from .lines import convolve as program
+
+    batch, height, width, made = out.shape
+    block = min(shape.made, made)
+    launch(
+        program,
+        (-(-width // shape.columns) * (made // block), -(-height // (shape.segments * shape.rows)), batch),
+        *(x.view(torch.int16) if shape.held else x, *others, 3 * constants["CHANNELS"] // constants["DEPTH"]),
+        **constants,
+        BLOCK=block,
+        SEGMENTS=shape.segments,
+        COLUMNS=shape.columns,
+        ROWS=shape.rows,
+        WEIGHTS_COPIED=shape.weights_copied,
+        HELD=shape.held,
+    )
+
+
+def _in_patches(
+    x: Tensor, others: tuple[Any, ...], constants: dict[str, Any], out: Tensor, shape: Shape, doubled: bool
+) -> None:
     from .taps import convolve as program
 
     batch, height, width, made = out.shape
-    channels = x.whole.shape[3]
-    trunk, origin, keep = (None, None, None) if sums is None else (sums.trunk, sums.origin, sums.keep)
-    beside = (bias if each is None else each for each in (trunk, origin, keep))
     launch(
         program,
         (-(-width // (shape.columns * shape.group)), -(-height // shape.rows), batch),
-        *(x.whole, weight, bias, out, *beside, height, width, x.whole.shape[1], x.whole.shape[2]),
-        *(out.stride(0) // out.stride(1), out.stride(1) // out.stride(2)),
-        CHANNELS=channels,
-        STRIDE=x.whole.stride(2),
-        MADE=made,
-        MADE_BLOCK=weight.shape[4],
-        MADE_STRIDE=out.stride(2),
+        *(x, *others),
+        **constants,
+        MADE_BLOCK=block_of(made, shape.group),
         GROUP=shape.group,
         ROWS=shape.rows,
         COLUMNS=shape.columns,
-        DEPTH=next(each for each in _DEPTHS if each <= shape.depth and channels % each == 0),
-        COPIED=shape.copied,
         DOUBLED=int(doubled),
-        SLOPE=slope,
-        FACTOR=1.0 if sums is None else sums.factor,
-        SUMS=0 if sums is None else 1 if origin is None else 2,
-        KEPT=keep is not None,
-        num_warps=shape.warps,
-        num_stages=shape.stages,
     )

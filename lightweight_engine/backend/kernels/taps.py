@@ -1,4 +1,4 @@
-"""Triton's program for convolutions of 3x3; import inside functions only, as it imports triton.
+"""Triton's program for convolutions of 3x3 that does patches; import inside functions only, as it imports triton.
 
 Each program multiplies a patch of pixels: in its matrix product a row is GROUP neighbours of one line, and a column one
 channel of one of them, so that they share what is read of the ``GROUP + 2`` pixels around them. A neighbour multiplies
