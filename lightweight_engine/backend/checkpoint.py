@@ -95,7 +95,8 @@ class Checkpoint:
         return self.files[self.tensors[name].file] if self.files else self.path
 
     @cached_property
-    def _storages(self) -> dict[Path, UntypedStorage]:
+    def _storages(self) -> dict[Path, tuple[UntypedStorage, int, int]]:
+        """The files that are mapped by now, with address and size."""
         return {}
 
     def _storage(self, path: Path) -> UntypedStorage:
@@ -103,9 +104,9 @@ class Checkpoint:
 
         if path not in self._storages:
             size = os.path.getsize(path)
-            mapped = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
-            self._storages.setdefault(path, mapped)  # type: ignore[arg-type]
-        return self._storages[path]
+            mapped: Any = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
+            self._storages.setdefault(path, (mapped, mapped.data_ptr(), size))
+        return self._storages[path][0]
 
     def tensor(self, name: str) -> Tensor:
         """The tensor ``name`` on the CPU, a private view of the mapped file; a copy where its strides are not plain.
@@ -141,14 +142,14 @@ class Checkpoint:
         return self.files or (self.path,)
 
     @property
-    def mapped(self) -> dict[Path, tuple[int, int]]:
-        """Address and size of the files that are mapped by now."""
-        return {path: (storage.data_ptr(), storage.nbytes()) for path, storage in list(self._storages.items())}
+    def mapped(self) -> list[tuple[Path, int, int]]:
+        """The files that are mapped by now, with address and size."""
+        return [(path, address, size) for path, (_, address, size) in list(self._storages.items())]
 
     def place_of(self, tensor: Tensor) -> tuple[Path, int] | None:
         """File and first byte of a tensor that is a view of the mapped files; None for any other."""
         address, nbytes = tensor.data_ptr(), tensor.nbytes
-        for path, (start, size) in self.mapped.items():
+        for path, start, size in self.mapped:
             if start <= address and address + nbytes <= start + size:
                 return path, address - start
         return None

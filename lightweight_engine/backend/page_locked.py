@@ -162,7 +162,7 @@ class PageLocked:
 
     def holds(self, file: LockedFile, start: int, end: int) -> bool:
         """Whether bytes of a file are locked; waits for those that are about to be, as that is the faster way."""
-        wanted = {cut // PIECE * PIECE for cut, _ in file.cuts(start, end)}
+        wanted = range(start // PIECE * PIECE, end, PIECE)
         if all(map(file.pieces.get, wanted)):
             return not self._closed
         with self._changed:

@@ -29,7 +29,7 @@ def release_pages(checkpoint: Checkpoint, tensor: Tensor) -> None:
 def release_files(checkpoint: Checkpoint) -> None:
     """Give all pages of the mapped files back; views can be read on."""
     if hasattr(mmap, "MADV_DONTNEED"):
-        for address, size in checkpoint.mapped.values():
+        for _, address, size in checkpoint.mapped:
             c_library().madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
 
 

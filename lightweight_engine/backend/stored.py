@@ -45,7 +45,7 @@ SATELLITE = re.compile(
 
 # What only files of formats that are not read have, most telling first: key -> the format's name.
 UNREAD: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern), name)
+    (re.compile(pattern, re.MULTILINE), name)
     for pattern, name in (
         (
             r"\.(wscales|wzeros|wcscales|wtscale|smooth|smooth_factor|smooth_factor_orig|proj_down|proj_up)$"
@@ -162,8 +162,9 @@ def _refuse_unread(checkpoint: Checkpoint) -> None:
         raise UnsupportedCheckpointError(
             f"{checkpoint.path.name} is an SVDQuant/nunchaku checkpoint (W4A4 kernel format); {READ_AS}"
         )
+    keys = "\n".join(checkpoint.tensors)  # a search in all is a tenth of the time of one in each
     for pattern, name in UNREAD:
-        for key in checkpoint.tensors:
+        for key in checkpoint.tensors if pattern.search(keys) else ():
             if match := pattern.search(key):
                 raise _unread(checkpoint, key[: match.start()], name)
 

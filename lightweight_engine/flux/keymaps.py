@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ..backend.checkpoint import DTYPES, Checkpoint
@@ -98,7 +99,7 @@ class Part:
         """Bytes in the file."""
         return sum(source.nbytes for source in self.sources.values())
 
-    @property
+    @cached_property
     def formats(self) -> dict[str, int]:
         """Bytes in each format; a plain tensor counts under its dtype (``BF16``)."""
         return self._bytes_by(lambda stored: stored.dtype if stored.format == "plain" else stored.format)
@@ -106,7 +107,8 @@ class Part:
     @property
     def storage(self) -> str:
         """The format that most bytes are in: a quantised one, or ``plain``."""
-        name = max(self.formats, key=lambda name: self.formats[name])
+        sizes = self.formats
+        name = max(sizes, key=lambda name: sizes[name])
         return "plain" if name in DTYPES else name
 
     @property
@@ -119,7 +121,8 @@ class Part:
         sizes: dict[str, int] = {}
         for source in self.sources.values():
             for stored, rows in source.pieces:
-                sizes[name_of(stored)] = sizes.get(name_of(stored), 0) + nbytes_of(stored, rows)
+                name = name_of(stored)
+                sizes[name] = sizes.get(name, 0) + nbytes_of(stored, rows)
         return sizes
 
 
