@@ -65,7 +65,7 @@ class LightweightEngine:
         self._lock = threading.RLock()
         self._embeddings = EmbeddingCache(EMBEDDING_CACHE_BYTES)
         self._hashes = HashCache(self.config.cache_dir / "hashes.json")
-        self._upscalers = UpscalerLibrary([self.config.models_dir, TINY])
+        self._upscalers = UpscalerLibrary([self.config.models_dir, TINY], pinned=self.config.pinned_memory)
         self._detectors = DetectorLibrary([self.config.models_dir, TINY])
         self._model = CurrentModel(self.config, self._hashes.sha256, self._usual_plan)
         self._plan_notes: list[str] = []

@@ -56,11 +56,15 @@ class UpscalerLibrary(UpscalerFiles):
     Args:
         roots: models folders; of two files of one name, that of the first counts.
         keep: networks kept at most.
+        pinned: page-locked memory may hold them.
     """
 
-    def __init__(self, roots: Sequence[Path], device: torch.device | str = "cpu", *, keep: int = 2) -> None:
+    def __init__(
+        self, roots: Sequence[Path], device: torch.device | str = "cpu", *, keep: int = 2, pinned: bool = True
+    ) -> None:
         super().__init__(roots)
         self.device = device
+        self.pinned = pinned
         self._loaded: KeptFiles[NetworkUpscaler] = KeptFiles(keep)
         self._turn = threading.Lock()  # of those who read networks
         self._works: list[Future[object]] = []
@@ -121,7 +125,8 @@ class UpscalerLibrary(UpscalerFiles):
 
     def _load(self, entry: Entry) -> NetworkUpscaler:
         def read() -> NetworkUpscaler:
-            return NetworkUpscaler(entry.name, open_network(entry.path), entry.family.tiling, self.device)
+            network = open_network(entry.path)
+            return NetworkUpscaler(entry.name, network, entry.family.tiling, self.device, pinned=self.pinned)
 
         with self._turn:
             return self._loaded.get(entry.path, read)

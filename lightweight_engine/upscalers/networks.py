@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..backend import kernels
 from ..backend.checkpoint import Checkpoint
 from ..backend.model_files import open_model
+from ..backend.pace import mark
 from ..errors import MissingDependencyError, UnsupportedCheckpointError
 from . import tiles
 from .dense import dense_network
 from .files import Tiling
 from .upscaler import repeated, size_of
+from .visits import Visitor
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ _OUTER = ("module.", "netG.")
 _OF_CONVOLUTIONS = ("ESRGAN", "Compact")  # architectures that do not mind the order of their maps
 _PURPOSES = ("SR", "Restoration")
 _OTHERS = {"FaceSR": "faces alone", "Inpainting": "inpainting"}
+
+T = TypeVar("T")
 
 AfterTile = Callable[[int, int], None]
 """Told of (finished tiles, all tiles); may raise to stop."""
@@ -45,6 +48,7 @@ class NetworkUpscaler:
     Args:
         descriptor: a network as spandrel hands it out.
         room: bytes that tiles may take at once on a GPU; more are done together, which changes no result.
+        pinned: page-locked memory may hold the network.
         after_tile: told of every batch of tiles.
     """
 
@@ -56,6 +60,7 @@ class NetworkUpscaler:
         device: torch.device | str = "cpu",
         *,
         room: int = 0,
+        pinned: bool = True,
         after_tile: AfterTile = lambda done, total: None,
     ) -> None:
         self.name = name
@@ -73,6 +78,9 @@ class NetworkUpscaler:
             self._network.model.to(memory_format=self._order)
         is_dense = descriptor.architecture.id == "ESRGAN" and convolves_in_tf32(self.device) and kernels.available()
         self._dense = dense_network(self._network.model) if is_dense else None
+        self._pinned = pinned
+        self._visitors: dict[nn.Module, Visitor] = {}
+        self._visitor(self._dense or self._network.model)
         self._warned = False
 
     @property
@@ -86,7 +94,7 @@ class NetworkUpscaler:
 
         The network waits on the host: what other stages of a job may take of the device is planned without it.
         """
-        with _visiting(self._dense or self._network.model, self.device):
+        with self._visitor(self._dense or self._network.model).there():
             return repeated(self.once, levels.to(self.device), by).to(levels.device)
 
     @torch.inference_mode()
@@ -102,11 +110,21 @@ class NetworkUpscaler:
 
     def _enlarged(self, cut: list[Tensor]) -> Iterator[Tensor]:
         step = self._together(cut[0])
-        for first in range(0, len(cut), step):
-            batch = torch.stack(cut[first : first + step])
-            made = self._bytes(self.run(unit(batch, self._network.dtype)))
-            self.after_tile(min(first + step, len(cut)), len(cut))
-            yield from made
+        begun = (self._begun(torch.stack(cut[first : first + step])) for first in range(0, len(cut), step))
+        done = 0
+        for made in _one_behind(begun) if self.device.type == "cuda" else begun:
+            levels = made()
+            done += len(levels)
+            self.after_tile(done, len(cut))
+            yield from levels
+
+    def _begun(self, cut: Tensor) -> Callable[[], Tensor]:
+        """The network at work on tiles ``[B, 3, t, t]``: a GPU has the next ones before the host looks at these."""
+        pictures = unit(cut, self._network.dtype)
+        made, fits = self._attempt(pictures)
+        levels = self._bytes(made)
+        told = _told(fits) if fits is not None else lambda: True
+        return lambda: levels if told() else self._bytes(self._again(pictures))
 
     def _together(self, tile: Tensor) -> int:
         """How many tiles fit the room."""
@@ -132,20 +150,37 @@ class NetworkUpscaler:
 
     def run(self, pictures: Tensor) -> Tensor:
         """The network on RGB pictures ``[B, 3, H, W]`` in 0..1."""
-        return self._run(pictures.flip(1).contiguous(memory_format=self._order)).flip(1)
+        made, fits = self._attempt(pictures)
+        return made if fits is None or bool(fits) else self._again(pictures)
 
-    def _run(self, pictures: Tensor) -> Tensor:
-        """By the dense network where it takes that size, and once more by the other where numbers did not fit."""
-        height, width = pictures.shape[2:]
+    def _attempt(self, pictures: Tensor) -> tuple[Tensor, Tensor | None]:
+        """By the dense network where it takes that size, and whether all numbers fitted into it; else by the other."""
+        if self._dense is None or not self._network.size_requirements.check(pictures.shape[3], pictures.shape[2]):
+            return self._plainly(pictures), None
+        made = self._dense(self._as_given(pictures))
+        fits = made.isfinite().all()
+        return made.clamp_(0, 1).flip(1), fits
+
+    def _again(self, pictures: Tensor) -> Tensor:
+        self._warn()
+        return self._plainly(pictures)
+
+    def _plainly(self, pictures: Tensor) -> Tensor:
+        """By the network as spandrel has it."""
         if self._dense is None:
-            return self._network(pictures)
-        if self._network.size_requirements.check(width, height):
-            made = self._dense(pictures)
-            if made.isfinite().all():
-                return made.clamp_(0, 1)
-            self._warn()
-        with _visiting(self._network.model, pictures.device):
-            return self._network(pictures)
+            return self._network(self._as_given(pictures)).flip(1)
+        with self._visitor(self._network.model).there():
+            return self._network(self._as_given(pictures)).flip(1)
+
+    def _as_given(self, pictures: Tensor) -> Tensor:
+        """As the network reads them: BGR."""
+        return pictures.flip(1).contiguous(memory_format=self._order)
+
+    def _visitor(self, form: nn.Module) -> Visitor:
+        """A form of the network as it travels. Most never need the other, for what the dense one cannot do."""
+        if form not in self._visitors:
+            self._visitors[form] = Visitor(form, self.device, pinned=self._pinned)
+        return self._visitors[form]
 
     def _warn(self) -> None:
         if not self._warned:
@@ -165,19 +200,28 @@ def convolves_in_tf32(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-@contextmanager
-def _visiting(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """A network with its tensors on a device, and afterwards with those that it had: nothing is copied back."""
-    modules = network.modules() if device.type != "cpu" else ()
-    holders = [holder for module in modules for holder in (module._parameters, module._buffers)]
-    home = [(holder, leaf, tensor) for holder in holders for leaf, tensor in holder.items() if tensor is not None]
-    try:
-        for holder, leaf, tensor in home:
-            holder[leaf] = tensor.detach().to(device, non_blocking=True)  # type: ignore[assignment]
-        yield
-    finally:
-        for holder, leaf, tensor in home:
-            holder[leaf] = tensor  # type: ignore[assignment]
+def _one_behind(items: Iterable[T]) -> Iterator[T]:
+    """Each item once the next one was taken."""
+    items = iter(items)
+    before = next(items)
+    for item in items:
+        yield before
+        before = item
+    yield before
+
+
+def _told(fits: Tensor) -> Callable[[], bool]:
+    """What a device found out, for those who ask later: they wait for that alone, and not for what was begun since."""
+    if not fits.is_cuda:
+        return lambda: bool(fits)
+    answer = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(fits, non_blocking=True)
+    done = mark(fits.device)
+
+    def wait() -> bool:
+        done.synchronize()  # type: ignore[union-attr]
+        return bool(answer)
+
+    return wait
 
 
 def tile_bytes(tile: int, scale: int) -> int:

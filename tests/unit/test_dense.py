@@ -21,11 +21,11 @@ from lightweight_engine.upscalers.dense import DenseNetwork, build_programs, den
 from lightweight_engine.upscalers.networks import (
     NetworkUpscaler,
     Tiling,
-    _visiting,
     convolves_in_tf32,
     network_bytes,
     open_network,
 )
+from lightweight_engine.upscalers.visits import Visitor
 
 pytest.importorskip("spandrel")
 
@@ -195,8 +195,9 @@ def test_both_forms_are_counted_and_one_travels(upscaler: NetworkUpscaler) -> No
     assert upscaler.nbytes == weights + packed
     file = weights // 2  # of 16 bits
     assert weights + packed <= network_bytes(file)
+    visitor = Visitor(form, torch.device("meta"))
     before = {name: tensor.data_ptr() for name, tensor in form.state_dict().items()}
-    with _visiting(form, torch.device("meta")):
+    with visitor.there():
         assert all(tensor.is_meta for tensor in form.state_dict().values())
     assert {name: tensor.data_ptr() for name, tensor in form.state_dict().items()} == before
 

@@ -109,7 +109,7 @@ ARROWS = {
     "upscalers.tiles": "resampling",
     "upscalers.upscaler": "resampling",
     "upscalers.resizing": "resampling upscaler",
-    "upscalers.networks": "dense files tiles upscaler",
+    "upscalers.networks": "dense files tiles upscaler visits",
     "upscalers.library": "files networks upscaler",
     # extensions
     "extensions.lora": "lora_library",

@@ -25,10 +25,11 @@ from lightweight_engine.errors import (
 )
 from lightweight_engine.upscalers import tiles
 from lightweight_engine.upscalers.library import UpscalerLibrary
-from lightweight_engine.upscalers.networks import NetworkUpscaler, Tiling, _fault, _visiting, open_network
+from lightweight_engine.upscalers.networks import NetworkUpscaler, Tiling, _fault, open_network
 from lightweight_engine.upscalers.resampling import Filter, bicubic, lanczos, resample, to_image, to_levels
 from lightweight_engine.upscalers.resizing import CROP, FILL, STRETCH, resize, resize_levels
 from lightweight_engine.upscalers.upscaler import NONE, PLAIN, enlarged
+from lightweight_engine.upscalers.visits import Visitor
 
 spandrel = pytest.importorskip("spandrel")
 
@@ -202,13 +203,68 @@ def test_a_caller_can_stop_between_tiles(models: Path) -> None:
     assert seen == [(1, 6), (2, 6)]
 
 
-def test_a_network_comes_back_from_a_device_as_it_was(models: Path) -> None:
-    module = open_network(models / "ESRGAN" / "4x-UltraSharp.safetensors").model
+def test_a_network_visits_a_device_as_it_is_and_comes_back_as_it_was(models: Path) -> None:
+    module = open_network(models / "ESRGAN" / "4x-UltraSharp.safetensors").model.to(memory_format=torch.channels_last)
+    golden = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    visitor = Visitor(module, torch.device("meta"))
     before = {name: tensor.data_ptr() for name, tensor in module.state_dict().items()}
-    with pytest.raises(InterruptedError), _visiting(module, torch.device("meta")):
-        assert all(tensor.is_meta for tensor in module.state_dict().values())
+    assert all(torch.equal(tensor, golden[name]) for name, tensor in module.state_dict().items())
+    assert len({tensor.untyped_storage().data_ptr() for tensor in module.state_dict().values()}) == 1
+    with pytest.raises(InterruptedError), visitor.there():
+        for name, tensor in module.state_dict().items():
+            assert tensor.is_meta and tensor.shape == golden[name].shape and tensor.stride() == golden[name].stride()
         raise InterruptedError
     assert {name: tensor.data_ptr() for name, tensor in module.state_dict().items()} == before
+    assert all(isinstance(parameter, torch.nn.Parameter) for parameter in module.parameters())
+
+
+def test_numbers_there_are_those_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several types and orders, at places of their own; the copy is a CPU's, which stands for a device."""
+    module = nn.Module()
+    module.register_buffer("short", torch.randn(3, 5).half())
+    module.register_buffer("mixed", torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last))
+    module.register_buffer("part", torch.randn(8, 8)[:, ::2])
+    module.register_buffer("number", torch.tensor(7))
+    golden = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    visitor = Visitor(module, torch.device("meta"))
+    home = {name: tensor.data_ptr() for name, tensor in module.state_dict().items()}
+    monkeypatch.setattr(visitor, "_device", torch.device("cpu"))
+    monkeypatch.setattr(visitor._arena, "buffer", Copied(visitor._arena.buffer))
+    with visitor.there():
+        there = module.state_dict()
+        assert all(torch.equal(tensor, golden[name]) for name, tensor in there.items())
+        assert all(tensor.data_ptr() != home[name] for name, tensor in there.items())
+
+
+class Copied:
+    """Memory that comes to a device as a copy, although that is a CPU too."""
+
+    def __init__(self, buffer: Tensor) -> None:
+        self.buffer = buffer
+
+    def to(self, device: torch.device, non_blocking: bool) -> Tensor:
+        return self.buffer.clone()
+
+
+def test_on_a_gpu_the_next_tiles_are_begun_before_the_last_are_waited_for(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    network = open_network(models / "ESRGAN" / "4x-UltraSharp.safetensors")
+    upscaler = NetworkUpscaler("x", network, Tiling(32, 8), after_tile=lambda done, _: events.append(f"told {done}"))
+    golden = upscaler.once(noise(40, 70))
+    begin, count = upscaler._begun, iter(range(1, 10))
+
+    def begun(cut: Tensor) -> Callable[[], Tensor]:
+        events.append(f"begun {next(count)}")
+        return begin(cut)
+
+    events.clear()
+    monkeypatch.setattr(upscaler, "_begun", begun)
+    monkeypatch.setattr(upscaler, "device", torch.device("cuda"))
+    monkeypatch.setattr(upscaler, "_together", lambda tile: 2)
+    assert (upscaler.once(noise(40, 70)).int() - golden.int()).abs().max() <= 1
+    assert events == ["begun 1", "begun 2", "told 2", "begun 3", "told 4", "told 6"]
 
 
 def test_colours_that_are_no_numbers_are_black() -> None:
