@@ -43,7 +43,7 @@ class Ahead:
         self._places.reverse()
         weight = self._place(linear)
         if coming is None or coming[0] is not linear:
-            linear.packed.dequantize_into(weight)
+            linear.packed.dequantize_into(weight, linear.added)
         self._after[self._last] = linear
         self._last = linear
         if (following := self._after.get(linear)) is not None:
@@ -66,7 +66,7 @@ class Ahead:
         """Into the place that the product before the present one has read."""
         self._stream.wait_stream(now)
         with torch.cuda.stream(self._stream):
-            linear.packed.dequantize_into(self._place(linear, 1))
+            linear.packed.dequantize_into(self._place(linear, 1), linear.added)
         self._coming = linear, self._stream.record_event()
 
     def _place(self, linear: PackedLinear, index: int = 0) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import in_pieces
-from .packed import Packed, Spec
+from .packed import Added, Packed, Spec
 
 if TYPE_CHECKING:
     from .ahead import Ahead
@@ -50,10 +50,12 @@ class PackedLinear(nn.Module):
 
     Attributes:
         ahead: unpacks for it and its neighbours.
+        added: what LoRAs add to the weight as it becomes numbers for a product, on the device that computes.
         multiplies_as_stored: it has no use for numbers.
     """
 
     ahead: Ahead | None = None
+    added: Added | None = None
     multiplies_as_stored = False
 
     def __init__(self, packed: Packed, bias: nn.Parameter | None) -> None:
@@ -78,17 +80,19 @@ class PackedLinear(nn.Module):
 
 
 def numbers(linear: nn.Linear | PackedLinear, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The weight [out, in] of a linear as numbers on a device, whatever it is stored as."""
+    """The weight [out, in] of a linear as numbers on a device, whatever it is stored as, and without what is added."""
     if isinstance(linear, PackedLinear):
         return linear.packed.to(device).dequantize(dtype)
     return linear.weight.detach().to(device=device, dtype=dtype)
 
 
 def passing_numbers(linear: nn.Linear | PackedLinear, x: Tensor) -> Tensor:
-    """The same in the dtype of ``x`` and on its device, to be used at once: the next call of any may write over it."""
-    if isinstance(linear, PackedLinear) and linear.ahead is not None and linear.ahead.dtype == x.dtype:
+    """The weight that products with ``x`` read, to be used at once: the next call of any may write over it."""
+    if not isinstance(linear, PackedLinear):
+        return numbers(linear, x.dtype, x.device)
+    if linear.ahead is not None and linear.ahead.dtype == x.dtype:
         return linear.ahead.numbers(linear)
-    return numbers(linear, x.dtype, x.device)
+    return linear.packed.to(x.device).dequantize(x.dtype, linear.added)
 
 
 @dataclass(frozen=True, eq=False)

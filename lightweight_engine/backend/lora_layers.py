@@ -3,7 +3,9 @@
 A module gets a ``forward`` of its own for as long as a LoRA is attached; taking that away leaves no trace. Changes of
 low rank are one branch, products of Kronecker two small ones; a change of full rank is made anew at each use, from the
 weight as numbers, as keeping it would cost as much as the network. Where that cost is wanted, weights are kept at hand:
-as numbers, read and changed once. What is attached stays on the device, also where the layers themselves pass through.
+as numbers, read and changed once. Where a GPU can add a branch to a packed weight as that becomes numbers, it does so
+in place of a ``forward``: the linear stays one product. What is attached stays on the device, also where the layers
+themselves pass through.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ from torch import Tensor, nn
 
 from .eight_bit import EightBitLinear, InEightBits, in_rows
 from .fp8 import quantize_rows
-from .linear import AsNumbers, PackedLinear, numbers, passing_numbers
+from .linear import SHORT, AsNumbers, PackedLinear, numbers, passing_numbers
 from .lora import Branch, Change, merged, on_device, side_branch
 from .lora_algorithms import Kronecker
+from .packed import Added
 
 Changes = Sequence[tuple[Change, float]]
 """Changes of one parameter at their strengths, in their order."""
@@ -52,15 +55,28 @@ NO_COST = Cost()
 
 
 class Attached:
-    """Changes that are attached to the modules of a network; ``close`` takes them away."""
+    """Changes that are attached to the modules of a network; ``close`` takes them away.
 
-    def __init__(self, modules: Sequence[nn.Module] = ()) -> None:
-        self._modules = list(modules)
+    Args:
+        acting: modules with what acts: a ``forward`` in place of their own, or what is ``added`` to their weights.
+    """
+
+    def __init__(self, acting: Sequence[tuple[Any, Callable[..., Any] | Added]] = ()) -> None:
+        self._places = [(module, "added" if isinstance(each, tuple) else "forward") for module, each in acting]
+        self._settle()
+        for (module, name), (_, each) in zip(self._places, acting, strict=True):
+            setattr(module, name, each)
 
     def close(self) -> None:
-        for module in self._modules:
-            del module.forward
-        self._modules.clear()
+        self._settle()
+        for module, name in self._places:
+            delattr(module, name)
+        self._places.clear()
+
+    def _settle(self) -> None:
+        """Weights that were unpacked ahead are of the LoRAs so far."""
+        for ahead in {module.ahead for module, name in self._places if name == "added"} - {None}:
+            ahead.settle()
 
 
 def attach(
@@ -82,7 +98,7 @@ def attach(
     for name in [*changes, *at_hand]:
         path, _, leaf = name.rpartition(".")
         by_module.setdefault(path, {})[leaf] = changes.get(name, ())
-    made: list[tuple[Any, Callable[..., Any]]] = []
+    made: list[tuple[Any, Callable[..., Any] | Added]] = []
     for path, leaves in by_module.items():
         module = network.get_submodule(path)
         moved = {leaf: [(on_device(change, device), s) for change, s in rows] for leaf, rows in leaves.items()}
@@ -91,13 +107,11 @@ def attach(
         else:
             build = _linear if isinstance(module, nn.Linear | PackedLinear) else _substituted
         made.append((module, build(module, moved, device, dtype)))
-    for module, forward in made:  # all or none
-        module.forward = forward
-    return Attached([module for module, _ in made])
+    return Attached(made)  # all or none
 
 
 def cost(changes: Mapping[str, Changes], shapes: Mapping[str, tuple[int, ...]], itemsize: int) -> Cost:
-    """What ``attach`` will take, from shapes alone.
+    """What ``attach`` will take, from shapes alone; room is that of branches also where a GPU adds them to weights.
 
     Args:
         itemsize: bytes of a number in the dtype that the network computes in.
@@ -182,8 +196,10 @@ class _Product:
             outputs += (self.first @ inputs.unflatten(-1, grid) @ self.second.T).flatten(-2)
 
 
-def _linear(module: Any, leaves: Mapping[str, Changes], device: torch.device, dtype: torch.dtype) -> Callable:
-    """The ``forward`` of a changed linear."""
+def _linear(
+    module: Any, leaves: Mapping[str, Changes], device: torch.device, dtype: torch.dtype
+) -> Callable[..., Any] | Added:
+    """The ``forward`` of a changed linear, or what is added to its weight."""
     changes = leaves.get("weight", ())
     bias = _bias(module, leaves, device)
     products = [(change, s) for change, s in changes if isinstance(change.delta, Kronecker)]
@@ -194,8 +210,19 @@ def _linear(module: Any, leaves: Mapping[str, Changes], device: torch.device, dt
     branch = side_branch(others, shape, lambda: numbers(module, torch.float32, device))
     if branch is None and others:
         return _Recomputed(module, tuple(changes), bias)
+    if branch is not None and not products and bias is None and _goes_inside(branch, module, device, dtype):
+        up = branch.up.t().to(dtype, memory_format=torch.contiguous_format).contiguous()  # as programs read it
+        return up.t(), branch.down.to(dtype)
     parts = tuple(_product(change, strength, shape[0], device, dtype) for change, strength in products)
     return _Beside(module, None if branch is None else _in_dtype(branch, dtype), parts, bias)
+
+
+def _goes_inside(branch: Branch, module: Any, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a branch is added to the weight of its linear as that becomes numbers, which it does at each use."""
+    if not isinstance(module, PackedLinear) or module.multiplies_as_stored or dtype not in SHORT:
+        return False
+    fits = branch.gain is None and branch.down.shape[1] == module.in_features
+    return fits and module.spec.takes_added(device)
 
 
 def _bias(module: Any, leaves: Mapping[str, Changes], device: torch.device) -> Tensor | None:

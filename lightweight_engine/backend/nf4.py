@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import kernels
-from .packed import Packed, Spec, check_finite, check_matrix, pieces, reading, satellite, stacked_shape
+from .packed import Added, Packed, Spec, check_finite, check_matrix, pieces, reading, satellite, stacked_shape
 
 if TYPE_CHECKING:
     from .stored import Stored
@@ -107,15 +107,34 @@ class FourBit(Spec):
         return out.view(-1)[: self.elements].view(self.shape)
 
     def _by_program(self, parts: Mapping[str, Tensor], out: Tensor) -> None:
-        from .kernels.dequantize import constant, four_bit, four_bit_nested
+        from .kernels.dequantize import four_bit, four_bit_nested
 
-        codes, absmax = parts["codes"], parts["absmax"]
-        book = parts["code_book"] if self.own_book else constant(CODE_BOOKS[self.kind], codes.device)
-        if not self.nested_block_size:
+        codes, absmax, book = parts["codes"], parts["absmax"], self._book_for_programs(parts)
+        if self.nested_block_size:
+            four_bit_nested(codes, absmax, *self._nested(parts), book, self.block_size, out)
+        else:
             four_bit(codes, absmax, book, self.block_size, out)
+
+    def takes_added(self, device: torch.device) -> bool:
+        return self._in_one_pass(device) and self.shape[1] % 8 == 0
+
+    def _changed(self, parts: Mapping[str, Tensor], added: Added, out: Tensor) -> None:
+        if not self.takes_added(out.device):
+            super()._changed(parts, added, out)
             return
-        nested = (parts["nested_absmax"], parts["nested_map"], parts["nested_offset"], self.nested_block_size)
-        four_bit_nested(codes, absmax, *nested, book, self.block_size, out)
+        from .kernels.dequantize import four_bit_changed
+
+        nested = self._nested(parts) if self.nested_block_size else None
+        book = self._book_for_programs(parts)
+        four_bit_changed(parts["codes"], parts["absmax"], book, self.block_size, *added, out, nested)
+
+    def _book_for_programs(self, parts: Mapping[str, Tensor]) -> Tensor:
+        from .kernels.dequantize import constant
+
+        return parts["code_book"] if self.own_book else constant(CODE_BOOKS[self.kind], parts["codes"].device)
+
+    def _nested(self, parts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, int]:
+        return parts["nested_absmax"], parts["nested_map"], parts["nested_offset"], self.nested_block_size
 
     def take(self, parts: Mapping[str, Tensor], start: int, stop: int) -> Packed:
         first, last = start * self.shape[1], stop * self.shape[1]

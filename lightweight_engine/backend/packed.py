@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 PIECE = 1 << 18
 GPU_PIECE = 1 << 22
 
+Added = tuple[Tensor, Tensor]
+"""A change of low rank that is added to a matrix ``[out, in]``: up ``[out, rank]`` and down ``[rank, in]``."""
+
 
 class Spec(ABC):
     """What a packed matrix is, without its tensors: a frozen dataclass of a format.
@@ -52,21 +55,36 @@ class Spec(ABC):
         """Whether a GPU can do it in one pass."""
         return True
 
-    def dequantize(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-        """The matrix ``[out, in]`` on the device of ``parts``: computed in float32, rounded once to ``dtype``."""
+    def takes_added(self, device: torch.device) -> bool:
+        """Whether adding a change of low rank there is part of the one pass, and costs next to nothing."""
+        return False
+
+    def dequantize(self, parts: Mapping[str, Tensor], dtype: torch.dtype, added: Added | None = None) -> Tensor:
+        """The matrix ``[out, in]`` on the device of ``parts``: computed in float32, rounded once to ``dtype``.
+
+        Args:
+            added: to the numbers, before they are rounded.
+        """
         device = next(iter(parts.values())).device
-        if not self._in_one_pass(device):
+        if added is None and not self._in_one_pass(device):
             return self._by_torch(parts, dtype)
         out = torch.empty(self.shape, dtype=dtype, device=device)
-        self._by_program(parts, out)
+        self.dequantize_into(parts, out, added)
         return out
 
-    def dequantize_into(self, parts: Mapping[str, Tensor], out: Tensor) -> None:
+    def dequantize_into(self, parts: Mapping[str, Tensor], out: Tensor, added: Added | None = None) -> None:
         """The same into a contiguous tensor ``[out, in]``, where a program writes it at once."""
-        if self._in_one_pass(out.device):
+        if added is not None:
+            self._changed(parts, added, out)
+        elif self._in_one_pass(out.device):
             self._by_program(parts, out)
         else:
             out.copy_(self._by_torch(parts, out.dtype))
+
+    def _changed(self, parts: Mapping[str, Tensor], added: Added, out: Tensor) -> None:
+        """``dequantize_into`` of a changed matrix."""
+        up, down = added
+        out.copy_(self._by_torch(parts, torch.float32).add_(up.float() @ down.float()))
 
     def _in_one_pass(self, device: torch.device) -> bool:
         return self.has_program and device.type == "cuda" and kernels.available()
@@ -116,11 +134,11 @@ class Packed:
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.parts.values())
 
-    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        return self.spec.dequantize(self.parts, dtype)
+    def dequantize(self, dtype: torch.dtype = torch.float32, added: Added | None = None) -> Tensor:
+        return self.spec.dequantize(self.parts, dtype, added)
 
-    def dequantize_into(self, out: Tensor) -> None:
-        self.spec.dequantize_into(self.parts, out)
+    def dequantize_into(self, out: Tensor, added: Added | None = None) -> None:
+        self.spec.dequantize_into(self.parts, out, added)
 
     @property
     def device(self) -> torch.device:

@@ -24,6 +24,8 @@ LABELS += [(torch.bfloat16, label) for label in CASES[torch.bfloat16].calls if "
 
 
 def on_gpu(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(on_gpu, value))
     return value.cuda() if isinstance(value, Tensor) else value
 
 
@@ -97,6 +99,17 @@ def test_nothing_behind_the_result_is_written() -> None:
             out,
         )
         assert (room[count:] == 7).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (65, 136), (3, 1000)])
+def test_nothing_behind_a_changed_matrix_is_written(shape: tuple[int, int]) -> None:
+    count = shape[0] * shape[1]
+    room = torch.full((1 << 17,), 7.0, device="cuda", dtype=torch.bfloat16)
+    codes, absmax = random_bytes(-(-count // 2)).cuda(), torch.rand(-(-count // 64), device="cuda")
+    up, down = (torch.randn(20, side, device="cuda", dtype=torch.bfloat16) for side in shape)
+    out = room[:count].view(shape)
+    dequantize.four_bit_changed(codes, absmax, code_book("nf4", out.device), 64, up.t(), down, out)
+    assert (room[count:] == 7).all() and (out != 7).any()
 
 
 def test_a_graph_can_hold_it() -> None:

@@ -13,6 +13,9 @@ from lightweight_engine.backend import eight_bit
 from lightweight_engine.backend.ahead import Ahead
 from lightweight_engine.backend.eight_bit import multiply_as_stored
 from lightweight_engine.backend.linear import PackedLinear, store
+from lightweight_engine.backend.lora import Change
+from lightweight_engine.backend.lora_algorithms import LowRank
+from lightweight_engine.backend.lora_layers import attach
 from lightweight_engine.backend.quantize import quantize
 from lightweight_engine.flux.load import linear_weights
 from lightweight_engine.flux.params import FluxParams
@@ -101,6 +104,33 @@ def test_another_placement_is_recorded_anew() -> None:
     for _ in range(3):
         given = inputs(model, 2)
         assert torch.equal(steps(*given, rotary), model(*given, rotary))
+
+
+@torch.inference_mode()
+def test_changes_that_are_added_to_4_bits_are_replayed_with_them() -> None:
+    model = model_of("nf4")
+    rotary = model.rotary(12, 8, 20)
+    names = [name for name in sorted(linear_weights(model)) if unit_of("transformer", name).kind == "block"]
+    standing: list[Any] = [None]
+    steps = Recorded(model, lambda: standing[0], trial=1)
+    seen = []
+    for strength in (0.0, 0.5, 1.0):
+        changes = {}
+        for name in names if strength else ():
+            linear = model.get_submodule(name.removesuffix(".weight"))
+            down, up = torch.randn(16, linear.in_features), torch.randn(linear.out_features, 16) / 100  # type: ignore[arg-type]
+            changes[name] = [(Change(LowRank(down, up)), strength)]
+        steps.close()
+        attached = attach(model, changes, device=GPU, dtype=torch.bfloat16)
+        standing[0] = strength
+        for seed in (1, 2, 3, 0):
+            given = inputs(model, seed)
+            assert torch.equal(steps(*given, rotary), model(*given, rotary))
+        assert len(steps._graphs) == 1
+        seen.append(steps(*given, rotary))  # type: ignore[reportPossiblyUnbound]
+        steps.close()
+        attached.close()
+    assert not torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2])
 
 
 @torch.inference_mode()

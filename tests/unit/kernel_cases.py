@@ -59,6 +59,25 @@ def nested(cases: Cases, kind: Any, shape: tuple[int, int], nested_block_size: i
     cases.add(label, spec.dequantize(parts, torch.float32), "dequantize", "four_bit_nested", *arguments)
 
 
+def changed(
+    cases: Cases, kind: Any, shape: tuple[int, int], rank: int, block_size: int, dtype: torch.dtype, nested: int = 0
+) -> None:
+    """Factors in eighths, so that sums over the rank are the same in any order."""
+    spec = FourBit(kind, shape, block_size, nested)
+    parts = {"codes": random_bytes(*spec.parts["codes"][0]), "absmax": randn(spec.blocks).abs()}
+    if nested:
+        parts["absmax"], parts["nested_absmax"] = random_bytes(spec.blocks), randn(-(-spec.blocks // nested)).abs()
+        parts["nested_map"], parts["nested_offset"] = randn(256, seed=2), torch.tensor(0.3)
+    short = torch.bfloat16 if dtype == torch.bfloat16 else torch.float16
+    up = ((random_bytes(rank, shape[0], seed=3) % 16).float() / 8 - 1).to(short).t()
+    down = ((random_bytes(rank, shape[1], seed=4) % 16).float() / 8 - 1).to(short)
+    outer = (parts["nested_absmax"], parts["nested_map"], parts["nested_offset"], nested) if nested else None
+    arguments = (parts["codes"], parts["absmax"], code_book(kind), block_size, up, down)
+    label = f"changed {kind} {shape} {rank} {block_size} {nested} {dtype}"
+    expected = spec.dequantize(parts, dtype, (up, down))
+    cases.add(label, expected, "dequantize", "four_bit_changed", *arguments, torch.empty(shape, dtype=dtype), outer)
+
+
 def float8(cases: Cases, kind: Any, shape: tuple[int, int], scales: int, dtype: torch.dtype) -> None:
     """All codes, infinities and NaN included."""
     codes = torch.arange(shape[0] * shape[1]).to(torch.uint8).view(shape).view(DTYPES[kind])
@@ -103,6 +122,12 @@ def make_cases(short: torch.dtype) -> Cases:
         nested(cases, kind, (64, 64), 32)
         nested(cases, kind, (5, 1000), 256)
         quantize(cases, kind, (12, 130), 32, torch.bfloat16)
+        changed(cases, kind, (64, 128), 16, 64, short)
+        changed(cases, kind, (70, 200), 17, 64, torch.float32)
+        changed(cases, kind, (66, 1000), 5, 64, torch.float32, nested=256)
+    changed(cases, "nf4", (3, 8), 1, 4096, torch.float32)
+    changed(cases, "nf4", (130, 136), 130, 128, torch.float32)
+    changed(cases, "nf4", (96, 192), 64, 32, short, nested=32)
     four_bit(cases, "nf4", (9, 512), 4096, torch.float32)
     for tile in ({"lookup": "cache", "words": 128, "steps": 4}, {"lookup": "shared", "words": 128, "steps": 2}):
         four_bit(cases, "nf4", (9, 512), 64, torch.float32, **tile)

@@ -85,6 +85,18 @@ def test_parts_that_do_not_fit_are_refused(codes: Tensor, absmax: Tensor, messag
 
 
 @needs_triton
+@pytest.mark.parametrize(
+    ("width", "up", "message"),
+    [(64, torch.zeros(2, 3), "6 values where"), (64, torch.zeros(1, 2), "lies on"), (12, torch.zeros(1, 2), "8 codes")],
+)
+def test_changes_that_do_not_fit_are_refused(width: int, up: Tensor, message: str) -> None:
+    codes, absmax, down = torch.zeros(width // 2, dtype=torch.uint8), torch.zeros(1), torch.zeros(2, width)
+    up = up.to("meta") if "lies" in message else up
+    with pytest.raises(ValueError, match=message):
+        dequantize.four_bit_changed(codes, absmax, code_book("nf4"), 64, up, down, torch.empty(1, width))
+
+
+@needs_triton
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_there_are_no_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []

@@ -161,7 +161,7 @@ def test_weights_at_hand_go_where_a_job_needs_their_room(folder: Path) -> None:
     assert engine.plan(request).placed("transformer").at_hand == 0
     assert any("residency: stored, as fast does not fit" in told for told in engine.run(request).warnings)
     assert picture(engine) == bare
-    assert not engine.networks._loaded["transformer"].adapter._attached._modules
+    assert not engine.networks._loaded["transformer"].adapter._attached._places
     engine.networks.manager = manager
     assert engine.plan(request).placed("transformer").at_hand > 0
     assert not any("residency" in told for told in engine.run(request).warnings)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
 from lora_models import numbers
 from torch import Tensor, nn
 
-from lightweight_engine.backend.linear import PackedLinear, cast_at_use
+from lightweight_engine.backend.linear import PackedLinear, cast_at_use, is_product, passing_numbers
 from lightweight_engine.backend.linear import numbers as numbers_of
 from lightweight_engine.backend.lora import Change, Delta, merged
 from lightweight_engine.backend.lora_algorithms import (
@@ -23,6 +26,8 @@ from lightweight_engine.backend.lora_algorithms import (
     Swapped,
 )
 from lightweight_engine.backend.lora_layers import attach, cost
+from lightweight_engine.backend.nf4 import FourBit
+from lightweight_engine.backend.packed import Spec
 from lightweight_engine.backend.quantize import quantize
 
 CPU = torch.device("cpu")
@@ -195,3 +200,86 @@ def test_half_precision_on_the_way() -> None:
     changed = net.linear(X.bfloat16())
     assert changed.dtype == torch.bfloat16
     torch.testing.assert_close(changed.float() - base, wanted, rtol=0, atol=0.03 * float(base.abs().max()))
+
+
+# --- added to a weight as it becomes numbers ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """4-bit weights take what is added, as they do on a GPU; plain torch adds it here."""
+    monkeypatch.setattr(FourBit, "takes_added", lambda self, device: True)
+    monkeypatch.setattr(FourBit, "_changed", Spec._changed)
+
+
+@pytest.mark.usefixtures("taken")
+@pytest.mark.parametrize("names", [("lora",), ("lora", "lora"), ("glora",)])
+@pytest.mark.parametrize("storage", ["nf4", "fp4"])
+def test_low_ranks_are_added_to_numbers(storage: str, names: tuple[str, ...]) -> None:
+    net = Net(storage)
+    x = X.bfloat16()
+    before, stored = net.linear(x), weight(net)
+    changes = [(Change(DELTAS[name]), strength) for name, strength in zip(names, (0.7, -0.4), strict=False)]
+    expected = merged(stored, changes)
+    attached = attach(net, {"linear.weight": changes}, device=CPU, dtype=torch.bfloat16)
+    linear: Any = net.linear
+    assert "forward" not in vars(linear) and is_product(linear)
+    torch.testing.assert_close(passing_numbers(linear, x).float(), expected, rtol=0.01, atol=0.01)
+    assert torch.equal(weight(net), stored)
+    assert torch.equal(net.linear(x), F.linear(x, passing_numbers(linear, x), linear.bias.bfloat16()))
+    assert not torch.equal(net.linear(x), before)
+    attached.close()
+    assert torch.equal(net.linear(x), before)
+    assert linear.added is None and "added" not in vars(linear)
+
+
+@pytest.mark.usefixtures("taken")
+@pytest.mark.parametrize(
+    ("storage", "names", "leaf", "dtype"),
+    [
+        ("nf4", ("lora",), "weight", torch.float32),
+        ("fp8_e4m3", ("lora",), "weight", torch.bfloat16),
+        ("bf16", ("lora",), "weight", torch.bfloat16),
+        ("nf4", ("dora by rows",), "weight", torch.bfloat16),
+        ("nf4", ("lora", "lokr"), "weight", torch.bfloat16),
+        ("nf4", ("lora", "difference"), "weight", torch.bfloat16),
+        ("nf4", ("lora",), "bias", torch.bfloat16),
+    ],
+)
+def test_others_have_a_forward(storage: str, names: tuple[str, ...], leaf: str, dtype: torch.dtype) -> None:
+    net = Net(storage)
+    changes = {"linear.weight": [(Change(DELTAS[name]), 1.0) for name in names]}
+    if leaf == "bias":
+        changes["linear.bias"] = [(Change(Full(numbers(OUT))), 1.0)]
+    attach(net, changes, device=CPU, dtype=dtype)
+    assert "forward" in vars(net.linear) and "added" not in vars(net.linear)
+
+
+@pytest.mark.usefixtures("taken")
+def test_at_hand_takes_the_place_of_what_was_added() -> None:
+    net = Net("nf4")
+    changes = {"linear.weight": [(Change(LOW), 1.0)]}
+    attach(net, changes, device=CPU, dtype=torch.bfloat16).close()
+    attach(net, changes, device=CPU, dtype=torch.bfloat16, at_hand=["linear.weight"])
+    assert "forward" in vars(net.linear) and "added" not in vars(net.linear)
+
+
+@pytest.mark.usefixtures("taken")
+def test_what_was_unpacked_ahead_is_dropped_with_its_loras() -> None:
+    net = Net("nf4")
+    linear: Any = net.linear
+    linear.ahead = mock.Mock(dtype=torch.bfloat16)
+    attached = attach(net, {"linear.weight": [(Change(LOW), 1.0)]}, device=CPU, dtype=torch.bfloat16)
+    assert linear.ahead.settle.call_count == 1
+    attached.close()
+    assert linear.ahead.settle.call_count == 2
+
+
+@pytest.mark.usefixtures("taken")
+def test_what_is_added_holds_what_was_reckoned() -> None:
+    net = Net("nf4")
+    changes = {"linear.weight": [(Change(LOW), 1.0), (Change(LOW), 0.5)]}
+    attach(net, changes, device=CPU, dtype=torch.bfloat16)
+    linear: Any = net.linear
+    held, reckoned = sum(each.nbytes for each in linear.added), cost(changes, {"linear.weight": (OUT, IN)}, itemsize=2)
+    assert held <= reckoned.held <= 1.5 * held

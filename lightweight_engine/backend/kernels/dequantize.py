@@ -35,6 +35,23 @@ class Tile:
 
 TILE = Tile()
 
+
+@dataclass(frozen=True)
+class ChangedTile:
+    """How the program that adds a change of low rank parts its work; measured by ``benchmarks/dequantize.py``.
+
+    Attributes:
+        rows, columns: of a program. Each reads its parts of both factors, which the second-level cache holds.
+        warps: of 32 threads that share a program.
+    """
+
+    rows: int = 64
+    columns: int = 128
+    warps: int = 4
+
+
+CHANGED_TILE = ChangedTile()
+
 # Type -> (runs of a block that share a scale, elements of a run). The program has the type's name in lower case.
 _RUNS = {
     **dict.fromkeys(("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL"), (2, 16)),
@@ -44,6 +61,8 @@ _RUNS = {
 SUPPORTED = frozenset(_RUNS)
 
 _IQ4_TABLE = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+
+_RANKS = (16, 64)  # the fewest that tensor cores sum at once, and the most that are kept at hand
 
 _GGUF_ELEMENTS = 4096  # of a program: 32 for each of 128 threads, four vectors of bf16
 _FLOAT8_TILE = (4, 1024)
@@ -119,6 +138,53 @@ def _four_bit(
         STEPS=tile.steps,
         LOOKUP=tile.lookup,
         num_warps=tile.warps,
+        **ROUNDED_EACH,
+    )
+    return out
+
+
+def four_bit_changed(
+    codes: Tensor,
+    absmax: Tensor,
+    table: Tensor,
+    block_size: int,
+    up: Tensor,
+    down: Tensor,
+    out: Tensor,
+    nested: tuple[Tensor, Tensor, Tensor, int] | None = None,
+    tile: ChangedTile = CHANGED_TILE,
+) -> Tensor:
+    """As ``four_bit``, with ``up @ down`` added before it is rounded; the sum over the rank is in float32.
+
+    Args:
+        absmax: uint8 with ``nested``.
+        up: ``[out, rank]``, its transpose contiguous (else it is copied), in 16 bits, as ``down``.
+        down: ``[rank, in]``.
+        out: ``[out, in]``; its width is a multiple of 8.
+        nested: scales, table, offset and block size of ``four_bit_nested``.
+    """
+    from .four_bit import dequantize_changed
+
+    (rows, columns), (rank, _) = out.shape, down.shape
+    high = up.t().contiguous()
+    _check(out, codes, -(-out.numel() // 2))
+    _check(out, absmax, -(-out.numel() // block_size))
+    _check(out, high, rows * rank)
+    _check(out, down, rank * columns)
+    if columns % 8:
+        raise ValueError(f"rows of {columns} numbers are no whole words of 8 codes")
+    outer, book, offset, nested_block_size = nested or (absmax, absmax, absmax, 0)
+    launch(
+        dequantize_changed,
+        (-(-columns // tile.columns), -(-rows // tile.rows)),
+        *(_words(codes), absmax, table, outer, book, offset, high, down, out, rows, columns, rank),
+        BLOCK_SIZE=block_size,
+        NESTED_BLOCK=nested_block_size,
+        ROWS=tile.rows,
+        COLUMNS=tile.columns,
+        RANK=min(max(1 << (rank - 1).bit_length(), _RANKS[0]), _RANKS[1]),
+        num_warps=tile.warps,
+        num_stages=2,
         **ROUNDED_EACH,
     )
     return out

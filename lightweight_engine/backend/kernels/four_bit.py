@@ -66,6 +66,63 @@ def dequantize(
         tl.store(out + first * 8 + place, value.to(out.dtype.element_ty), mask=place < left)
 
 
+@triton.jit(do_not_specialize=["rank"])
+def dequantize_changed(
+    words,
+    absmax,
+    table,
+    nested_absmax,
+    nested_map,
+    nested_offset,
+    up,
+    down,
+    out,
+    rows,
+    columns,
+    rank,
+    BLOCK_SIZE: tl.constexpr,
+    NESTED_BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    RANK: tl.constexpr,
+):
+    """A tile of a matrix ``[rows, columns]``, to which a change of low rank is added before it is rounded.
+
+    ``up`` is ``[rank, rows]``, as ``down`` is ``[rank, columns]``: both are read along their rows, whatever the rank,
+    of which ``RANK`` are summed at once. ``columns`` is a multiple of 8, so that no word goes on in the next row.
+    """
+    top, left = tl.program_id(1) * ROWS, tl.program_id(0) * COLUMNS
+    row, column = top + tl.arange(0, ROWS), left + tl.arange(0, COLUMNS)
+    tall, wide = row < rows, column < columns
+
+    # What comes from far is asked for first, and arrives while the change is summed.
+    entries = tl.load(table + tl.arange(0, 16))
+    start = top.to(tl.int64) * columns
+    eighth = left + tl.arange(0, COLUMNS // 8) * 8
+    inside = tall[:, None] & (eighth < columns)[None, :]
+    place = tl.arange(0, ROWS)[:, None] * columns + eighth[None, :]
+    word = tl.load(words + start // 8 + place // 8, mask=inside, other=0)
+    block = start // BLOCK_SIZE + ((start % BLOCK_SIZE).to(tl.int32) + place) // BLOCK_SIZE
+    if NESTED_BLOCK:
+        scale = _nested(absmax, nested_absmax, nested_map, nested_offset, block, inside, NESTED_BLOCK)
+    else:
+        scale = tl.load(absmax + block, mask=inside, other=0.0)
+
+    change = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for first in range(0, rank, RANK):
+        of = first + tl.arange(0, RANK)
+        within = (of < rank)[:, None]
+        high = tl.load(up + of[:, None] * rows + row[None, :], mask=within & tall[None, :], other=0.0)
+        low = tl.load(down + of[:, None] * columns + column[None, :], mask=within & wide[None, :], other=0.0)
+        change = tl.dot(tl.trans(high), low, change)
+
+    code = (word[:, :, None] >> ((tl.arange(0, 8) ^ 1) * 4)[None, None, :]) & 15
+    value = tl.gather(entries, tl.reshape(code, [ROWS * COLUMNS]), 0)
+    value = tl.reshape(tl.reshape(value, [ROWS, COLUMNS // 8, 8]) * scale[:, :, None], [ROWS, COLUMNS])
+    places = out + start + (tl.arange(0, ROWS)[:, None] * columns + column[None, :])
+    tl.store(places, (value + change).to(out.dtype.element_ty), mask=tall[:, None] & wide[None, :])
+
+
 @triton.jit
 def quantize(
     matrix,
