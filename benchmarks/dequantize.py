@@ -3,8 +3,8 @@
 For every matrix of a Flux block: GB/s read and written, and for all of them together the time and the share of what a
 device-to-device copy moves in the same run. The programs in Triton are set against plain torch and, where it can be
 imported, bitsandbytes. Buffers rotate, so that nothing is found in the second-level cache; short programs run as a
-graph, so that the host's launches are not what is measured. ``--variants`` also measures other ways to part the 4-bit
-work.
+graph, so that the host's launches are not what is measured. "With LoRA" adds a change of low rank on the way, whose
+factors are not counted among the bytes. ``--variants`` also measures other ways to part the 4-bit work.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from lightweight_engine.backend.block_types import BLOCK_TYPES
 from lightweight_engine.backend.fp8 import Float8
 from lightweight_engine.backend.gguf import Blocks
 from lightweight_engine.backend.kernels import dequantize, quantize
-from lightweight_engine.backend.kernels.dequantize import TILE, Tile
+from lightweight_engine.backend.kernels.dequantize import CHANGED_TILE, TILE, ChangedTile, Tile
 from lightweight_engine.backend.nf4 import FourBit, code_book, quantize_4bit
-from lightweight_engine.backend.packed import Packed, Spec
+from lightweight_engine.backend.packed import Added, Packed, Spec
 
 # (out, in) of the matrices of a Flux transformer; the model has 38 of each, beside the modulation.
 SHAPES = [(3072, 3072), (9216, 3072), (12288, 3072), (3072, 12288), (21504, 3072), (3072, 15360)]
@@ -48,6 +48,15 @@ VARIANTS = [
     Tile("cache", 128, 4, 4),
     Tile("cache", 512, 1, 4),
 ]
+CHANGED_VARIANTS = [
+    ChangedTile(64, 128, 8),
+    ChangedTile(128, 64, 4),
+    ChangedTile(128, 64, 8),
+    ChangedTile(64, 64, 4),
+    ChangedTile(128, 128, 8),
+    ChangedTile(64, 256, 8),
+]
+RANKS = (16, 64, 128)
 
 Call = Callable[[], object]
 
@@ -145,6 +154,26 @@ def with_triton(make: Callable[[tuple[int, int]], Spec], tile: Tile, shape: tupl
     return partial(by_triton, matrix, out, tile), matrix.nbytes + out.nbytes
 
 
+def factors(shape: tuple[int, int], rank: int) -> Added:
+    up, down = torch.randn(rank, shape[0], device="cuda") / rank, torch.randn(rank, shape[1], device="cuda")
+    return up.bfloat16().t(), down.bfloat16()
+
+
+def changed(matrix: Packed, added: Added, out: Tensor, tile: ChangedTile) -> Tensor:
+    assert isinstance(matrix.spec, FourBit)
+    codes, absmax, *rest = matrix.parts.values()
+    table = dequantize.constant(tuple(code_book(matrix.spec.kind).tolist()), out.device)
+    nested = (*rest, matrix.spec.nested_block_size) if rest else None
+    return dequantize.four_bit_changed(codes, absmax, table, matrix.spec.block_size, *added, out, nested, tile)  # type: ignore[arg-type]
+
+
+def with_lora(
+    make: Callable[[tuple[int, int]], Spec], rank: int, tile: ChangedTile, shape: tuple[int, int]
+) -> tuple[Call, int]:
+    matrix, out = packed(make(shape)), bf16(shape)
+    return partial(changed, matrix, factors(shape, rank), out, tile), matrix.nbytes + out.nbytes
+
+
 def with_torch(make: Callable[[tuple[int, int]], Spec], shape: tuple[int, int]) -> tuple[Call, int]:
     matrix = packed(make(shape))
     return partial(matrix.dequantize, torch.bfloat16), matrix.nbytes + 2 * shape[0] * shape[1]
@@ -182,6 +211,11 @@ def contenders(variants: bool) -> Iterator[Contender]:
     for name, make in specs().items():
         yield Contender(name, "triton", partial(with_triton, make, TILE))
         yield Contender(name, "torch", partial(with_torch, make), as_graph=False)
+    for name in ("nf4", "nf4 nested"):
+        for rank in RANKS:
+            yield Contender(
+                f"{name} with LoRA", f"triton, rank {rank}", partial(with_lora, specs()[name], rank, CHANGED_TILE)
+            )
     yield Contender("nf4 quantize", "triton", partial(quantized_by, quantize_by_triton), as_graph=False)
     yield Contender("nf4 quantize", "torch", partial(quantized_by, partial(quantize_4bit, kind="nf4")), as_graph=False)
     if has_bitsandbytes():
@@ -189,6 +223,9 @@ def contenders(variants: bool) -> Iterator[Contender]:
     for tile in VARIANTS if variants else ():
         name = f"triton {tile.lookup} {tile.words}x{tile.steps} {tile.warps} warps"
         yield Contender("nf4", name, partial(with_triton, specs()["nf4"], tile))
+    for tile in CHANGED_VARIANTS if variants else ():
+        name = f"triton, rank 64, {tile.rows}x{tile.columns} {tile.warps} warps"
+        yield Contender("nf4 with LoRA", name, partial(with_lora, specs()["nf4"], 64, tile))
 
 
 def has_bitsandbytes() -> bool:
@@ -212,6 +249,18 @@ def check() -> None:
         for tile in VARIANTS if isinstance(matrix.spec, FourBit) else [TILE]:
             if not torch.equal(by_triton(matrix, bf16(shape), tile).nan_to_num(), expected):
                 raise SystemExit(f"error: {name}: the program and its twin disagree ({tile})")
+        if isinstance(matrix.spec, FourBit):
+            check_changed(name, matrix)
+
+
+def check_changed(name: str, matrix: Packed) -> None:
+    """Sums over the rank are in another order: what is rounded to bf16 may be the next number, and no more."""
+    added = factors(matrix.shape, 64)
+    expected = matrix.dequantize(torch.bfloat16, added).float()
+    for tile in (CHANGED_TILE, *CHANGED_VARIANTS):
+        made = changed(matrix, added, bf16(matrix.shape), tile).float()
+        if not torch.allclose(made, expected, rtol=2**-7, atol=1e-5):
+            raise SystemExit(f"error: {name} with LoRA: the program and its twin disagree ({tile})")
 
 
 def row_of(contender: Contender, fastest: float) -> dict[str, object]:

@@ -251,6 +251,10 @@ def ours(task: Task, model: Flux, lora: int) -> dict[str, Way]:
         "ours, nf4": Way(task.ours(ahead(packed(model, params, nf4)))),
         "ours, nf4, residency fast": Way(task.ours(at_hand(packed(model, params, nf4), device))),
     }
+    if lora:
+        changed = ahead(packed(model, params, nf4))
+        attach(changed, random_changes(model, lora), device=device, dtype=BF16)
+        ways[f"ours, nf4, LoRA of rank {lora}"] = Way(task.ours(changed))
     if not eight_bit.available(device):
         return ways
     fp8 = partial(packed, model, params, in_format(model, ROWS))
