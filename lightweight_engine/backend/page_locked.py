@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from .read_ahead import Span, is_cached, memory_devices
+from .read_ahead import Span, is_cached, lies_in_memory
 
 PIECE = 128 << 20
 """Bytes that are locked at a time: the process's own memory cannot grow meanwhile."""
@@ -122,15 +122,14 @@ class PageLocked:
     def _opened(self, spans: Sequence[Span]) -> list[tuple[LockedFile, int]]:
         """The pieces in order, each file mapped: from now on whoever asks for one of them waits."""
         found: list[tuple[LockedFile, int]] = []
-        in_memory = memory_devices()
         with self._changed:
             for span in spans:
                 if self._closed or not os.path.isfile(span.path):
                     continue
                 with span.path.open("rb") as opened:
-                    file = self._mapped(opened.fileno())
+                    file, in_memory = self._mapped(opened.fileno()), lies_in_memory(span.path)
                     for start in range(span.start // PIECE * PIECE, span.end, PIECE):
-                        whole = file.identity[0] in in_memory or _is_cached(opened.fileno(), start, span.end)
+                        whole = in_memory or _is_cached(opened.fileno(), start, span.end)
                         if whole and start not in file.pieces:
                             file.pieces[start] = False
                             found.append((file, start))

@@ -5,8 +5,10 @@ Nothing is kept of them here, and the system may drop them again: this can cost 
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,8 +16,8 @@ from pathlib import Path
 
 READERS = 4
 PIECE = 4 << 20
-IN_MEMORY = frozenset({"tmpfs", "ramfs", "hugetlbfs"})
-"""File systems whose files lie in memory."""
+IN_MEMORY = frozenset({0x01021994, 0x858458F6, 0x958458F6})
+"""What Linux calls file systems whose files lie in memory: tmpfs, ramfs, hugetlbfs."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,7 @@ def read_ahead(spans: Iterable[Span], limit: int) -> list[threading.Thread]:
     Returns:
         The threads, which nobody has to wait for.
     """
-    devices = memory_devices()
-    pieces, lock = _pieces([span for span in spans if _device_of(span.path) not in devices], limit), threading.Lock()
+    pieces, lock = _pieces([span for span in spans if not lies_in_memory(span.path)], limit), threading.Lock()
 
     def read() -> None:
         buffer = bytearray(PIECE)
@@ -105,18 +106,10 @@ def is_cached(file: int, start: int) -> bool:
         raise
 
 
-def memory_devices() -> frozenset[int]:
-    """The devices (``st_dev``) of file systems in memory, which cannot tell that they are all there."""
-    try:
-        rows = [line.split() for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()]
-        found = [row[2].split(":") for row in rows if row[row.index("-") + 1] in IN_MEMORY]
-        return frozenset(os.makedev(int(major), int(minor)) for major, minor in found)
-    except (OSError, ValueError, IndexError):
-        return frozenset()
-
-
-def _device_of(path: Path) -> int | None:
-    try:
-        return os.stat(path).st_dev
-    except OSError:
-        return None
+def lies_in_memory(path: Path) -> bool:
+    """Whether a file's storage is memory: such a file system cannot tell that all is there."""
+    if sys.platform != "linux":
+        return False
+    told = (ctypes.c_long * 64)()  # a ``struct statfs``, which begins with the type
+    found = ctypes.CDLL(None).statfs(os.fsencode(path), told)
+    return found == 0 and told[0] & 0xFFFFFFFF in IN_MEMORY

@@ -42,8 +42,7 @@ def read_of(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "preadv", preadv)
-        devices = frozenset(span.path.stat().st_dev for span in found if in_memory)
-        patch.setattr(read_ahead, "memory_devices", lambda: devices)
+        patch.setattr(read_ahead, "lies_in_memory", lambda path: in_memory)
         for thread in read_ahead.read_ahead(found, limit):
             thread.join(10)
     return sorted(asked)
@@ -77,7 +76,9 @@ def test_what_lies_in_memory_is_not_read(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="this system has no storage in memory")
 def test_storage_in_memory_is_known(tmp_path: Path) -> None:
-    assert Path("/dev/shm").stat().st_dev in read_ahead.memory_devices()
+    assert read_ahead.lies_in_memory(Path("/dev/shm"))
+    assert not read_ahead.lies_in_memory(Path("/proc/self/status"))
+    assert not read_ahead.lies_in_memory(tmp_path / "gone")
 
 
 def test_what_is_not_there_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,8 +66,8 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def all_in_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(page_locked, "memory_devices", lambda: frozenset({tmp_path.stat().st_dev}))
+def all_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_locked, "lies_in_memory", lambda path: True)
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_no_more_is_locked_than_the_limit(checkpoint: Checkpoint, locked: PageLo
 def test_what_is_on_a_disk_is_left_there(
     checkpoint: Checkpoint, locked: PageLocked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page_locked, "memory_devices", frozenset)
+    monkeypatch.setattr(page_locked, "lies_in_memory", lambda path: False)
     monkeypatch.setattr(page_locked, "is_cached", lambda file, start: start >= PIECE)
     driver = StandIn()
     locked.lock(driver, [whole(checkpoint)], EVERYTHING)
