@@ -42,7 +42,9 @@ mark("settings")
 if torch.cuda.is_available(): torch.cuda.synchronize()
 mark("ready")
 held = {role: loaded.placed.nbytes for role, loaded in engine.networks._loaded.items()}
+from lightweight_engine.backend.page_locked import page_locked
 print(json.dumps({"marks": marks, "device": str(engine.networks.device), "held": held,
+                  "page_locked": page_locked().nbytes,
                   "stored": engine.models.parts["transformer"].storage}))
 """
 )
@@ -134,7 +136,7 @@ def main() -> None:
         found = spread(values)
         rows.append({"program": name, **found, "over_torch_with_context": found["median"] / torch, "at_seconds": steps})
     ours = told["ready"][-1]
-    facts = {key: ours[key] for key in ("device", "stored", "held")}
+    facts = {key: ours[key] for key in ("device", "stored", "held", "page_locked")}
     publish("ready-quick" if args.quick else "ready", rows, runs=runs, file_gb=nbytes / 1e9, **facts)
 
 

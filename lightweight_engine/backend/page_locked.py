@@ -97,9 +97,14 @@ class LockedFile:
 
 
 class PageLocked:
-    """What this process has page-locked, told by any thread: a file is known by what it is, not by its name."""
+    """What this process has page-locked, told by any thread: a file is known by what it is, not by its name.
+
+    Attributes:
+        nbytes: that were locked, whether they still are or not.
+    """
 
     def __init__(self) -> None:
+        self.nbytes = 0
         self._files: dict[tuple[int, ...], LockedFile] = {}
         self._changed = threading.Condition()
         self._locking = threading.Lock()  # held for as long as anything may still be locked
@@ -150,6 +155,7 @@ class PageLocked:
                 return
             with self._changed:
                 file.pieces[start] = True
+                self.nbytes += nbytes
                 self._changed.notify_all()
 
     def file(self, path: Path) -> LockedFile | None:

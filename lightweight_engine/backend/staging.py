@@ -61,11 +61,8 @@ class Staging:
         Args:
             into: where to, of the same shape and dtype.
         """
-        there = tensor.device.type != "cpu" or tensor.is_pinned()
-        if not self._pinned or there or not tensor.is_contiguous():
-            return tensor.to(self._device) if into is None else into.copy_(tensor)
-        source = self._fetched(tensor) if self._files else None
-        if source is None and tensor.nbytes < SMALL:
+        source = self._fetched(tensor) if self._files and tensor.device.type == "cpu" else None
+        if source is None and not self._buffered(tensor):
             return tensor.to(self._device) if into is None else into.copy_(tensor)
         made = torch.empty(tensor.shape, dtype=tensor.dtype, device=self._device) if into is None else into
         target = made.view(-1).view(torch.uint8)
@@ -76,11 +73,16 @@ class Staging:
                 target[start : start + len(piece)].copy_(piece, non_blocking=True)
         return made
 
+    def _buffered(self, tensor: Tensor) -> bool:
+        """Whether a tensor goes by way of the buffer."""
+        there = tensor.device.type != "cpu" or tensor.nbytes < SMALL or tensor.is_pinned()
+        return self._pinned and not there and tensor.is_contiguous()
+
     def _fetched(self, tensor: Tensor) -> list[tuple[int, Tensor]] | None:
         """The bytes of a tensor in page-locked memory, piece by piece, with their places in it."""
         assert self._checkpoint is not None and self._locked is not None
         place = self._checkpoint.place_of(tensor)
-        if place is None or place[0] not in self._files:
+        if place is None or place[0] not in self._files or not tensor.is_contiguous():
             return None
         (path, begin), end = place, place[1] + tensor.nbytes
         file, whole = self._files[path]

@@ -121,6 +121,18 @@ def test_the_bytes_are_those_of_the_file(checkpoint: Checkpoint, locked: PageLoc
     assert found is not None and torch.equal(found, rows)
 
 
+def test_what_is_fetched_has_its_shape_and_goes_to_its_place(checkpoint: Checkpoint, locked: PageLocked) -> None:
+    """With the CPU in place of a device."""
+    locked.lock(StandIn(), [whole(checkpoint)], EVERYTHING)
+    staging = Staging(torch.device("cuda"), pinned=True, checkpoint=checkpoint, locked=locked)
+    staging._device = torch.device("cpu")
+    for name in "abc":
+        tensor = checkpoint.tensor(name)
+        made, into = staging.bring(tensor), torch.zeros_like(tensor)
+        assert made.dtype == tensor.dtype and torch.equal(made, tensor) and not checkpoint.holds(made)
+        assert staging.bring(tensor, into) is into and torch.equal(into, tensor)
+
+
 def test_no_copy_goes_over_a_seam(checkpoint: Checkpoint, locked: PageLocked) -> None:
     """Pieces are locked one by one, and a device refuses a copy that leaves the one in which it begins."""
     locked.lock(StandIn(), [whole(checkpoint)], EVERYTHING)
@@ -143,7 +155,7 @@ def test_what_the_driver_refuses_goes_another_way(checkpoint: Checkpoint, locked
 def test_no_more_is_locked_than_the_limit(checkpoint: Checkpoint, locked: PageLocked) -> None:
     driver = StandIn()
     locked.lock(driver, [whole(checkpoint)], 2 * PIECE)
-    assert sum(driver.locked.values()) == 2 * PIECE
+    assert sum(driver.locked.values()) == locked.nbytes == 2 * PIECE
 
 
 def test_what_is_on_a_disk_is_left_there(
