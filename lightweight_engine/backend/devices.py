@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import ConfigError
 from .host_memory import host_available, host_total
@@ -162,6 +163,14 @@ class PeakMemory:
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         except ImportError:
             return 0
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device. Whoever sends it waits for nothing that a GPU computes.
+
+    Copies from pages that may be swapped begin when all that was started before is done, and the host waits for them.
+    """
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def release_cached(device: torch.device) -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..backend.devices import sent
 from ..extensions.inpainting import ORIGINAL, latent_mask
 from ..flux.autoencoder import Autoencoder
 from ..flux.noise import TorchStream, side_seed
@@ -70,9 +71,10 @@ def encode_pixels(job: Job, pixels: Tensor, seeds: Sequence[int]) -> Tensor:
         if job.attempt.plan.stage("decode").tiled:
             latents.append(encode_tiled(autoencoder, picture.to(weight), draw).float())
         else:
+            moments = autoencoder.moments(picture.to(weight))
             cells = [side // job.networks.autoencoder_factor for side in picture.shape[2:]]
-            noise = draw((1, autoencoder.params.z_channels, *cells))
-            latents.append(autoencoder.encode(picture.to(weight), noise.to(weight)).float())
+            noise = draw((1, autoencoder.params.z_channels, *cells))  # by the host, while a GPU encodes
+            latents.append(autoencoder.sample(moments, sent(noise.to(weight.dtype), weight.device)).float())
     return torch.cat(latents)
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..backend.devices import sent
 from ..errors import RequestError
 from ..upscalers.resampling import in_mode, resample
 from .boxes import Found, Letterbox, masks_of, select
@@ -90,7 +91,7 @@ class YOLODetector:
     def detect(self, image: Image.Image, confidence: float, classes: Sequence[str] = ()) -> list[Detection]:
         wanted = self._numbers(classes) if classes else None
         letterbox = Letterbox.of(*image.size, self.image_size)
-        pixels = letterbox.apply(torch.from_numpy(np.array(in_mode(image, "RGB"))).to(self.device))
+        pixels = letterbox.apply(sent(torch.from_numpy(np.array(in_mode(image, "RGB"))), self.device))
         decoded, prototypes = self.network(pixels.permute(2, 0, 1)[None].float() / 255)
         # The host picks: hundreds of short steps, each depending on the last.
         found = select(decoded.cpu(), len(self.classes), confidence, wanted)

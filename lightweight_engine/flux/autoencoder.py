@@ -193,9 +193,13 @@ class Autoencoder(nn.Module):
         z = mean + torch.exp(0.5 * logvar.clamp(-30.0, 20.0)) * noise
         return (z - self.params.shift) * self.params.scale
 
+    def moments(self, pixels: Tensor) -> Tensor:
+        """Of the posterior of pixels ``[B, 3, H, W]`` in 0..1."""
+        return self.encoder(2.0 * pixels - 1.0)
+
     def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:
         """Pixels ``[B, 3, H, W]`` in 0..1 and unit noise to latents ``[B, 16, H//8, W//8]``."""
-        return self.sample(self.encoder(2.0 * pixels - 1.0), noise)
+        return self.sample(self.moments(pixels), noise)
 
     def to_decoder(self, latent: Tensor) -> Tensor:
         """A model latent to the decoder's own range."""

@@ -82,7 +82,7 @@ def encode_tiled(
     shapes = ((rows, columns), (rows // 2, columns * 2), (rows * 2, columns // 2))
 
     def encode(part: Tensor) -> Tensor:
-        moments = model.encoder(2.0 * part - 1.0)
+        moments = model.moments(part)
         return model.sample(moments, draw((len(part), moments.shape[1] // 2, *moments.shape[2:])).to(moments))
 
     return _mean_of_three(encode, pixels, shapes, overlap, 1 / model.params.factor)

@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..backend.devices import sent
+
 Size = tuple[int, int]
 Filter = Image.Resampling
 LANCZOS, BICUBIC = Filter.LANCZOS, Filter.BICUBIC
@@ -81,7 +83,7 @@ def _by_products(levels: Tensor, size: Size, filter: Filter) -> Tensor:
 
 def _matrix(old: int, new: int, filter: Filter, device: torch.device) -> Tensor:
     """The weights ``[new, old]`` from ``old`` samples to ``new``, spread out where they are used."""
-    first, taps = (torch.from_numpy(each).to(device) for each in _weights(old, new, filter))
+    first, taps = (sent(torch.from_numpy(each), device) for each in _weights(old, new, filter))
     places = first[:, None] + torch.arange(taps.shape[1], device=device)
     return taps.new_zeros(new, old + taps.shape[1]).scatter_(1, places, taps)[:, :old]
 
@@ -129,7 +131,7 @@ def in_mode(image: Image.Image, mode: str) -> Image.Image:
 def to_levels(image: Image.Image, device: torch.device = HOST) -> Tensor:
     """A picture as levels ``[3, H, W]`` (one channel for L) on a device."""
     array = np.array(image if image.mode == "L" else in_mode(image, "RGB"))
-    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).to(device).permute(2, 0, 1).contiguous()
+    return sent(torch.from_numpy(array.reshape(*array.shape[:2], -1)), device).permute(2, 0, 1).contiguous()
 
 
 def to_numbers(levels: Tensor) -> Tensor:
