@@ -98,6 +98,7 @@ class Networks:
         self._empty: dict[Role, nn.Module] = {}  # built for their sizes, and filled by the first load
         self._preview: Preview | None = None
         self._costs: dict[Hashable, Cost] = {}
+        self._rested_with: dict[Role, tuple[int, int]] = {}
         if device.type == "cpu":
             return_freed_memory()
 
@@ -239,10 +240,16 @@ class Networks:
         return PRESETS[self.manager.state].keep
 
     def rest(self) -> None:
-        """A job is over: keep networks for the next one, where the VRAM state says so, and nothing else on the host."""
+        """A job is over: keep networks for the next one, where the VRAM state says so, and nothing else on the host.
+
+        Beside a GPU, a job for which nothing was loaded or moved leaves next to nothing there, and is over sooner.
+        """
         if not self.keeps:
             self.release_all()
-        trim_heap()
+        there: dict[Role, tuple[int, int]] = {role: (id(each), each.version) for role, each in self._loaded.items()}
+        if self.device.type == "cpu" or not self.keeps or there != self._rested_with:
+            trim_heap()
+        self._rested_with = there
 
     def release_all(self, keep: Collection[Role] = ()) -> None:
         """Drop every network but those to keep."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from factories import save_drawable
 
 from lightweight_engine import Config, GenerationRequest, LightweightEngine
@@ -215,3 +216,27 @@ def test_memory_that_runs_out_while_loading_at_the_start(
     monkeypatch.setattr(networks, "load_part", load)
     with pytest.raises(MemoryBudgetError):
         engines()
+
+
+def test_beside_a_gpu_the_host_is_tidied_after_what_changed_networks(
+    engines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, times = engines(vram_state="HIGH_VRAM"), list[None]()
+    monkeypatch.setattr(networks, "trim_heap", lambda: times.append(None))
+
+    def rested() -> int:
+        """How often that was done after a job."""
+        times.clear()
+        engine.networks.rest()
+        return len(times)
+
+    assert [rested(), rested()] == [1, 1], "a CPU's job leaves what it computed with"
+    monkeypatch.setattr(engine.networks, "device", torch.device("cuda"))
+    engine.networks.load("autoencoder")
+    assert [rested(), rested()] == [0, 0], "all was there before"
+    engine.networks._loaded["autoencoder"].version += 1  # as by LoRAs, or at another place
+    assert [rested(), rested()] == [1, 0]
+    del engine.networks._loaded["autoencoder"]
+    assert [rested(), rested()] == [1, 0]
+    monkeypatch.setattr(type(engine.networks), "keeps", False)
+    assert [rested(), rested()] == [1, 1]
