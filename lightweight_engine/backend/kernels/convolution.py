@@ -72,14 +72,16 @@ class Lines:
     held: bool = True
 
 
+# Measured on an H200 (``benchmarks.upscaler --shapes``).
 NARROW = Shape()
-WIDE = Shape(group=1, warps=8)
-LINES = Lines()
+WIDE = Shape(group=1, rows=16, warps=8)
+LINES = Lines(stages=4, copied=16)
+WIDE_LINES = Lines(segments=1, made=64, weights_copied=16)
 
 
 def shape_of(made: int) -> Shape | Lines:
     """The shape for a convolution that makes so many channels."""
-    return LINES if made % LINES.made == 0 else NARROW
+    return next((lines for lines in (WIDE_LINES, LINES) if made % lines.made == 0), NARROW)
 
 
 def block_of(made: int, group: int) -> int:
