@@ -211,4 +211,5 @@ def _pinned(spec: LoraSpec, loras: Sequence[AppliedLora]) -> LoraSpec:
 
 def pixels_sha256(image: Any) -> str:
     """SHA-256 of a picture's RGB bytes."""
-    return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
+    picture = image if image.mode == "RGB" else image.convert("RGB")  # Pillow would copy it
+    return hashlib.sha256(picture.tobytes()).hexdigest()
