@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -168,3 +169,15 @@ def test_all_stream_where_that_is_asked_for() -> None:
 def test_one_unit_is_no_smaller_on_its_way_than_at_home() -> None:
     assert place([100], 0, 100) == Residency(0, 100)
     assert place([100], 0, 99) == Residency(0, 0, (0,), 100, 100)
+
+
+@pytest.mark.parametrize(("figures", "cached"), [({}, 0), ({"reserved_bytes": 7, "allocated_bytes": 4}, 3)])
+def test_what_torch_holds_and_does_not_use_is_free(
+    monkeypatch: pytest.MonkeyPatch, figures: dict[str, int], cached: int
+) -> None:
+    known = {kind: {"all": {"current": count}, "small_pool": {"current": 1}} for kind, count in figures.items()}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Mock(total_memory=100))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60, 100))
+    monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda device: known)
+    card = card_of(torch.device("cuda"))
+    assert (card.total, card.free) == (100, 60 + cached)
