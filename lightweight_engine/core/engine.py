@@ -7,6 +7,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakMethod
 
 import torch
 
@@ -67,7 +68,8 @@ class LightweightEngine:
         self._hashes = HashCache(self.config.cache_dir / "hashes.json")
         self._upscalers = UpscalerLibrary([self.config.models_dir, TINY], pinned=self.config.pinned_memory)
         self._detectors = DetectorLibrary([self.config.models_dir, TINY])
-        self._model = CurrentModel(self.config, self._hashes.sha256, self._usual_plan)
+        usual = WeakMethod(self._usual_plan)  # a circle would keep an engine that nobody has any more
+        self._model = CurrentModel(self.config, self._hashes.sha256, lambda *of: usual()(*of))  # type: ignore[misc]
         self._plan_notes: list[str] = []
 
     @property
