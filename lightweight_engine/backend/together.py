@@ -14,7 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import in_pieces
+from .linear import CastLinear
 from .streaming import aligned
+
+PLAIN = (nn.Linear, CastLinear)
 
 
 class ReadsTogether(nn.Module):
@@ -30,16 +34,19 @@ class ReadsTogether(nn.Module):
         """What each of them makes of ``x`` ``[..., in]``."""
         linears = [self.get_submodule(name) for name in self.together]
         joint = joint_weight(linears) if x.is_cuda and not torch.is_grad_enabled() else None
-        if joint is None:
+        if joint is None or not (joint.dtype == x.dtype or in_pieces.serves(x, joint)):
             return [linear(x) for linear in linears]
-        return F.linear(x, joint).split([linear.out_features for linear in linears], dim=-1)  # type: ignore[misc]
+        made = F.linear(x, joint) if joint.dtype == x.dtype else in_pieces.product(x, joint)
+        return made.split([linear.out_features for linear in linears], dim=-1)  # type: ignore[misc]
 
 
 def joint_weight(linears: Sequence[nn.Module]) -> Tensor | None:
     """One matrix ``[all outputs, in]`` that is the weights of all, where they lie in memory like that; else None."""
     weights: list[Tensor] = []
     for linear in linears:
-        if type(linear) is not nn.Linear or linear.bias is not None or "forward" in linear.__dict__:
+        if not isinstance(linear, nn.Linear) or type(linear) not in PLAIN:
+            return None
+        if linear.bias is not None or "forward" in linear.__dict__:
             return None
         weights.append(linear.weight)
     first, width = weights[0], weights[0].shape[1]

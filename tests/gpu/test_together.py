@@ -56,7 +56,6 @@ def text(t5: Any) -> Tensor:
 
 @pytest.mark.parametrize("state", ["HIGH_VRAM", "LOW_VRAM"])
 def test_one_product_wherever_they_are(small: ModelSet, tmp_path: Path, state: str) -> None:
-    """In float32 each is cast at its use, and products are so long that joining them gains nothing."""
     settings: dict[str, Any] = {"text_compute_dtype": "bf16", "vram_state": state}
     engine, networks = observed_engine(small, device="cuda", cache_dir=tmp_path, **settings)
     try:

@@ -50,7 +50,7 @@ ARROWS = {
     "backend.lora_modules": "lora lora_algorithms",
     "backend.lora_layers": "eight_bit fp8 linear lora lora_algorithms packed",
     "backend.streaming": "devices",
-    "backend.together": "streaming",
+    "backend.together": "in_pieces linear streaming",
     "backend.page_locked": "read_ahead",
     "backend.staging": "checkpoint page_locked",
     "backend.pages": "checkpoint devices streaming",
