@@ -75,8 +75,8 @@ class Lines:
 # Measured on an H200 (``benchmarks.upscaler --shapes``).
 NARROW = Shape()
 WIDE = Shape(group=1, rows=16, warps=8)
-LINES = Lines(stages=4, copied=16)
-WIDE_LINES = Lines(segments=1, made=64, weights_copied=16)
+LINES = Lines(stages=5, copied=16, weights_copied=16)
+WIDE_LINES = Lines(segments=1, made=64, stages=5, copied=16, weights_copied=16)
 
 
 def shape_of(made: int) -> Shape | Lines:
