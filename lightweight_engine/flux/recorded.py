@@ -36,6 +36,10 @@ LATE = 0.1
 """Share of an evaluation's time: where the GPU is done sooner after the host had started all of it, it waited for the
 host. How long the host took is no measure: a host that is far ahead has to wait, too, until the GPU takes more work."""
 
+SETTLED = 2
+"""Evaluations of a shape in a pass before it is recorded: the host is a step ahead, so that the first is done by then
+and says whether what was seen in passes before still holds."""
+
 WORTH = 8
 """Evaluations behind the trial, seen or to come, that recording pays from: it takes as long as starting one or two."""
 
@@ -113,6 +117,7 @@ class Recorded:
         left = None if self._expected is None else self._expected - self._calls[key]
         often = left is None or (left > 1 and trial.calls + left >= self._trial + WORTH)  # short passes may be many
         waits = trial.calls >= self._trial and trial.late >= self._trial - 1  # the first is no evidence
+        waits = waits and self._calls[key] >= min(SETTLED, self._trial - 1)
         return waits and often and len(self._graphs) < MOST
 
     def _record(self, key: Hashable, img: Tensor, txt: Tensor, modulations: Modulations, rotary: Tensor) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from lightweight_engine import Config, LightweightEngine
 from lightweight_engine.backend import pace
 from lightweight_engine.flux import recorded
-from lightweight_engine.flux.recorded import MOST, SEEN, TRIAL, WORTH, Recorded
+from lightweight_engine.flux.recorded import MOST, SEEN, SETTLED, TRIAL, WORTH, Recorded
 
 MIB = 1 << 20
 
@@ -180,7 +180,7 @@ def test_short_passes_pay_where_they_are_many(gpu: Played) -> None:
     for _ in range(4):
         each.begin(4, 4)
         seen.append(replays(each, 4))
-    assert seen == [[False] * 4, [False] * 4, [True] * 4, [True] * 4]
+    assert seen == [[False] * 4, [False] * 4, [False] * SETTLED + [True] * (4 - SETTLED), [True] * 4]
 
 
 def test_a_later_pass_of_the_same_size_replays_from_its_first_step(gpu: Played) -> None:
@@ -199,7 +199,19 @@ def test_a_pass_of_another_size_drops_what_was_recorded(gpu: Played) -> None:
     assert each.nbytes == 0 and gpu.emptied == 2
     assert replays(each, TRIAL + 1, 9) == [False] * TRIAL + [True]
     each.begin(4)
-    assert all(replays(each, 2))  # judged already
+    assert replays(each, SETTLED + 1) == [False] * SETTLED + [True]  # judged already, and seen to be so still
+
+
+def test_a_host_that_was_late_once_is_not_for_ever(gpu: Played) -> None:
+    """As in the first job of a process, while programs are compiled."""
+    each = steps()
+    each.begin(4, 20)
+    assert any(replays(each, 20))
+    each.begin(9, 20)
+    gpu.waits = False
+    assert not any(replays(each, 20, 9))
+    each.begin(4, 20)
+    assert not any(replays(each, 20))
 
 
 def test_what_changes_the_network_drops_what_was_recorded(gpu: Played) -> None:
@@ -234,7 +246,7 @@ def test_what_cannot_be_recorded_is_computed_and_tried_again_in_the_next_pass(
     assert len(told) == 1 and "out of memory" in told[0]
     gpu.fails = False
     each.begin(4)
-    assert all(replays(each, 2))
+    assert replays(each, SETTLED + 1) == [False] * SETTLED + [True]
 
 
 # --- between passes --------------------------------------------------------------------------------------------------
