@@ -141,7 +141,10 @@ def test_the_networks_are_the_same(
     finally:
         close(locked)
     assert found.keys() == expected.keys()
-    assert all(torch.equal(found[key].view(torch.uint8), expected[key].view(torch.uint8)) for key in expected)
+    assert all(
+        torch.equal(*(each[key].contiguous().view(-1).view(torch.uint8) for each in (found, expected)))
+        for key in expected
+    )
 
 
 @pytest.mark.parametrize("damage", ["absmax", "quant_map"])
