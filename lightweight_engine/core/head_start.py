@@ -104,9 +104,9 @@ class _Begun:
     """What a start leaves for the engine: the library whose headers it has read."""
 
     def __init__(self) -> None:
-        self._libraries: dict[Path, Future[ModelLibrary]] = {}
+        self._libraries: dict[Path, Future[ModelLibrary | None]] = {}
 
-    def begin(self, folder: Path) -> Future[ModelLibrary]:
+    def begin(self, folder: Path) -> Future[ModelLibrary | None]:
         return self._libraries.setdefault(folder, Future())
 
     def take(self, config: EngineConfig) -> ModelLibrary | None:
@@ -126,15 +126,17 @@ def library_of(config: EngineConfig) -> ModelLibrary:
     return _begun().take(config) or ModelLibrary.of(config)
 
 
-def _read(config: EngineConfig, left: Future[ModelLibrary]) -> list[Span]:
+def _read(config: EngineConfig, left: Future[ModelLibrary | None]) -> list[Span]:
     """Begin to read the model; what it is read from."""
-    library = ModelLibrary.of(config)
+    library: ModelLibrary | None = None
+    found: list[Span] = []
     try:
+        library = ModelLibrary.of(config)
         found = spans(config, library)
     except (EngineError, OSError, ValueError):
-        found = []  # told by whoever loads the model
+        pass  # told by whoever loads the model
     finally:
-        left.set_result(library)
+        left.set_result(library)  # somebody waits for it, whatever happened
     with suppress(OSError, ValueError, AttributeError):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         read_ahead(found, int(memory * MEMORY_SHARE))

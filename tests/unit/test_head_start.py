@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,8 @@ from lightweight_engine import Config
 from lightweight_engine.backend import read_ahead
 from lightweight_engine.backend.model_files import open_model
 from lightweight_engine.backend.read_ahead import PIECE, Span, joined
-from lightweight_engine.core.head_start import _index, begin, spans
-from lightweight_engine.core.models import TINY
+from lightweight_engine.core.head_start import _index, _read, begin, spans
+from lightweight_engine.core.models import TINY, ModelLibrary
 from lightweight_engine.core.quantized_names import file_name
 from lightweight_engine.flux.keymaps import find_parts
 
@@ -133,3 +134,14 @@ def test_it_loads_no_torch_and_fails_in_silence(folder: Path) -> None:
 def test_headers_that_a_start_has_read_are_read_by_nobody_else() -> None:
     """They go to the engine that comes first; the next reads its own."""
     assert called_fresh(headers_read, str(TINY)) == [True, False]
+
+
+def test_nobody_waits_for_headers_that_could_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: Future[ModelLibrary | None] = Future()
+
+    def fails(config: Config) -> ModelLibrary:
+        raise PermissionError("no entry")
+
+    monkeypatch.setattr(ModelLibrary, "of", fails)
+    assert _read(Config(models_dir=TINY, offline=True), begun) == []
+    assert begun.done() and begun.result() is None
