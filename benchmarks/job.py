@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import starmap
+from itertools import pairwise, starmap
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -45,6 +45,8 @@ NETWORKS: tuple[tuple[str, type, str], ...] = (
     ("upscaler", DenseNetwork, "forward"),  # what the one before is on a GPU
 )
 """What is timed: its name in the table, a class and its method."""
+WORTH_TELLING = 0.0005
+"""Share of a job from which what passes between two networks has a row."""
 
 
 @dataclass
@@ -65,6 +67,16 @@ class Watch:
     def seconds(self) -> dict[str, float]:
         now()
         return {name: sum(starmap(between, spans)) for name, spans in self.spans.items()}
+
+    def pauses(self) -> dict[tuple[str, str], list[float]]:
+        """Seconds from the end of a call to the beginning of the next, by the networks of both."""
+        calls = [(name, *span) for name, spans in self.spans.items() for span in spans]
+        _, origin, _ = calls[0]
+        calls.sort(key=lambda call: between(origin, call[1]))
+        found: dict[tuple[str, str], list[float]] = {}
+        for (before, _, end), (after, begin, _) in pairwise(calls):
+            found.setdefault((before, after), []).append(between(end, begin))
+        return found
 
 
 def mark() -> Any:
@@ -112,6 +124,16 @@ def measure(engine: LightweightEngine, request: GenerationRequest) -> list[dict[
     rows.append({"where": "saving", "seconds": end - drawn, "share": (end - drawn) / total, "calls": 1})
     outside = total - inside
     rows.append({"where": "outside all networks, saving included", "seconds": outside, "share": outside / total})
+    rows += [
+        {
+            "where": f"of it, from {before} to {after}",
+            "seconds": sum(found),
+            "share": sum(found) / total,
+            "calls": len(found),
+        }
+        for (before, after), found in watch.pauses().items()
+        if sum(found) >= WORTH_TELLING * total
+    ]
     stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.timings.items())
     rows.append({"where": f"the job ({stages})", "seconds": total, "share": 1.0})
     return rows
