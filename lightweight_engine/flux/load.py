@@ -234,12 +234,12 @@ class _Scales:
 
     def __init__(self, part: Part) -> None:
         self._part = part
-        self._ends: list[tuple[str, Tensor]] = []
+        self._found: list[tuple[str, Tensor]] = []
 
     def add(self, name: str, value: Tensor | Packed) -> None:
-        for tensor in value.parts.values() if isinstance(value, Packed) else ():
-            if tensor.dtype == torch.float32:  # in all formats, scales and code books
-                self._ends.append((name, torch.stack(torch.aminmax(tensor))))
+        """Those of a parameter: in all formats, scales and code books are what is in float32."""
+        tensors = value.parts.values() if isinstance(value, Packed) else ()
+        self._found += [(name, tensor) for tensor in tensors if tensor.dtype == torch.float32]
 
     def check(self) -> None:
         """Refuse those that are not finite, as the file's reader does.
@@ -247,11 +247,12 @@ class _Scales:
         Raises:
             CorruptCheckpointError: names the weight.
         """
-        if not self._ends:
+        if not self._found:
             return
-        device = self._ends[0][1].device
-        finite = torch.stack([ends.to(device) for _, ends in self._ends]).isfinite().all(1).tolist()
-        for (name, _), fine in zip(self._ends, finite, strict=True):
+        device = self._found[0][1].device
+        largest = torch._foreach_norm([tensor for _, tensor in self._found], float("inf"))  # type: ignore[reportPrivateImportUsage]
+        finite = torch.stack([each.to(device) for each in largest]).isfinite().tolist()
+        for (name, _), fine in zip(self._found, finite, strict=True):
             if not fine:
                 self._part.sources[name].read()
                 raise CorruptCheckpointError(f"{self._part.checkpoint.path.name}: {name} changed while it was read")
