@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from .errors import ConfigError, RequestError
+from .fields import limits_at, plain
 from .labels import resolve_sampler, storage_format
 from .request import MODEL_FIELDS, GenerationRequest, ImageFormat, NoiseSource
 
@@ -467,11 +468,19 @@ def _one_line(error: ValidationError, origins: Mapping[str, str]) -> str:
             name, _, message = message.partition(": ")
             parts.append(f"{name}{_came(name, origins)}: {message}")
             continue
-        given = "" if name in ("tokens", "api_keys") else f", not {item['input']!r:.80}"  # which must never be shown
         info = EngineConfig.model_fields.get(name)
         unit = "; it is a number of GiB" if info and "in GiB" in (info.description or "") else ""
-        parts.append(f"{name}{_came(name, origins)}: {message[:1].lower()}{message[1:]}{given}{unit}")
+        parts.append(f"{name}{_came(name, origins)}: {_fault(name, item, message)}{unit}")
     return "; ".join(parts)
+
+
+def _fault(name: str, item: Any, message: str) -> str:
+    """What is wrong with a setting, and with what was given; that is never shown of one that is a secret."""
+    if name in ("tokens", "api_keys"):
+        return f"{message[:1].lower()}{message[1:]}"
+    if item["type"] == "value_error":  # a rule of ours, in its own words
+        return f"{message[:1].lower()}{message[1:]}, not {item['input']!r:.80}"
+    return plain(item, limits_at(EngineConfig, item["loc"]))
 
 
 def _came(name: str, origins: Mapping[str, str]) -> str:

@@ -714,7 +714,7 @@ def test_doctor_says_what_to_repair(cli: Cli, models: Path, tmp_path: Path) -> N
     ("text", "said"),
     [
         ("stesp = 3", "bad.toml: 'stesp' is not a setting; did you mean 'steps'?"),
-        ("max_side = 'big'", "max_side (from bad.toml): input should be a valid integer"),
+        ("max_side = 'big'", "max_side (from bad.toml): 'big' is no whole number"),
         ("max_side = [1", "bad.toml is not valid TOML"),
         (None, "bad.toml cannot be read"),
     ],

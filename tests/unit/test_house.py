@@ -33,7 +33,7 @@ ARROWS = {
     "request": "errors fields labels lora_spec",
     "results": "fields request",
     "labels": "errors",
-    "config": "errors labels request",
+    "config": "errors fields labels request",
     # backend
     "backend.feature_maps": "kernels kernels.group_norm",
     "backend.convolutions": "kernels kernels.convolution",
