@@ -10,7 +10,7 @@ themselves pass through.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from .fp8 import quantize_rows
 from .linear import SHORT, AsNumbers, PackedLinear, numbers, passing_numbers
 from .lora import Branch, Change, merged, on_device, side_branch
 from .lora_algorithms import Kronecker
-from .packed import Added
+from .packed import Added, Spec
 
 Changes = Sequence[tuple[Change, float]]
 """Changes of one parameter at their strengths, in their order."""
@@ -135,6 +135,32 @@ def _cost_of(changes: Changes, shape: tuple[int, ...], itemsize: int) -> Cost:
     weight = FLOAT * shape[0] * shape[1] if any(delta.needs_weight for delta in deltas) else 0
     piece = max((product.piece for product in products), default=0)
     return Cost(held * itemsize, max(tensors + 2 * weight, sum(thin) * TOKENS * itemsize, piece * PIECE * itemsize))
+
+
+RANKS = (16, 32, 64)
+"""Those of changes of 4-bit weights that have programs of their own; others go by the next one's, or by the last."""
+
+
+def build_programs(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Run each program that adds changes to weights of a network as they become numbers: it is compiled, and kept.
+
+    Args:
+        dtype: that the network computes in.
+    """
+    linears = [each for each in network.modules() if isinstance(each, PackedLinear)]
+    linears.sort(key=lambda each: -each.out_features * each.in_features)
+    for linear in {_kind(each.spec): each for each in linears}.values():  # the smallest of each kind
+        if dtype not in SHORT or not linear.spec.takes_added(device):
+            continue
+        weight, (rows, columns) = linear.packed.to(device), linear.packed.shape
+        for rank in RANKS:
+            up, down = (torch.zeros(shape, dtype=dtype, device=device) for shape in ((rank, rows), (rank, columns)))
+            weight.dequantize(dtype, (up.t(), down))
+
+
+def _kind(spec: Spec) -> Hashable:
+    """What tells programs for weights of a format apart, beside their size."""
+    return spec.name, *((leaf, dtype) for leaf, (_, dtype) in spec.parts.items())
 
 
 # --- linears ------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..backend.ahead import Ahead
 from ..backend.devices import give_back_cached, release_cached, return_freed_memory, trim_heap
 from ..backend.linear import PackedLinear
-from ..backend.lora_layers import Cost
+from ..backend.lora_layers import Cost, build_programs
 from ..backend.memory_manager import PRESETS, MemoryManager, Residency
 from ..backend.packed import Packed
 from ..backend.page_locked import page_locked
@@ -213,6 +213,12 @@ class Networks:
         if self._preview is None:
             self._preview = Preview.fit(self.load("autoencoder"))
         return self._preview
+
+    def build_programs(self) -> None:
+        """Run the programs that LoRAs will need on the transformer, where it is loaded."""
+        loaded = self._loaded.get("transformer")
+        if loaded is not None and self.device.type == "cuda":
+            build_programs(loaded.module, self.device, self.storage("transformer").compute)
 
     def release(self, *roles: Role) -> None:
         """Drop the networks of these roles and give their memory back."""

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lora_models import lora_file, random_lora
 
+from lightweight_engine import Config, LightweightEngine
 from lightweight_engine.backend import kernels
-from lightweight_engine.core.models import TINY
+from lightweight_engine.core.models import TINY, ModelLibrary
+from lightweight_engine.core.warm_up import warm_up
 
 pytestmark = pytest.mark.gpu
 
@@ -42,3 +45,23 @@ def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     second = warmed_up(tmp_path)
     assert second["compiled"] == 0
     assert programs(tmp_path / "kernels") == kept
+
+
+def test_after_a_warm_up_loras_of_any_rank_compile_nothing(tmp_path: Path) -> None:
+    if not kernels.available():
+        pytest.skip("Triton's programs cannot be run here")
+    shapes = {role: part.shapes for role, part in ModelLibrary([TINY]).choose().parts.items()}
+    (tmp_path / "Lora").mkdir()
+    ranks = (2, 20, 40, 100)
+    for rank in ranks:
+        lora_file(tmp_path / "Lora", random_lora(shapes, seed=rank, rank=rank), name=f"r{rank}.safetensors")
+    settings: dict[str, Any] = {"models_dir": tmp_path, "cache_dir": tmp_path / "cache", "storage_dtype": "nf4"}
+    engine = LightweightEngine(Config(**settings, checkpoint="tiny", device="cuda", offline=True))
+    try:
+        folder = Path(str(warm_up(engine).folder))
+        kept = programs(folder)
+        for rank in ranks:
+            engine.run(engine.request(prompt="a man", width=64, height=64, steps=1, loras=(f"r{rank}",)))
+        assert programs(folder) == kept
+    finally:
+        engine.close()

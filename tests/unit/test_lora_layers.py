@@ -25,7 +25,7 @@ from lightweight_engine.backend.lora_algorithms import (
     Replacement,
     Swapped,
 )
-from lightweight_engine.backend.lora_layers import attach, cost
+from lightweight_engine.backend.lora_layers import RANKS, attach, build_programs, cost
 from lightweight_engine.backend.nf4 import FourBit
 from lightweight_engine.backend.packed import Spec
 from lightweight_engine.backend.quantize import quantize
@@ -283,3 +283,17 @@ def test_what_is_added_holds_what_was_reckoned() -> None:
     linear: Any = net.linear
     held, reckoned = sum(each.nbytes for each in linear.added), cost(changes, {"linear.weight": (OUT, IN)}, itemsize=2)
     assert held <= reckoned.held <= 1.5 * held
+
+
+@pytest.mark.usefixtures("taken")
+def test_a_warm_up_runs_the_programs_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for each kind of weight, of the smallest one."""
+    ran: list[tuple[int, ...]] = []
+    monkeypatch.setattr(FourBit, "_changed", lambda self, parts, added, out: ran.append((*out.shape, *added[1].shape)))
+    small, large = Net("nf4"), nn.Linear(IN, 2 * OUT, bias=False)
+    large_packed = PackedLinear(quantize(large.weight.detach(), "nf4"), None)
+    network = nn.ModuleList([small, large_packed, Net("fp8_e4m3")])
+    build_programs(network, CPU, torch.float32)
+    assert ran == []
+    build_programs(network, CPU, torch.bfloat16)
+    assert ran == [(OUT, IN, rank, IN) for rank in RANKS]
