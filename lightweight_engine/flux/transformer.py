@@ -118,14 +118,14 @@ class SelfAttention(nn.Module):
 
 
 class Modulation(nn.Module):
-    """The conditioning vector ``[R, D]`` to ``[R, count*D]``: shift, scale and gate, once or twice."""
+    """SiLU of the conditioning vector, ``[R, D]``, to ``[R, count*D]``: shift, scale and gate, once or twice."""
 
     def __init__(self, dim: int, count: int) -> None:
         super().__init__()
         self.lin = nn.Linear(dim, count * dim)
 
-    def forward(self, vec: Tensor) -> Tensor:
-        return self.lin(F.silu(vec))
+    def forward(self, active: Tensor) -> Tensor:
+        return self.lin(active)
 
 
 class DoubleBlock(nn.Module):
@@ -296,9 +296,10 @@ class Flux(nn.Module):
     def modulations(self, vec: Tensor) -> Modulations:
         """All modulation vectors for conditioning vectors ``[R, D]``, in one product per layer."""
         vec = vec[:, None]
+        active = F.silu(vec)
         return Modulations(
-            [(block.img_mod(vec), block.txt_mod(vec)) for block in self.double_blocks],
-            [block.modulation(vec) for block in self.single_blocks],
+            [(block.img_mod(active), block.txt_mod(active)) for block in self.double_blocks],
+            [block.modulation(active) for block in self.single_blocks],
             self.final_layer.adaLN_modulation(vec),
         )
 
