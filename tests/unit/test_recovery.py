@@ -164,7 +164,7 @@ def failing_load(monkeypatch: pytest.MonkeyPatch, role: Role, times: int = 1) ->
     """The tenth tensor of a network cannot be brought home."""
     real, failures = networks_module.load_part, []
 
-    def load_part(part: Any, storage: Any, *, device: torch.device, home: Callable[..., Any]) -> Any:
+    def load_part(part: Any, storage: Any, *, home: Callable[..., Any], **options: Any) -> Any:
         seen: list[str] = []
 
         def crowded(name: str, value: Any) -> Any:
@@ -174,7 +174,7 @@ def failing_load(monkeypatch: pytest.MonkeyPatch, role: Role, times: int = 1) ->
                 raise torch.OutOfMemoryError("injected while loading")
             return home(name, value)
 
-        return real(part, storage, device=device, home=crowded)
+        return real(part, storage, home=crowded, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(networks_module, "load_part", load_part)
