@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -43,6 +44,8 @@ from .workshop import Workshop
 
 if TYPE_CHECKING:
     from PIL import Image
+
+log = logging.getLogger(__name__)
 
 EMBEDDING_CACHE_BYTES = 256 << 20
 
@@ -128,10 +131,15 @@ class LightweightEngine:
     def generate(self, **fields: Any) -> list[Image.Image]:
         """The pictures of a request given as keyword arguments; see ``GenerationRequest`` for the names.
 
+        Warnings go to the log: ``run`` returns them, with seeds and the text of each picture.
+
         Raises:
             RequestError: a field is wrong.
         """
-        return list(self.run(self.request(**fields)).images)
+        result = self.run(self.request(**fields))
+        for warning in result.warnings:
+            log.warning("%s", warning)
+        return list(result.images)
 
     def request(self, **fields: Any) -> GenerationRequest:
         """A request with the configured defaults under ``fields``."""

@@ -181,6 +181,11 @@ def test_generate_takes_keywords(engine: LightweightEngine) -> None:
         engine.generate(prompt="a bald man", colour="red")
 
 
+def test_generate_logs_what_a_result_would_tell(engine: LightweightEngine, caplog: pytest.LogCaptureFixture) -> None:
+    engine.generate(prompt="a man", width=65, height=64, steps=1)
+    assert any("multiples of 8" in record.getMessage() for record in caplog.records)
+
+
 def test_the_size_left_out_is_the_models_own(engine: LightweightEngine) -> None:
     assert engine.run(GenerationRequest(prompt="x", steps=1, seed=1)).images[0].size == (256, 256)
 
