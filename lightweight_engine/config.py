@@ -568,6 +568,9 @@ def _from_file(path: Path | None) -> Iterator[tuple[str, Any, str]]:
         raise ConfigError(f"the settings file {path} cannot be read: {error.strerror}; give another") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"the settings file {path} is not valid TOML ({error}); correct it") from None
+    for name, value in table.items():
+        if isinstance(value, dict) and name not in EngineConfig.model_fields:
+            raise ConfigError(f"{path}: settings have no sections; leave out [{name}], and keep the lines below it")
     refuse_unknown(table, f"{path}: ")
     for name, value in table.items():
         if name in ("models_dir", "output_dir", "cache_dir") and isinstance(value, str):

@@ -115,6 +115,8 @@ def test_an_error_says_where_the_value_came_from(tmp_path: Path) -> None:
         load(tmp_path, assigned={"threads": -1})
     with pytest.raises(ConfigError, match=r"engine.toml: 'stepz' is not a setting; did you mean 'steps'"):
         load(tmp_path, "stepz = 3")
+    with pytest.raises(ConfigError, match=r"engine.toml: settings have no sections; leave out \[service\]"):
+        load(tmp_path, "steps = 3\n[service]\nport = 8000")
 
 
 @pytest.mark.parametrize(
