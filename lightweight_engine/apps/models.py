@@ -84,7 +84,7 @@ def verify(name: Name, json: Json = False, debug: Debug = False, **settings: Any
         console.say(f"reading {entry.path} ({human_bytes(entry.size)}) ...")
         parts = {role: verify_part(part) for role, part in entry.parts.items()}
         checkpoint = next(iter(entry.parts.values())).checkpoint
-        digests = {str(path): file_sha256(path) for path in checkpoint.files or (checkpoint.path,)}
+        digests = {str(path): file_sha256(path) for path in checkpoint.all_files}
         if json:
             only = next(iter(digests.values())) if len(digests) == 1 else None
             files = [{"path": path, "sha256": digest} for path, digest in digests.items()]

@@ -133,8 +133,7 @@ def _open_component(folder: Path, home: Path) -> Checkpoint:
     metadata = dict(checkpoint.metadata)
     if CONFIG in names:
         metadata[CONFIG] = json.dumps(_read_json(_inside(folder / CONFIG, home), MAX_CONFIG))
-    files = checkpoint.files or (path,)
-    return replace(checkpoint, path=folder, files=files, metadata=metadata, container="folder")
+    return replace(checkpoint, path=folder, files=checkpoint.all_files, metadata=metadata, container="folder")
 
 
 def _main_file(names: list[str], folder: Path) -> str | None:

@@ -67,7 +67,7 @@ def describe_file(path: str | Path) -> FileDescription:
     known: dict[str, Any] = {"path": str(path), "bytes": path.stat().st_size if path.is_file() else 0}
     try:
         checkpoint = open_model(path)
-        files = checkpoint.files or (checkpoint.path,)
+        files = checkpoint.all_files
         known |= {
             "bytes": sum(file.stat().st_size for file in files),
             "container": checkpoint.container,

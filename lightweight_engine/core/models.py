@@ -357,7 +357,7 @@ def read_entry(path: Path, name: str, *, strict: bool = False) -> Entry:
     size = path.stat().st_size if path.is_file() else 0
     try:
         checkpoint = open_model(path)
-        size = sum(file.stat().st_size for file in checkpoint.files or (path,))
+        size = sum(file.stat().st_size for file in checkpoint.all_files)
         parts = find_parts(checkpoint)
         for part in parts.values():
             read_params(part)  # a part that no network can be built of is a problem now
