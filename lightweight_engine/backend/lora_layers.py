@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .eight_bit import EightBitLinear, InEightBits, in_rows
 from .fp8 import quantize_rows
+from .kernels.dequantize import RANKS
 from .linear import SHORT, AsNumbers, PackedLinear, numbers, passing_numbers
 from .lora import Branch, Change, merged, on_device, side_branch
 from .lora_algorithms import Kronecker
@@ -137,10 +138,6 @@ def _cost_of(changes: Changes, shape: tuple[int, ...], itemsize: int) -> Cost:
     return Cost(held * itemsize, max(tensors + 2 * weight, sum(thin) * TOKENS * itemsize, piece * PIECE * itemsize))
 
 
-RANKS = (16, 32, 64)
-"""Those of changes of 4-bit weights that have programs of their own; others go by the next one's, or by the last."""
-
-
 def build_programs(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Run each program that adds changes to weights of a network as they become numbers: it is compiled, and kept.
 
@@ -150,7 +147,7 @@ def build_programs(network: nn.Module, device: torch.device, dtype: torch.dtype)
     linears = [each for each in network.modules() if isinstance(each, PackedLinear)]
     linears.sort(key=lambda each: -each.out_features * each.in_features)
     for linear in {_kind(each.spec): each for each in linears}.values():  # the smallest of each kind
-        if dtype not in SHORT or not linear.spec.takes_added(device):
+        if not _takes_added(linear, device, dtype):
             continue
         weight, (rows, columns) = linear.packed.to(device), linear.packed.shape
         for rank in RANKS:
@@ -237,7 +234,7 @@ def _linear(
     if branch is None and others:
         return _Recomputed(module, tuple(changes), bias)
     if branch is not None and not products and bias is None and _goes_inside(branch, module, device, dtype):
-        up = branch.up.t().to(dtype, memory_format=torch.contiguous_format).contiguous()  # as programs read it
+        up = branch.up.t().contiguous().to(dtype)  # as programs read it
         return up.t(), branch.down.to(dtype)
     parts = tuple(_product(change, strength, shape[0], device, dtype) for change, strength in products)
     return _Beside(module, None if branch is None else _in_dtype(branch, dtype), parts, bias)
@@ -245,10 +242,15 @@ def _linear(
 
 def _goes_inside(branch: Branch, module: Any, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a branch is added to the weight of its linear as that becomes numbers, which it does at each use."""
+    fits = branch.gain is None and branch.down.shape[1] == module.in_features
+    return fits and _takes_added(module, device, dtype)
+
+
+def _takes_added(module: Any, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a linear's weight becomes numbers of ``dtype`` at each use, by a program that can add to them."""
     if not isinstance(module, PackedLinear) or module.multiplies_as_stored or dtype not in SHORT:
         return False
-    fits = branch.gain is None and branch.down.shape[1] == module.in_features
-    return fits and module.spec.takes_added(device)
+    return module.spec.takes_added(device)
 
 
 def _bias(module: Any, leaves: Mapping[str, Changes], device: torch.device) -> Tensor | None:

@@ -48,7 +48,7 @@ ARROWS = {
     "backend.ahead": "linear",
     "backend.lora_algorithms": "lora",
     "backend.lora_modules": "lora lora_algorithms",
-    "backend.lora_layers": "eight_bit fp8 linear lora lora_algorithms packed",
+    "backend.lora_layers": "eight_bit fp8 kernels.dequantize linear lora lora_algorithms packed",
     "backend.streaming": "devices",
     "backend.together": "in_pieces linear streaming",
     "backend.page_locked": "read_ahead",

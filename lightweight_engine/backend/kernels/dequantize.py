@@ -62,7 +62,9 @@ SUPPORTED = frozenset(_RUNS)
 
 _IQ4_TABLE = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
-_RANKS = (16, 64)  # the fewest that tensor cores sum at once, and the most that are kept at hand
+# Of changes that have programs of their own: from the fewest that tensor cores sum at once to the most that are kept at
+# hand. Others go by the next one's, or by the last.
+RANKS = (16, 32, 64)
 
 _GGUF_ELEMENTS = 4096  # of a program: 32 for each of 128 threads, four vectors of bf16
 _FLOAT8_TILE = (4, 1024)
@@ -182,7 +184,7 @@ def four_bit_changed(
         NESTED_BLOCK=nested_block_size,
         ROWS=tile.rows,
         COLUMNS=tile.columns,
-        RANK=min(max(1 << (rank - 1).bit_length(), _RANKS[0]), _RANKS[1]),
+        RANK=next((each for each in RANKS if rank <= each), RANKS[-1]),
         num_warps=tile.warps,
         num_stages=2,
         **ROUNDED_EACH,
