@@ -338,7 +338,7 @@ class Networks:
             adapter = Adapter(part, module, self.device, self.storage(role).compute, self._merge_loras)
             loaded = _Loaded(module, units_of(role, module), wanted, [], adapter)
             self._place(role, loaded, wanted)
-        if self.device != HOST:  # all was copied, to the device or into the ring's own buffer
+        if on_host and self.device != HOST:  # what passes through was copied into the ring's own buffer
             release_files(part.checkpoint)
         log.info("loaded %s from %s", role, part.checkpoint.path.name)
         return loaded
