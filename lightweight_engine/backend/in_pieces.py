@@ -14,6 +14,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from . import kernels
+from .kernels import pieces as programs
+
 COUNT = 3
 WIDTH = 2048
 """Numbers of a row that are summed inside tensor cores."""
@@ -51,31 +54,47 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     Returns:
         float32 ``[..., out]``.
     """
-    rows = x.reshape(-1, x.shape[-1])
-    step, scale = _STEPS[weight.dtype], None
-    if step != 1:
-        scale = torch.ldexp(torch.ones_like(rows[:, :1]), torch.frexp(rows.abs().amax(-1, keepdim=True)).exponent)
-        rows = rows / scale  # of a power of two: exact
-    parts = _in_float32(_pieces(rows, weight.dtype, step).flatten(0, 1), weight.t()).unflatten(0, (COUNT, -1))
-    made = parts[2]
-    for part in (parts[1], parts[0]):  # the smallest first
-        made = torch.add(part, made, alpha=1 / step)
-    made = made if scale is None else made.mul_(scale)
+    rows, step = x.reshape(-1, x.shape[-1]), _STEPS[weight.dtype]
+    if x.is_cuda and kernels.available():
+        pieces, scales = programs.split(rows, weight.dtype, COUNT, step)
+        made = programs.join(_products(pieces, weight), scales, step)
+    else:
+        pieces, scales = split(rows, weight.dtype, step)
+        made = join(_products(pieces, weight), scales, step)
     return made.view(*x.shape[:-1], -1)
 
 
-def _pieces(rows: Tensor, dtype: torch.dtype, step: float) -> Tensor:
-    """``[COUNT, rows, in]``: what each rounds off is ``1 / step`` times the next."""
+def split(rows: Tensor, dtype: torch.dtype, step: float) -> tuple[Tensor, Tensor | None]:
+    """Pieces ``[COUNT, rows, in]``: what each rounds off is ``1 / step`` times the next.
+
+    Returns:
+        The pieces, and what rows were divided by, a power of two for each; None where ``step`` is 1.
+    """
+    scales = None
+    if step != 1:
+        exponents = torch.frexp(rows.abs().amax(-1)).exponent
+        scales = torch.ldexp(torch.ones_like(exponents, dtype=torch.float32), exponents)
+        rows = rows / scales[:, None]  # exact
     made = torch.empty(COUNT, *rows.shape, dtype=dtype, device=rows.device)
     first, second, third = made
     first.copy_(rows)
-    rest = rows - first if step == 1 else (rows - first).mul_(step)
+    rest = (rows - first).mul_(step)
     second.copy_(rest)
-    if step == 1:
-        torch.sub(rest, second, out=third)
-    else:
-        third.copy_(rest.sub_(second).mul_(step))
-    return made
+    third.copy_(rest.sub_(second).mul_(step))
+    return made, scales
+
+
+def join(parts: Tensor, scales: Tensor | None, step: float) -> Tensor:
+    """The sum of products ``[COUNT, rows, out]`` with the pieces."""
+    made = parts[2]
+    for part in (parts[1], parts[0]):  # the smallest first
+        made = torch.add(part, made, alpha=1 / step)
+    return made if scales is None else made.mul_(scales[:, None])
+
+
+def _products(pieces: Tensor, weight: Tensor) -> Tensor:
+    """Those of ``[COUNT, rows, in]`` with a weight: ``[COUNT, rows, out]`` in float32."""
+    return _in_float32(pieces.flatten(0, 1), weight.t()).unflatten(0, (COUNT, -1))
 
 
 def _in_float32(a: Tensor, b: Tensor) -> Tensor:

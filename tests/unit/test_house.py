@@ -44,6 +44,7 @@ ARROWS = {
     "backend.gguf": "block_types kernels.dequantize packed",
     "backend.packed": "kernels",
     "backend.devices": "host_memory processes",
+    "backend.in_pieces": "kernels kernels.pieces",
     "backend.linear": "in_pieces packed",
     "backend.ahead": "linear",
     "backend.lora_algorithms": "lora",
@@ -61,6 +62,7 @@ ARROWS = {
     "backend.kernels.dequantize": "block_types kernels.launch kernels.four_bit kernels.float8 kernels.gguf",
     "backend.kernels.fused": "kernels.launch kernels.streams",
     "backend.kernels.group_norm": "kernels.channels kernels.launch",
+    "backend.kernels.pieces": "kernels.launch kernels.splitting",
     "backend.kernels.quantize": "kernels.launch kernels.four_bit",
     "backend.net": "addresses urls",
     "backend.tar_member": "checkpoint",
@@ -270,6 +272,7 @@ LAZY_MODULES = (
     "backend.kernels.streams",
     "backend.kernels.channels",
     "backend.kernels.lines",
+    "backend.kernels.splitting",
     "backend.kernels.taps",
 )
 

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from lightweight_engine.backend import in_pieces
 
 DTYPES = [torch.bfloat16, torch.float16]
+PROJECT = Path(__file__).resolve().parents[2]
+# Triton's interpreter has to be chosen before Triton is imported. It cuts where a GPU rounds to bf16: see tests/gpu.
+RUN = """
+import sys, torch
+from lightweight_engine.backend.kernels import pieces
+x, parts = torch.load(sys.argv[1])
+made, scales = pieces.split(x, torch.float16, 3, 2048.0)
+torch.save((made, scales, pieces.join(parts, scales, 2048.0)), sys.argv[2])
+"""
 
 
 def numbers(*shape: int, spread: float = 0.0) -> torch.Tensor:
@@ -55,3 +70,21 @@ def test_what_has_many_rows_is_not_served(monkeypatch: pytest.MonkeyPatch) -> No
         served = [in_pieces.serves(torch.zeros(rows, 2048).as_subclass(OnGPU), weight) for rows in (77, 512, 513)]
     assert served == [True, True, False]
     assert not in_pieces.serves(torch.zeros(77, 2048).as_subclass(OnGPU), weight), "gradients go the plain way"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize(("rows", "width"), [(5, 384), (1, 200)])
+def test_programs_have_the_bits_of_their_twins(rows: int, width: int, tmp_path: Path) -> None:
+    x = numbers(rows, 2 * width, spread=3.0)[:, :width]  # of a larger matrix
+    x[0] *= 1e30
+    x[-1, 3:] = 0
+    parts = numbers(3, rows, 1500)
+    torch.save((x, parts), tmp_path / "given.pt")
+    command = [sys.executable, "-c", RUN, str(tmp_path / "given.pt"), str(tmp_path / "made.pt")]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=PROJECT, check=False)
+    assert done.returncode == 0, done.stderr
+    made, scales, joined = torch.load(tmp_path / "made.pt")
+    pieces, expected = in_pieces.split(x, torch.float16, 2048.0)
+    assert expected is not None and torch.equal(made, pieces) and torch.equal(scales, expected)
+    assert torch.equal(joined, in_pieces.join(parts.clone(), expected, 2048.0))
