@@ -110,7 +110,7 @@ def test_another_placement_is_recorded_anew() -> None:
 def test_changes_that_are_added_to_4_bits_are_replayed_with_them() -> None:
     model = model_of("nf4")
     rotary = model.rotary(12, 8, 20)
-    names = [name for name in sorted(linear_weights(model)) if unit_of("transformer", name).kind == "block"]
+    names = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, PackedLinear)]
     standing: list[Any] = [None]
     steps = Recorded(model, lambda: standing[0], trial=1)
     seen = []
