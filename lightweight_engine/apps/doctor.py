@@ -14,7 +14,7 @@ from typing import Any, Literal
 import typer
 
 from ..config import EngineConfig
-from ..errors import ConfigError, EngineError
+from ..errors import ConfigError, EngineError, OutputError
 from .console import DIFFERENT, Console, human_bytes
 from .options import Debug, Json, check_models_dir, load_config, takes_settings
 
@@ -228,12 +228,16 @@ def _tokenizers(config: EngineConfig) -> Iterator[Check]:
 
 
 def _folders(config: EngineConfig) -> Iterator[Check]:
+    from ..core.images import check_folder
+
     for name, folder in (("output_dir", config.output_dir), ("cache_dir", config.cache_dir)):
-        there = _nearest(folder)
-        free = shutil.disk_usage(there).free
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-            yield Check(name, "bad", f"{folder} cannot be written to", f"set {name} to a folder of yours")
-        elif free < LITTLE_DISK:
+        try:
+            check_folder(folder)
+        except OutputError as error:
+            yield Check(name, "bad", str(error).rpartition("; ")[0], f"set {name} to a folder of yours")
+            continue
+        free = shutil.disk_usage(_nearest(folder)).free
+        if free < LITTLE_DISK:
             yield Check(name, "note", f"{folder} has {human_bytes(free)} free", "free some space")
         else:
             yield Check(name, "ok", f"{folder}, {human_bytes(free)} free")
@@ -241,7 +245,7 @@ def _folders(config: EngineConfig) -> Iterator[Check]:
 
 def _nearest(folder: Path) -> Path:
     """The folder itself, or the nearest one above it that exists."""
-    folder = folder.absolute()
+    folder = folder.resolve()
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 

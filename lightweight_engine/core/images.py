@@ -286,16 +286,35 @@ def save(
 def check_folder(folder: str | os.PathLike[str]) -> None:
     """Raise OutputError where a folder cannot be made or written to; nothing is left there.
 
-    A file without a name is opened in it, or in the nearest folder above: permissions alone do not tell what root may
-    do, nor what a file system refuses.
+    It is tried: permissions alone do not tell what root may do, nor what a file system refuses.
     """
-    wanted = Path(folder).absolute()
     try:
-        there = next(path for path in (wanted, *wanted.parents) if path.exists())
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
+        _try_folder(Path(folder).absolute())
+    except (OSError, ValueError) as error:
         raise _output_error(error, Path(folder)) from error
+
+
+def _try_folder(wanted: Path) -> None:
+    """Open a file without a name in a folder. What is missing of it is made in a folder for trial beside its place: a
+    job that makes and fills the folder itself meanwhile is not disturbed.
+
+    Raises:
+        OSError, ValueError: as of making it.
+    """
+    there, missing = wanted, []
+    while not os.path.lexists(there):
+        there, missing = there.parent, [there.name, *missing]
+    if not missing:
+        with tempfile.TemporaryFile(dir=there):
+            return
+    back = missing.index("..") if ".." in missing else len(missing)
+    with tempfile.TemporaryDirectory(dir=there) as trial:
+        made = Path(trial, *missing[:back])
+        made.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=made):
+            pass
+    if back < len(missing):  # which leads back to what was tried, or to what is there
+        _try_folder(there.joinpath(*missing[: back - 1], *missing[back + 1 :]))
 
 
 def sidecar_path(picture: str | os.PathLike[str]) -> Path:
@@ -378,6 +397,7 @@ _REASONS = {
     errno.EACCES: ("no permission to write there", "choose another output folder or change its permissions"),
     errno.EPERM: ("no permission to write there", "choose another output folder or change its permissions"),
     errno.EROFS: ("the file system is read-only", "choose another output folder"),
+    errno.ENOENT: ("no folder can be made there", "choose another output folder"),
     errno.ENOTDIR: ("a part of its path is a file, not a folder", "choose another output folder"),
     errno.EEXIST: ("its folder's name is taken by a file", "choose another output folder"),
     errno.EISDIR: ("its name is taken by a folder", "choose another name"),

@@ -264,6 +264,7 @@ def test_wrong_input_is_one_line_with_its_exit_code(
         (["--image", "none.png"], 2),
         (["--sampler", "Eulr"], 2),
         (["-o", "/dev/null/x"], 7),
+        (["-o", "missing/../../../../../../../../dev/null/x"], 7),
     ],
 )
 def test_what_can_be_told_at_once_is_told_before_anything_is_loaded(
@@ -708,6 +709,18 @@ def test_doctor_says_what_to_repair(cli: Cli, models: Path, tmp_path: Path) -> N
     assert "-> it is left out; move " in done.out
     assert "holds no T5 text encoder" in done.out
     assert "-> set output_dir to a folder of yours" in done.out
+
+
+@pytest.mark.parametrize("folder", ["/dev/null/x", "taken", "taken/../x", "missing/../taken/x", "link/x"])
+def test_doctor_finds_a_folder_of_outputs_that_cannot_be_made(cli: Cli, tmp_path: Path, folder: str) -> None:
+    (tmp_path / "taken").write_text("a file")
+    (tmp_path / "link").symlink_to("gone")
+    done = cli("doctor", "-o", tmp_path / folder, "--json")
+    checks = {row["name"]: row for row in json.loads(done.out)["checks"]}
+    assert (done.code, checks["output_dir"]["state"]) == (9, "bad")
+    assert checks["output_dir"]["found"].startswith(f"cannot write {tmp_path / folder}: ")
+    assert cli("generate", "x", "-o", tmp_path / folder).code == 7, "which refuses it too"
+    assert not (tmp_path / "missing").exists()
 
 
 @pytest.mark.parametrize(

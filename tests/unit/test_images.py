@@ -330,10 +330,30 @@ def test_a_folder_is_checked_without_being_made(tmp_path: Path) -> None:
     check_folder(tmp_path / "new" / "deeper")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "taken").write_text("a file")
-    for folder in (tmp_path / "taken", tmp_path / "taken" / "below", tmp_path / ("a" * 300)):
+    (tmp_path / "link").symlink_to(tmp_path / "gone" / "place")
+    for folder in ("taken", "taken/below", "taken/../x", "a" * 300, f"new/{'a' * 300}", "link", "link/below", "\0"):
         with pytest.raises(OutputError, match="cannot write"):
-            check_folder(folder)
+            check_folder(tmp_path / folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "taken"]
+
+
+def test_a_folder_behind_one_that_is_missing_is_checked_as_it_would_be_made(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    for folder in ("new/../out", "new/deep/../../../out", "new/../new/../out/x"):
+        check_folder(tmp_path / "here" / folder)
+    for folder in ("new/../taken", "taken/../out", "new/deep/../../taken/x"):
+        with pytest.raises(OutputError, match="a part of its path is a file"):
+            check_folder(tmp_path / "here" / ".." / folder)
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc, where nobody can make a folder")
+@pytest.mark.parametrize(
+    "folder", ["/proc/new", "/proc/new/deeper", "/proc/new/../../tmp/out", "/tmp/new-x/../../proc/new"]
+)
+def test_a_folder_that_a_file_system_refuses(folder: str) -> None:
+    with pytest.raises(OutputError, match=f"cannot write {folder}: no folder can be made there; choose another"):
+        check_folder(folder)
 
 
 def test_a_write_cut_off_by_a_limit(tmp_path: Path) -> None:
