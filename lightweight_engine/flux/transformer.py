@@ -181,8 +181,12 @@ class SingleBlock(nn.Module):
         normed = x.normed(shift, scale, self.linear1)
         if isinstance(normed, Tensor) and are_products(normed, self.linear1, self.linear2):
             update = self._update(normed, rotary)
-        else:
-            update = self._joined_update(normed, rotary)
+        else:  # each goes as soon as it has been read, which ``footprint.step_room`` counts on
+            fused = self.linear1(normed)
+            del normed
+            joined = self._joined(fused, rotary)
+            del fused
+            update = self.linear2(joined).view(x.tokens.shape)
         x.add(gate, update, clip=True)
 
     def _update(self, x: Tensor, rotary: Tensor) -> Tensor:
@@ -197,15 +201,13 @@ class SingleBlock(nn.Module):
         into, width = as_numbers(self.linear1, x), 3 * x.shape[-1]
         return into.rows(0, width)(x), into.rows(width, None).gelu(x)
 
-    def _joined_update(self, x: Tensor | Rows, rotary: Tensor) -> Tensor:
-        fused = self.linear1(x)
+    def _joined(self, fused: Tensor, rotary: Tensor) -> Tensor | Rows:
+        """What attention gives beside the activated half of the MLP, as ``linear2`` reads it."""
         width = self.linear2.out_features
         attended = attention(*heads([(fused[..., : 3 * width], *self.norm())], rotary))
-        beside = gelu_beside(attended, fused, self.linear2)
-        if isinstance(beside, Rows):
-            return self.linear2(beside)
+        joined = gelu_beside(attended, fused, self.linear2)
         # As rows: a product of three dimensions would copy what does not lie close together.
-        return self.linear2(beside.flatten(0, 1)).view(attended.shape)
+        return joined if isinstance(joined, Rows) else joined.flatten(0, 1)
 
 
 class LastLayer(nn.Module):

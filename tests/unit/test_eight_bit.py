@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
 from factories import FLUX, save_flux
 from torch import Tensor, nn
 
+from lightweight_engine.backend.attention import attention
 from lightweight_engine.backend.checkpoint import open_checkpoint
 from lightweight_engine.backend.devices import Card
 from lightweight_engine.backend.eight_bit import EightBitLinear, Rows, in_rows, multiply_as_stored, read_in_eight_bits
 from lightweight_engine.backend.fp8 import as_rows, quantize_fp8, quantize_rows
+from lightweight_engine.backend.fused import ResidualStream, gelu_beside, heads
 from lightweight_engine.backend.linear import PackedLinear, is_product
 from lightweight_engine.backend.lora import Change
 from lightweight_engine.backend.lora_algorithms import LowRank
@@ -149,6 +152,58 @@ def test_a_reader_of_rows_is_given_rows(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(EightBitLinear, "forward", lambda self, x: (given.append(type(x)), forward(self, x))[1])
     evaluate(model)
     assert given.count(Rows) == 4 + 2 + 2 and given.count(Tensor) == 2  # attention's output goes to two projections
+
+
+def single_block(path: Path) -> tuple[Any, Tensor, Tensor, Tensor]:
+    """A single block in 8 bits, tokens, a modulation, and rotations."""
+    model: Any = load_part(part_of(path), STORAGE, device=CPU)
+    return model.single_blocks[0], torch.randn(2, 9, 64), torch.randn(2, 1, 192), model.rotary(2, 3, 3)
+
+
+@torch.inference_mode()
+def test_a_block_has_the_bits_of_its_formula(tmp_path: Path) -> None:
+    block, tokens, mod, rotary = single_block(tmp_path)
+    shift, scale, gate = mod.chunk(3, dim=-1)
+    fused = block.linear1(ResidualStream(tokens).normed(shift, scale, block.linear1))
+    attended = attention(*heads([(fused[..., :192], *block.norm())], rotary))
+    expected = torch.addcmul(tokens, gate, block.linear2(gelu_beside(attended, fused, block.linear2)))
+    stream = ResidualStream(tokens)
+    block(stream, mod, rotary)
+    assert torch.equal(stream.tokens, expected)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@torch.inference_mode()
+def test_a_block_lets_go_of_what_it_has_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool) -> None:
+    """The plan reckons with it; where LoRAs act beside, linears read numbers and round them themselves."""
+    block, tokens, mod, rotary = single_block(tmp_path)
+    made: dict[str, ref[Tensor]] = {}
+    alive: dict[str, set[str]] = {}
+
+    def note(at: str, name: str, tensor: Tensor | Rows) -> None:
+        made[name] = ref(tensor.values if isinstance(tensor, Rows) else tensor)
+        alive[at] = {name for name, tensor in made.items() if tensor() is not None}
+
+    def attend(*args: Tensor) -> Tensor:
+        out = attention(*args)
+        note("attention", "attended", out)
+        return out
+
+    monkeypatch.setattr("lightweight_engine.flux.transformer.attention", attend)
+    block.linear1.register_forward_pre_hook(lambda _, inputs: note("linear1", "normed", inputs[0]))
+    block.linear1.register_forward_hook(lambda _, inputs, out: note("linear1's end", "fused", out))
+    block.linear2.register_forward_pre_hook(lambda _, inputs: note("linear2", "joined", inputs[0]))
+    if beside:
+        loras = {"linear1.weight": changes(320, 64), "linear2.weight": changes(64, 192)}
+        attach(block, loras, device=CPU, dtype=torch.float32)
+    block(ResidualStream(tokens), mod, rotary)
+    assert alive == {
+        "linear1": {"normed"},
+        "linear1's end": {"normed", "fused"},
+        "attention": {"fused", "attended"},
+        "linear2": {"joined"},
+    }
+    assert not any(tensor() is not None for tensor in made.values())
 
 
 @pytest.mark.parametrize(

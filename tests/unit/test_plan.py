@@ -19,7 +19,15 @@ from lightweight_engine.backend.devices import RATES, Card
 from lightweight_engine.backend.memory_manager import GIB, PRESETS, SLOTS, MemoryManager
 from lightweight_engine.core.plan import AtHand, Network, Plan, Shape, lowered, make_plan
 from lightweight_engine.errors import MemoryBudgetError
-from lightweight_engine.flux.footprint import Inventory, inventory, step_flops
+from lightweight_engine.flux.footprint import (
+    EIGHT_BITS,
+    LIBRARIES,
+    Inventory,
+    Library,
+    inventory,
+    step_flops,
+    step_room,
+)
 from lightweight_engine.flux.keymaps import Role, find_parts
 from lightweight_engine.flux.latents import pack
 from lightweight_engine.flux.load import NETWORKS, Storage, _Uninitialised
@@ -136,6 +144,18 @@ def test_recorded_steps_stay_where_there_is_room(
         stage = plan.stage(name)  # type: ignore[arg-type]
         assert rows[name] == sum(placed.nbytes for placed in stage.kept.values()) + stage.replay
         assert lowered(plan, networks, stage.name).stage(stage.name).replay == 0
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_products_in_eight_bits_need_room_for_what_they_read(beside: bool) -> None:
+    def room(format: str, library: Library = LIBRARIES["cuda"]) -> int:
+        return step_room(FluxParams(), 1, 4032, 256, Storage(format, BF16), 0, library, beside=beside)
+
+    unit = 4288 * 3072 * 2
+    assert room("bf16") == room("nf4") == room("fp8_e4m3")
+    assert room("fp8_rows") - room("bf16") == (unit // 2 if beside else 3 * unit // 2) + EIGHT_BITS
+    plain = replace(LIBRARIES["cuda"], in_place=False)
+    assert room("fp8_rows", plain) > room("bf16", plain) + 18 * unit, "numbers become rows by way of float32"
 
 
 # --- the published sizes on real cards -------------------------------------------------------------------------------
