@@ -105,7 +105,7 @@ def plain(item: Mapping[str, Any], limits: str = "") -> str:
         return f"give {limits or ASKED[kind].format(**bounds)}{f' (got {shown})' if shown else ''}"
     if kind not in FAULTS:
         return item["msg"].removeprefix("Value error, ")
-    shown = _shown(given) or "it"
+    shown = shown_of(given)
     if kind in COMPARED:  # numbers, also where they came as texts
         kind, shown = "float_type" if _is_nan(given) else kind, shown.strip("'")
     wrong, usual = FAULTS[kind]
@@ -118,6 +118,11 @@ def _is_nan(given: Any) -> bool:
         return math.isnan(float(given))
     except (TypeError, ValueError, OverflowError):
         return False
+
+
+def shown_of(given: Any) -> str:
+    """A value in at most 80 characters; "it" in place of one that cannot be shown."""
+    return _shown(given) or "it"
 
 
 def _shown(given: Any) -> str:

@@ -71,7 +71,7 @@ class GenerationRequest(Frozen):
     sampler: str = _sampling("Euler", "Sampler; --list-samplers prints the names.")
     scheduler: str = _sampling("Simple", "Noise schedule; --list-schedulers prints the names.", a1111="Automatic")
     seed: int = _picture(-1, "Seed of the first picture; -1 draws one.", ge=-1, le=MAX_SEED)
-    num_outputs: int = _picture(1, "How many pictures, with seeds seed, seed+1, …", ge=1, le=1024)
+    num_outputs: int = _picture(1, "How many pictures, with seeds seed, seed+1, …", ge=1)
     batch_size: int = _picture(1, "How many pictures are drawn at once; more is not always faster.", ge=1, le=64)
     subseed: int = _noise(-1, "Seed of the variation.", ge=-1, le=MAX_SEED)
     subseed_strength: float = _noise(0.0, "How far towards the variation, 0 to 1.", ge=0, le=1)
@@ -297,7 +297,7 @@ class UpscaleRequest(Frozen):
     """Pictures to make larger, with nothing drawn. Wrong fields raise ``RequestError``, which names the field."""
 
     images: tuple[Any, ...] = Field(
-        min_length=1, max_length=1024, repr=False, description="Pictures: base64 or data URLs, as `image` of a request."
+        min_length=1, repr=False, description="Pictures: base64 or data URLs, as `image` of a request."
     )
     by: float | None = Field(default=None, gt=0, le=LARGEST_SCALE, description="Scale; left out with both sides, 2.")
     width: int | None = Field(

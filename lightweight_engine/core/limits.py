@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import RequestError, TooCostlyError
+from ..fields import shown_of
 from ..labels import resolve_sampler
 from ..request import GenerationRequest, UpscaleRequest
 from .images import check_size
@@ -145,7 +146,7 @@ def _check_starts(count: int, outputs: int) -> None:
 def _check_count(field: str, count: int, config: EngineConfig) -> None:
     if count > config.max_outputs:
         raise RequestError(
-            f"{field}: {count} is over the limit of {config.max_outputs} (setting max_outputs); ask for less",
+            f"{field}: {shown_of(count)} is over the limit of {config.max_outputs} (setting max_outputs); ask for less",
             field=field,
         )
 
@@ -155,4 +156,4 @@ def _check_sides(height: int | None, width: int | None, config: EngineConfig) ->
     for field, side in (("width", width), ("height", height)):
         if side is not None and side > config.max_side:
             limit = f"{config.max_side} pixels (setting max_side)"
-            raise RequestError(f"{field}: {side} is over the limit of {limit}; ask for less", field=field)
+            raise RequestError(f"{field}: {shown_of(side)} is over the limit of {limit}; ask for less", field=field)

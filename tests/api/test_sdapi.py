@@ -177,6 +177,7 @@ def test_the_policy_is_told(running: Running) -> None:
         ({"batch_size": 1000}, 422, "batch_size"),
         ({"n_iter": 0}, 422, "n_iter"),
         ({"n_iter": 1000}, 422, "n_iter"),
+        ({"n_iter": 10**12}, 422, "n_iter"),
         ({"n_iter": 60, "steps": 900, "width": 2048, "height": 2048}, 413, "steps"),
         ({"seed": 2**64}, 422, "seed"),
         ({"seed": 1.5}, 422, "seed"),
@@ -514,6 +515,8 @@ def test_a_first_phase_of_another_size() -> None:
 def test_several_start_pictures() -> None:
     made = translated(init_images=["a", "b", "c"], n_iter=2).request
     assert made.num_outputs == 6 and made.image == ["a", "b", "c"] * 2
+    made = translated(init_images=["a", "b"], n_iter=10**12).request
+    assert made.num_outputs == 2 * 10**12 and len(made.image) == 128, "a list of as many would take all memory"
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,11 @@ CASES: dict[str, tuple[Arguments, int, str]] = {
     ),
     "10 no pictures": (["--num-outputs", 0], WRONG, "num-outputs"),
     "10 a thousand": (["--num-outputs", 1000], WRONG, "max_outputs"),
+    "10 far too many": (
+        ["--num-outputs", 5000],
+        WRONG,
+        "--num-outputs: 5000 is over the limit of 64 (setting max_outputs)",
+    ),
     "11 too much work": (["--width", 4096, "--height", 4096, "--steps", 300], WRONG, "megapixel-steps"),
     "12 a seed beyond 63 bits": (["--seed", 2**64], WRONG, "seed"),
     "12 seed -2": (["--seed", -2], WRONG, "seed"),

@@ -159,6 +159,8 @@ def test_calls_from_several_threads_take_turns(engine: LightweightEngine) -> Non
         ({"prompt": "x" * 20_001}, "prompt"),
         ({"negative_prompt": "x" * 20_001}, "negative_prompt"),
         ({"num_outputs": 65}, "num_outputs"),
+        ({"num_outputs": 10**5000}, "num_outputs"),
+        ({"width": 10**5000}, "width"),
         ({"steps": 1000, "width": 4096, "height": 4096}, "steps"),
         ({"sampler": "Oiler"}, "sampler"),
         ({"scheduler": "Complex"}, "scheduler"),

@@ -70,7 +70,7 @@ BOUNDS = [
     ("seed", -2, MAX_SEED + 1),
     ("subseed", -2, MAX_SEED + 1),
     ("subseed_strength", -0.1, 1.1),
-    ("num_outputs", 0, 1025),
+    ("num_outputs", 0, None),
     ("batch_size", 0, 65),
     ("denoising_strength", -0.1, 1.1),
     ("width", -1, None),

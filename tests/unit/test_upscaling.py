@@ -128,6 +128,7 @@ def test_interrupts(engine: LightweightEngine, call: Callable[[Interrupt], None]
         ({"upscaler": "4x_tinny"}, "did you mean '4x_tiny'"),
         ({"upscaler": "Lanczos", "upscaler_2": "Lancos", "upscaler_2_visibility": 1}, "upscaler_2: there is no"),
         ({"images": (noise(8, 8),) * 65}, "max_outputs"),
+        ({"images": (noise(8, 8),) * 5000}, r"^images: 5000 is over the limit of 64 .setting max_outputs."),
         ({"images": ("none.png",)}, "there is no such file"),
         ({"scale": 2}, "no such field"),
     ],

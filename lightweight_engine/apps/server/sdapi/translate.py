@@ -166,7 +166,7 @@ def _fields(body: Body, config: EngineConfig, warnings: list[str]) -> dict[str, 
         given |= _hires_fields(body, from_text, config)
     warnings += _idle_passes(body, given)
     given |= {name: value for name, value in from_text.items() if name not in chosen}
-    given |= _numbers(body, given, warnings)
+    given |= _numbers(body, given, warnings, config.max_outputs)
     if body.disable_extra_networks:
         _strip_networks(given, warnings)
     return given
@@ -270,8 +270,12 @@ def _image_fields(body: ImageToImageRequest, config: EngineConfig) -> dict[str, 
     return fields
 
 
-def _numbers(body: Body, given: Mapping[str, Any], warnings: list[str]) -> dict[str, Any]:
-    """How many pictures: rounds times a batch, or times the start pictures where there are several."""
+def _numbers(body: Body, given: Mapping[str, Any], warnings: list[str], most: int) -> dict[str, Any]:
+    """How many pictures: rounds times a batch, or times the start pictures where there are several.
+
+    Args:
+        most: pictures that a request may ask for; the list of start pictures grows no longer than to be refused.
+    """
     rounds = 1 if body.n_iter is None else body.n_iter
     if rounds < 1:
         raise RequestError(f"n_iter: draw 1 or more times (got {rounds})", field="n_iter")
@@ -286,7 +290,7 @@ def _numbers(body: Body, given: Mapping[str, Any], warnings: list[str]) -> dict[
             f"batch_size {batch} draws no more pictures: there are {len(pictures)} init_images, and one is drawn of "
             "each; n_iter draws them again"
         )
-    return {"num_outputs": rounds * len(pictures), "image": pictures * rounds}
+    return {"num_outputs": rounds * len(pictures), "image": pictures * min(rounds, most)}
 
 
 def _strip_networks(given: dict[str, Any], warnings: list[str]) -> None:
