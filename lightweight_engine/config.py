@@ -15,19 +15,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     PrivateAttr,
     SecretStr,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from .errors import ConfigError, RequestError
-from .fields import limits_at, plain
+from .fields import PlainNumbers, limits_at, plain
 from .labels import resolve_sampler, storage_format
 from .request import MODEL_FIELDS, GenerationRequest, ImageFormat, NoiseSource
 
@@ -73,12 +71,13 @@ def _setting(default: Any, section: str, help: str, **bounds: Any) -> Any:
 
 
 def _request(name: str) -> Any:
-    """The default of a request field, with the help that the request gives it."""
+    """The default of a request field, with the help and the bounds that the request gives it."""
     info = GenerationRequest.model_fields[name]
-    return _setting(info.default, "request", info.description or "")
+    bounds = {rule: getattr(each, rule) for each in info.metadata for rule in ("ge", "gt", "le") if hasattr(each, rule)}
+    return _setting(info.default, "request", info.description or "", **bounds)
 
 
-class EngineConfig(BaseModel):
+class EngineConfig(PlainNumbers):
     """Every setting of the engine. Wrong ones raise ``ConfigError``, which says where the value came from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -368,14 +367,6 @@ class EngineConfig(BaseModel):
     def _split_commas(cls, value: Any) -> Any:
         """A list as one string, as an environment variable or ``--set`` has it."""
         return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """A true in place of a number is a slip, and would be read as 1."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
-            raise ValueError("must be a number")
-        return value
 
     @field_validator("api_keys", mode="after")
     @classmethod

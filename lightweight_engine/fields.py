@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 from .errors import RequestError, closest, placed
 
@@ -78,6 +79,8 @@ ASKED = {
     "string_pattern_mismatch": "a text of the form {pattern}",
 }
 """What to give, by kinds that need no word on what is wrong."""
+SWITCH = "switch_for_number"
+"""The kind that ``no_switch`` raises."""
 COMPARED = ("greater_than_equal", "greater_than", "less_than_equal", "less_than", "int_parsing_size")
 
 
@@ -100,6 +103,8 @@ def plain(item: Mapping[str, Any], limits: str = "") -> str:
     if kind in ("too_short", "too_long"):
         most = f"at least {bounds['min_length']}" if kind == "too_short" else f"at most {bounds['max_length']}"
         return f"give {most} (got {bounds['actual_length']})"
+    if kind == SWITCH:
+        return f"{item['msg']}; give {limits or 'a number'}"
     if kind in ASKED:
         shown = _shown(given)
         return f"give {limits or ASKED[kind].format(**bounds)}{f' (got {shown})' if shown else ''}"
@@ -215,10 +220,14 @@ def _number(value: float) -> str:
     return f"{int(value):,}" if value == int(value) else f"{value:g}"
 
 
-def no_switch(value: Any, limits: str = "") -> Any:
-    """What stands where a number does: Python counts True and False among them. Raises ValueError."""
+def no_switch(value: Any) -> Any:
+    """What stands where a number does: Python counts True and False among them.
+
+    Raises:
+        PydanticCustomError: it is one of them.
+    """
     if isinstance(value, bool):
-        raise ValueError(f"true and false are no numbers; give {limits or 'a number'}")
+        raise PydanticCustomError(SWITCH, "true and false are no numbers")
     return value
 
 
@@ -241,7 +250,7 @@ class PlainNumbers(BaseModel):
     @classmethod
     def _no_switches(cls, value: Any, info: ValidationInfo) -> Any:
         field = cls.model_fields[info.field_name or ""]
-        return no_switch(value, bounds_of(field)) if _is_number(field.annotation) else value
+        return no_switch(value) if _is_number(field.annotation) else value
 
 
 class Frozen(PlainNumbers):

@@ -111,6 +111,12 @@ def test_an_error_says_where_the_value_came_from(tmp_path: Path) -> None:
         load(tmp_path, threads=-1)
     with pytest.raises(ConfigError, match=r"^vram_limit .*'8 GB' is no number; .*; it is a number of GiB"):
         load(tmp_path, vram_limit="8 GB")
+    for given, told in (
+        ("steps = 'thirty'", "'thirty' is no whole number; give 1 to 1,000"),
+        ("width = 3", "give 16 or more"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^\w+ \(from .*engine.toml\): .*{told}$"):
+            load(tmp_path, given)
     with pytest.raises(ConfigError, match=r"^threads \(from --set threads\)"):
         load(tmp_path, assigned={"threads": -1})
     with pytest.raises(ConfigError, match=r"engine.toml: 'stepz' is not a setting; did you mean 'steps'"):
@@ -257,7 +263,15 @@ def test_short_keys_are_refused_and_not_shown(tmp_path: Path, keys: str) -> None
     assert keys.rpartition(",")[2] not in str(caught.value).split() and "long-enough" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["port", "steps", "drain_seconds"])
-def test_a_switch_is_no_number(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name}.*must be a number"):
-        load(tmp_path, f"{name} = true")
+def numbers() -> list[str]:
+    """The settings that their schema calls numbers."""
+    fields = EngineConfig.model_json_schema()["properties"]
+    kinds = {name: [each.get("type") for each in row.get("anyOf", [row])] for name, row in fields.items()}
+    return [name for name, types in kinds.items() if {"integer", "number"} & set(types)]
+
+
+@pytest.mark.parametrize("value", [True, False])
+@pytest.mark.parametrize("name", numbers())
+def test_a_switch_is_no_number(tmp_path: Path, name: str, value: bool) -> None:
+    with pytest.raises(ConfigError, match=rf"^{name} \(from .*\): true and false are no numbers; give (?!a number)"):
+        load(tmp_path, f"{name} = {str(value).lower()}")

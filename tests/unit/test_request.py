@@ -189,12 +189,13 @@ def test_true_and_false_are_no_numbers(model: type, field: str, value: bool) -> 
     ("fields", "place"),
     [
         ({"lora_urls": ["a"], "lora_scales": [0.5, True]}, "lora_scales[1]"),
+        ({"lora_urls": ["a"], "lora_scales": [False]}, "lora_scales[0]"),
         ({"loras": [{"name": "a", "scale": True}]}, "loras[0]"),
         ({"loras": ["a", {"name": "b", "text_scale": False}]}, "loras[1]"),
     ],
 )
 def test_nor_are_they_strengths(fields: dict, place: str) -> None:
-    with pytest.raises(RequestError, match="true and false are no numbers") as caught:
+    with pytest.raises(RequestError, match="true and false are no numbers; give -100 to 100$") as caught:
         GenerationRequest(**fields)
     assert caught.value.field == place
 
