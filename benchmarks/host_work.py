@@ -26,6 +26,7 @@ from benchmarks.lora_swap import write_lora
 from benchmarks.observe import model_of, observed_engine
 from benchmarks.report import publish
 from lightweight_engine import GenerationRequest, LightweightEngine
+from lightweight_engine.backend.devices import keep_freed_memory
 from lightweight_engine.core import detailing, engine, images, jobs, networks, processing, replay, start_pictures
 from lightweight_engine.extensions.detection import YOLODetector
 from lightweight_engine.flux.params import AutoencoderParams, CLIPParams, FluxParams, T5Params
@@ -115,7 +116,7 @@ def watched() -> Iterator[Watch]:
 def as_beside_a_gpu() -> Iterator[None]:
     """What is freed is kept, as the host does where a GPU has the memory that counts."""
     with (
-        mock.patch.object(networks, "return_freed_memory", lambda: None),
+        mock.patch.object(networks, "return_freed_memory", keep_freed_memory),
         mock.patch.object(networks, "trim_heap", lambda: None),
     ):
         yield

@@ -209,7 +209,9 @@ def _mkl() -> Any:
 
 
 # Of glibc's mallopt.
-M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3
+M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -8, -3, -1
+KEPT = 128 << 20
+"""Bytes that stay at the end of a heap when they are freed."""
 
 
 def return_freed_memory() -> None:
@@ -222,6 +224,17 @@ def return_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_ARENA_MAX, 1)
         mallopt(M_MMAP_THRESHOLD, 1 << 20)
+
+
+def keep_freed_memory() -> None:
+    """Keep what is freed for what comes next (glibc): beside a GPU that is a few pictures, made over and over in a job.
+
+    Pages that the system hands out anew are filled with zeros first, which takes longer than copying a picture.
+    """
+    mallopt = getattr(c_library(), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
+        mallopt(M_TRIM_THRESHOLD, KEPT)
 
 
 @cache

@@ -18,7 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from ..backend.ahead import Ahead
-from ..backend.devices import give_back_cached, release_cached, return_freed_memory, trim_heap
+from ..backend.devices import (
+    give_back_cached,
+    keep_freed_memory,
+    release_cached,
+    return_freed_memory,
+    trim_heap,
+)
 from ..backend.linear import PackedLinear
 from ..backend.lora_layers import Cost, build_programs
 from ..backend.memory_manager import PRESETS, MemoryManager, Residency
@@ -99,8 +105,7 @@ class Networks:
         self._preview: Preview | None = None
         self._costs: dict[Hashable, Cost] = {}
         self._rested_with: dict[Role, tuple[int, int]] = {}
-        if device.type == "cpu":
-            return_freed_memory()
+        (return_freed_memory if device.type == "cpu" else keep_freed_memory)()
 
     @cached_property
     def known(self) -> dict[Role, Network]:
