@@ -98,7 +98,7 @@ def plan_request(request: GenerationRequest, tools: Tools) -> Plan:
 
 
 def _at_home(request: GenerationRequest, tools: Tools) -> GenerationRequest:
-    return at_home(request, is_tiny=tools.networks.models.is_tiny, upscalers=tools.upscalers.names())
+    return at_home(request, is_tiny=tools.networks.models.is_tiny, upscalers=tools.upscalers.names)
 
 
 def _job(

@@ -5,7 +5,7 @@ Loads no torch: what is no name is told before a model is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -37,15 +37,15 @@ TINY_UPSCALER = "4x_tiny"
 TINY_DETECTORS = {str(FACES["ad_model"]): "face_tiny", str(HANDS["ad_model"]): "hand_tiny"}
 
 
-def at_home(request: GenerationRequest, *, is_tiny: bool, upscalers: Sequence[str]) -> GenerationRequest:
+def at_home(request: GenerationRequest, *, is_tiny: bool, upscalers: Callable[[], Sequence[str]]) -> GenerationRequest:
     """A request with the demonstration model's own upscaler, where that of the production job is asked for in vain.
 
     Args:
         is_tiny: the demonstration model draws.
-        upscalers: names of those that are there.
+        upscalers: lists the names of those that are there, which takes a look at all folders.
     """
     usual = GenerationRequest.model_fields[HIRES].default
-    if not is_tiny or request.hr_upscaler != usual or usual in upscalers:
+    if not is_tiny or request.hr_upscaler != usual or usual in upscalers():
         return request
     return request.model_copy(update={HIRES: TINY_UPSCALER})
 
@@ -104,7 +104,7 @@ def _check_generation(
 ) -> None:
     """Folders are listed for those requests alone that name something in them."""
     if request.hires and request.image is None and request.hr_upscaler not in LATENT_UPSCALERS:
-        request = at_home(request, is_tiny=is_tiny, upscalers=upscalers.names())
+        request = at_home(request, is_tiny=is_tiny, upscalers=upscalers.names)
         upscalers.entry(request.hr_upscaler, field=HIRES)
     if request.image is not None and request.compat != "forge":
         upscalers.entry(request.img2img_upscaler, field="img2img_upscaler")
