@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from benchmarks.fullsize import PATHS, SMALL, Entry, Sizes, scratch_folder, shapes_of, write_model, write_safetensors
-from benchmarks.job import TRANSFORMER, measure
+from benchmarks.job import STEPS, measure
 from benchmarks.lora_swap import write_lora
 from benchmarks.observe import model_of, observed_engine
 from benchmarks.report import publish
@@ -97,18 +97,22 @@ def write_upscaler(path: Path, filters: int = 64, blocks: int = 23) -> None:
 
 
 def rows_of(folder: Path, storage: str, fields: dict[str, Any]) -> list[dict[str, Any]]:
-    """The table of one storage format: the second of two equal jobs."""
+    """The table of one storage format: the second of two equal jobs, each of which is saved."""
     paths = {role: folder / path for role, path in PATHS.items()}
     engine, networks = observed_engine(model_of(paths, folder), device="auto", storage_dtype=storage, models_dir=folder)
     engine._detectors = ListedDetectors(networks.device)
     request = GenerationRequest(prompt="a person waves in front of a lighthouse", seed=1, **fields)
-    engine.run(request)  # networks are read, programs built, algorithms of convolutions chosen
+    measure(engine, request)  # networks are read, programs built, algorithms of convolutions chosen
     engine._embeddings.clear()
     told = {"storage": storage, "hr_scale": fields["hr_scale"]}
     rows = [{**told, **row} for row in measure(engine, request)]
-    steps = sum(row["share"] for row in rows if row["where"] == TRANSFORMER)
+    steps = sum(row["share"] for row in rows if row["where"] in STEPS)
     engine.close()
-    return [*rows, {**told, "where": "everything but transformer steps", "share": 1 - steps}]
+    return [
+        *rows,
+        {**told, "where": "everything but transformer steps", "share": 1 - steps},
+        {**told, "where": "the job, x its steps", "share": 1 / steps},
+    ]
 
 
 def main() -> None:

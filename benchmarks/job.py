@@ -30,12 +30,15 @@ from lightweight_engine.extensions.yolov8 import YOLOv8
 from lightweight_engine.flux.autoencoder import Decoder, Encoder
 from lightweight_engine.flux.clip import CLIPText
 from lightweight_engine.flux.t5 import T5Encoder
+from lightweight_engine.flux.transformer import Flux
 from lightweight_engine.flux.velocity import Velocity
 from lightweight_engine.upscalers.dense import DenseNetwork
 
-TRANSFORMER = "transformer"
+STEPS = ("transformer", "modulation of its steps")
+"""What steps of the transformer consist of: a pass computes how all of its steps are modulated before the first."""
 NETWORKS: tuple[tuple[str, type, str], ...] = (
-    (TRANSFORMER, Velocity, "__call__"),  # which replays what was recorded, past the network's own forward
+    (STEPS[0], Velocity, "__call__"),  # which replays what was recorded, past the network's own forward
+    (STEPS[1], Flux, "modulations"),
     ("T5", T5Encoder, "forward"),
     ("CLIP", CLIPText, "forward"),
     ("encoding", Encoder, "forward"),
