@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from .stored import Stored
 
 # Numbers that a conversion works on at a time: few enough for a CPU's cache, on a GPU enough to keep launches rare.
-# With at most 16 bytes of temporaries for each, that is 64 MiB there.
+# With at most so many bytes of temporaries for each, that is 64 MiB there.
 PIECE = 1 << 18
 GPU_PIECE = 1 << 22
+TEMPORARIES = 16
 
 Added = tuple[Tensor, Tensor]
 """A change of low rank that is added to a matrix ``[out, in]``: up ``[out, rank]`` and down ``[rank, in]``."""

@@ -127,7 +127,7 @@ class Stage:
     Attributes:
         networks: the networks at work and how they are placed.
         kept: networks that stay meanwhile, as they are.
-        room: what the stage works in.
+        room: what the stage works in, or its networks are converted in while they are loaded.
         flops: of one pass.
         passes: how often the blocks run.
         adapters: of LoRAs, beside networks at work or kept.
@@ -361,7 +361,7 @@ def _text_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budget, 
     base = library.base
     clip_placed = _place(clip, budget.total, kind)
     adapters = _adapters(networks, "clip", "t5")
-    room += max(clip.adapters.room, t5.adapters.room)
+    room = max(room + max(clip.adapters.room, t5.adapters.room), _converting(kind, clip, t5))
     left = min(budget.total - room - base, budget.weights) - clip_placed.nbytes - sum(adapters.values())
     t5_placed = _place(t5, left, kind, stream_all=budget.preset.stream_text and kind != "cpu")
     return Stage("encode", {"clip": clip_placed, "t5": t5_placed}, room, base, adapters=adapters)
@@ -377,7 +377,7 @@ def _sample_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budget
     scratch = network.inventory.scratch
     room = step_room(params, batch, tokens, shape.text, network.storage, scratch, library, beside=beside)
     room += modulation_table(params, shape.rows, network.storage.compute)
-    room += _beside(network).room
+    room = max(room + _beside(network).room, _converting(kind, network))
     base = library.base
     adapters = _adapters(networks, "transformer")
     at_hand = network.at_hand.nbytes if network.at_hand else 0
@@ -416,7 +416,7 @@ def _picture_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budge
     tiled = placed.nbytes + whole + base > budget.total and max(shape.size) > TILE
     if tiled:
         whole = room(min(TILE, shape.size[0]), min(TILE, shape.size[1])) + 3 * 4 * 4 * shape.size[0] * shape.size[1]
-    return Stage("decode", {"autoencoder": placed}, whole, base, tiled=tiled)
+    return Stage("decode", {"autoencoder": placed}, max(whole, _converting(kind, network)), base, tiled=tiled)
 
 
 def _upscale_stage(upscaling: Upscaling, budget: Budget, kind: str) -> Stage:
@@ -440,6 +440,11 @@ def _place(network: Network, room: int, kind: str, *, drop: bool = False, stream
     passing = min(slots, len(conditioning)) * max(conditioning, default=0)
     placed = place(blocks, inventory.fixed + passing, room, stream_all=stream_all, slots=slots)
     return replace(placed, fixed=inventory.fixed, slots=placed.slots + passing, dropped=bool(conditioning))
+
+
+def _converting(kind: str, *networks: Network) -> int:
+    """What lies on a GPU beside weights while networks are loaded, which is one after another and before they work."""
+    return 0 if kind == "cpu" else max(network.inventory.converting for network in networks)
 
 
 def _beside(network: Network) -> Cost:

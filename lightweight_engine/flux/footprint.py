@@ -16,7 +16,7 @@ from ..backend.quantize import ROWS
 from ..backend.streaming import aligned
 from ..backend.together import read_together
 from .keymaps import Part
-from .load import Storage, empty_network, linear_weights
+from .load import CONVERTED, Storage, empty_network, linear_weights
 from .params import AutoencoderParams, CLIPParams, FluxParams, T5Params
 from .units import UnitName, in_order, unit_of
 
@@ -33,6 +33,7 @@ class Inventory:
         unpacked: of the largest matrix of a block, as numbers, that is kept in a packed format.
         mapped: whether every unit stays as the file has it, so that on a CPU it can be used from the mapped file.
         together: names of the weights that one product reads, group by group.
+        converting: that lie on a GPU beside what is loaded, while the weights that take the most are converted there.
     """
 
     fixed: int
@@ -42,6 +43,7 @@ class Inventory:
     mapped: bool
     unpacked: int = 0
     together: tuple[tuple[str, ...], ...] = ()
+    converting: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -58,12 +60,14 @@ def inventory(part: Part, storage: Storage, network: nn.Module | None = None) ->
     linears = linear_weights(network)
     units: dict[UnitName, int] = {}
     scratch, unpacked, mapped = 0, 0, True
+    conversions: list[int] = []
     for name, source in part.sources.items():
         linear = name in linears
         unit = unit_of(part.role, name)
         within = storage.within(unit)
         nbytes = within.nbytes(source, linear)
         units[unit] = units.get(unit, 0) + (nbytes if unit.kind == "fixed" else aligned(nbytes))
+        conversions.append(within.converting(source, linear))
         mapped = mapped and (unit.kind == "fixed" or within.as_in_file(source, linear))
         kept = within.kept_as(source, linear)
         if linear and kept not in (storage.compute, ROWS):
@@ -79,6 +83,7 @@ def inventory(part: Part, storage: Storage, network: nn.Module | None = None) ->
         mapped=mapped,
         unpacked=unpacked,
         together=tuple(read_together(network)),
+        converting=sum(sorted(conversions)[-CONVERTED:]),
     )
 
 

@@ -10,8 +10,10 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
+from threading import BoundedSemaphore
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from ..backend.eight_bit import multiply_as_stored, takes
 from ..backend.feature_maps import channels_last_is_faster
 from ..backend.fp8 import as_rows
 from ..backend.linear import cast_at_use, store
-from ..backend.packed import Packed
+from ..backend.packed import GPU_PIECE, TEMPORARIES, Packed
 from ..backend.pages import release_files, release_pages
 from ..backend.quantize import ROWS, quantize, spec_for
 from ..errors import CorruptCheckpointError, UnsupportedCheckpointError
@@ -48,6 +50,9 @@ PLAIN = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 """Storage formats that are dtypes; all others are packed."""
 
 WORKERS = min(4, os.cpu_count() or 1)
+
+CONVERTED = 2
+"""Weights that are converted at a time on a device other than the CPU: plans count what lies there meanwhile."""
 
 AHEAD = 64
 """Parameters that are made, or wait where they stay, behind one that takes long."""
@@ -99,6 +104,19 @@ class Storage:
         kept = self.kept_as(source, linear)
         whole = len(source.pieces) == 1 and source.pieces[0][1] is None and not source.swapped
         return whole and (kept == AS_IT_IS or (source.format == "plain" and kept == _dtype_of(source)))
+
+    def converting(self, source: Source, linear: bool) -> int:
+        """Bytes of a GPU that a parameter takes beside its result while it is converted there; 0 where it is not."""
+        kept, plain = self.kept_as(source, linear), source.format == "plain"
+        mixed = len({stored.dtype for stored, _ in source.pieces}) > 1
+        if kept == AS_IT_IS or (plain and not mixed and kept == _dtype_of(source)):
+            return 0
+        if kept == ROWS and source.format == "fp8_e4m3":  # what is brought is the result, but for scales
+            return 0
+        # What is packed is packed anew from its numbers, and several pieces may have to be joined as such.
+        as_numbers = mixed or (not plain and (isinstance(kept, str) or len(source.pieces) > 1))
+        numbers = source.elements * torch.float32.itemsize if as_numbers else 0
+        return source.nbytes + numbers + min(source.elements, GPU_PIECE) * TEMPORARIES
 
     def nbytes(self, source: Source, linear: bool) -> int:
         """Bytes that a parameter takes once loaded."""
@@ -190,7 +208,8 @@ def load_part(
     Args:
         device: where weights are converted and, without ``home``, kept.
         bring: takes what the file has to the device.
-        threads: that read, convert and move; none, where the device fetches from the file by itself.
+        threads: that read, convert (no more than ``CONVERTED`` at once, but on a CPU) and move; none, where the device
+            fetches from the file by itself.
         module: the part's ``empty_network``, where that has been built.
 
     Returns:
@@ -205,15 +224,17 @@ def load_part(
     linears = linear_weights(module)
     home = home or (lambda _, value: value.to(device))
     scales = _Scales(part)
+    turn = nullcontext() if device.type == "cpu" else BoundedSemaphore(CONVERTED)
 
     def make(name: str) -> Tensor | Packed:
-        source, within = part.sources[name], storage.within(unit_of(part.role, name))
-        kept = within.kept_as(source, name in linears)
+        source, within, linear = part.sources[name], storage.within(unit_of(part.role, name)), name in linears
+        kept = within.kept_as(source, linear)
         if kept == AS_IT_IS and device.type != "cpu":
             value = home(name, source.read(look=False))
             scales.add(name, value)
             return value
-        value = _kernel_order(home(name, read_as(part, name, kept, device, bring)))
+        with turn if within.converting(source, linear) else nullcontext():
+            value = _kernel_order(home(name, read_as(part, name, kept, device, bring)))
         if device.type == "cpu" and not any(map(part.checkpoint.holds, _tensors_of(value))):
             give_back(source)
         return value

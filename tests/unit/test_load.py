@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from lightweight_engine.backend.checkpoint import open_checkpoint
 from lightweight_engine.backend.linear import CastLinear, PackedLinear
+from lightweight_engine.backend.packed import GPU_PIECE, TEMPORARIES, Packed
 from lightweight_engine.errors import CorruptCheckpointError, UnsupportedCheckpointError
 from lightweight_engine.flux.autoencoder import Autoencoder
 from lightweight_engine.flux.clip import CLIPText
@@ -21,17 +23,19 @@ from lightweight_engine.flux.convert import convert_part
 from lightweight_engine.flux.footprint import inventory
 from lightweight_engine.flux.keymaps import find_parts
 from lightweight_engine.flux.load import (
+    CONVERTED,
     Storage,
     _Scales,
     empty_network,
     linear_weights,
     load_part,
+    read_as,
     read_params,
     several,
 )
 from lightweight_engine.flux.t5 import T5Encoder
 
-CPU = torch.device("cpu")
+CPU, META = torch.device("cpu"), torch.device("meta")
 PREFIXES = ["", "model.diffusion_model.", "diffusion_model.", "model.", "transformer.", "net.", "module.model."]
 
 
@@ -232,6 +236,62 @@ def test_nothing_more_is_made_once_one_fails() -> None:
     with pytest.raises(ValueError, match="as expected"):
         list(several(make, [str(i) for i in range(1000)], threads=2, ahead=500))
     assert len(made) < 500
+
+
+def test_few_weights_are_converted_at_once_beside_a_cpu(tmp_path: Path) -> None:
+    part = find_parts(open_checkpoint(save_flux(tmp_path / "x.safetensors")))["transformer"]
+    lock, now, most = threading.Lock(), 0, 0
+
+    def bring(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.002)
+        return tensor.to(META)
+
+    def home(name: str, value: torch.Tensor | Packed) -> torch.Tensor | Packed:
+        nonlocal now
+        with lock:
+            now -= 1
+        return value
+
+    load_part(part, Storage("auto", torch.float32), device=META, bring=bring, home=home, threads=8)
+    assert (now, most) == (0, CONVERTED)
+
+
+def test_what_is_taken_as_it_is_waits_for_no_turn(tmp_path: Path) -> None:
+    part = find_parts(open_checkpoint(save_flux(tmp_path / "x.safetensors", dtype=torch.float32)))["transformer"]
+    several_at_once, waiting = threading.Barrier(CONVERTED + 2), iter(range(CONVERTED + 2))
+
+    def home(name: str, value: torch.Tensor | Packed) -> torch.Tensor | Packed:
+        if next(waiting, None) is not None:
+            several_at_once.wait(timeout=30)
+        assert isinstance(value, torch.Tensor)
+        return value.to(META)
+
+    load_part(part, Storage("auto", torch.float32), device=META, home=home, threads=CONVERTED + 2)
+
+
+@pytest.mark.parametrize("format", ["auto", "file", "fp16", "nf4", "fp8_e4m3", "fp8_rows"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_what_is_brought_to_be_converted_is_counted(tmp_path: Path, dtype: torch.dtype, format: str) -> None:
+    part = find_parts(open_checkpoint(save_flux(tmp_path / "x.safetensors", dtype=dtype)))["transformer"]
+    storage, linears = Storage(format, torch.bfloat16), linear_weights(empty_network(part))
+    for name, source in part.sources.items():
+        brought: list[torch.Tensor] = []
+
+        def bring(tensor: torch.Tensor, brought: list[torch.Tensor] = brought) -> torch.Tensor:
+            brought.append(tensor)
+            return tensor
+
+        made = read_as(part, name, storage.kept_as(source, name in linears), CPU, bring)
+        result = {tensor.data_ptr() for tensor in (made.parts.values() if isinstance(made, Packed) else [made])}
+        expected = sum(tensor.nbytes for tensor in brought if tensor.data_ptr() not in result)
+        if expected:
+            expected += TEMPORARIES * min(source.elements, GPU_PIECE)
+            expected += 4 * source.elements if source.format != "plain" and isinstance(made, Packed) else 0
+        assert storage.converting(source, name in linears) == expected
 
 
 def test_scales_that_are_looked_at_together_are_named_as_when_they_are_read(tmp_path: Path) -> None:

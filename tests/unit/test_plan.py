@@ -17,7 +17,8 @@ from lightweight_engine import Config, GenerationRequest, LightweightEngine
 from lightweight_engine.backend.checkpoint import open_checkpoint
 from lightweight_engine.backend.devices import RATES, Card
 from lightweight_engine.backend.memory_manager import GIB, PRESETS, SLOTS, MemoryManager
-from lightweight_engine.core.plan import AtHand, Network, Plan, Shape, lowered, make_plan
+from lightweight_engine.backend.packed import GPU_PIECE, TEMPORARIES
+from lightweight_engine.core.plan import AtHand, Network, Plan, Shape, StageName, lowered, make_plan
 from lightweight_engine.errors import MemoryBudgetError
 from lightweight_engine.flux.footprint import (
     EIGHT_BITS,
@@ -156,6 +157,33 @@ def test_products_in_eight_bits_need_room_for_what_they_read(beside: bool) -> No
     assert room("fp8_rows") - room("bf16") == (unit // 2 if beside else 3 * unit // 2) + EIGHT_BITS
     plain = replace(LIBRARIES["cuda"], in_place=False)
     assert room("fp8_rows", plain) > room("bf16", plain) + 18 * unit, "numbers become rows by way of float32"
+
+
+def test_what_is_converted_while_it_is_loaded_needs_room_too(published: Path) -> None:
+    linear1 = (3 * 3072 + 12288) * 3072
+    piece = TEMPORARIES * GPU_PIECE
+    inventories = {name: known(published, name)["transformer"].inventory for name in ("bf16", "nf4", "fp8_rows")}
+    converting = {name: each.converting for name, each in inventories.items()}
+    # The two largest that may be at work at once; a file in 16 bits is its own source.
+    assert converting == {"bf16": 0, "nf4": 2 * (2 * linear1 + piece), "fp8_rows": 2 * (2 * linear1 + piece)}
+    assert known(published, "nf4")["t5"].inventory.converting < 1 << 20, "its matrices are kept as the file has them"
+    tiny, large = Shape((256, 256)), Shape((2048, 2048))
+    room = {shape: planned(published, "nf4", 24, shape=shape).stage("sample").room for shape in (tiny, large)}
+    assert room[tiny] == converting["nf4"] < room[large]
+
+
+@pytest.mark.parametrize(
+    ("role", "name"), [("clip", "encode"), ("t5", "encode"), ("transformer", "sample"), ("autoencoder", "decode")]
+)
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_every_stage_has_room_for_converting_its_networks_on_a_gpu(role: Role, name: StageName, kind: str) -> None:
+    networks, manager = small(), MemoryManager(Card("a card", kind, 24 * GIB, 24 * GIB), "LOW_VRAM")
+    before = make_plan(networks, SMALL, manager)
+    networks[role] = replace(networks[role], inventory=replace(networks[role].inventory, converting=GIB))
+    after = make_plan(networks, SMALL, manager)
+    assert after.stage(name).room == (GIB if kind == "cuda" else before.stage(name).room)
+    others = [stage for stage in before.stages if stage.name != name]
+    assert [stage for stage in after.stages if stage.name != name] == others
 
 
 # --- the published sizes on real cards -------------------------------------------------------------------------------
