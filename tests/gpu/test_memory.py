@@ -39,6 +39,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "resident nf4": {"storage_dtype": "nf4"},
     "dropped modulation": {"storage_dtype": "bf16", "vram_state": "NORMAL_VRAM"},
     "in turn": {"storage_dtype": "bf16", "vram_state": "LOW_VRAM"},
+    "in turn, in 8 bits": {"speed": "fp8", "vram_state": "LOW_VRAM"},
     "streamed": {"storage_dtype": "bf16", "vram_state": "NO_VRAM"},
     "streamed nf4": {"storage_dtype": "nf4", "vram_state": "NO_VRAM"},
     "streamed fp8": {"storage_dtype": "fp8_e4m3", "vram_state": "NO_VRAM"},
