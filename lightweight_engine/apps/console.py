@@ -19,7 +19,7 @@ EXIT_CODES = {
     0: "done",
     1: "an error that should not have happened (please report it)",
     2: "a wrong option, setting or request",
-    3: "a model file is missing or cannot be used",
+    3: "a checkpoint, LoRA, upscaler, detector or other model file is not there, or cannot be used",
     4: "not enough memory",
     5: "cancelled by a program",
     6: "a download failed",

@@ -118,8 +118,8 @@ class UpscalerFiles:
             field: of the request, for the message.
 
         Raises:
-            RequestError: there is none of that name.
-            ModelNotFoundError: its file is not there.
+            ModelNotFoundError: there is none of that name, or its file is not there.
+            RequestError: it is one that this engine does not run.
         """
         if name.lower() in (plain.lower() for plain in PLAIN_NAMES):
             return None
@@ -147,7 +147,7 @@ class UpscalerFiles:
         meant = closest(name, names)
         hint = f" (did you mean {meant!r}?)" if meant else ""
         message = f"{field}: there is no upscaler {name!r:.80}{hint}; choose one of: {', '.join(names)}"
-        return RequestError(message, field=field)
+        return ModelNotFoundError(message, field=field)
 
 
 def _scan(root: Path) -> Iterator[Entry]:

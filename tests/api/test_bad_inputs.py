@@ -179,6 +179,11 @@ NAMES: dict[str, tuple[dict[str, Any], int, str]] = {
     "21 a checkpoint as a text encoder": ({"t5": "tiny"}, 422, "not a T5 text encoder"),
     "21 a storage format": ({"storage_dtype": "int3"}, 422, "fp8_e4m3"),
     "21 a LoRA that is nearly there": ({"loras": ["hatt"]}, 404, "did you mean 'hat'"),
+    "22 an upscaler that is nearly there": (
+        {"enable_hr": True, "hr_upscaler": "4x_tinny"},
+        404,
+        "did you mean '4x_tiny'",
+    ),
     "22 a LoRA outside": ({"loras": ["../../etc/passwd"]}, 404, "loras"),
     "22 a checkpoint outside": ({"checkpoint": "../../etc/passwd"}, 404, "checkpoint"),
     "22 a text encoder outside": ({"t5": "text_encoder/../../../etc/passwd"}, 404, "t5"),

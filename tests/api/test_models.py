@@ -153,12 +153,12 @@ def test_upscalers_and_detectors_are_checked_before_a_job_waits(two: Running) ->
     }
     for word, fields in refused.items():
         answer = two.post("/jobs", {**SMALL, **fields})
-        assert answer.status == (404 if word == "ad_model" else 422)
+        assert answer.status == (422 if word == "ad_confidense" else 404)
         assert word in answer.error["message"] and "did you mean" in answer.error["message"]
         param = word if word == "hr_upscaler" else f"adetailer_passes[0].{word}"
         assert answer.error["param"] == param and answer.error["message"].startswith(f"{param}: ")
     answer = two.post("/upscale", {"images": ["the picture is read later"], "upscaler": "Lanczoz"})
-    assert answer.status == 422 and answer.error["param"] == "upscaler"
+    assert answer.status == 404 and answer.error["param"] == "upscaler"
     assert two.ask("DELETE", f"/jobs/{job}").status == 200
     two.idle()
 

@@ -59,7 +59,7 @@ def test_one_as_it_is_to_a_size(server: Running) -> None:
         ({"width": 400}, 422, "width:"),
         ({"upscaler": "/etc/hostname"}, 403, "upscaler: files are named"),
         ({"upscaler": "../x"}, 404, "upscaler: there is no file"),
-        ({"upscaler": "Lanczo"}, 422, "did you mean 'Lanczos'"),
+        ({"upscaler": "Lanczo"}, 404, "did you mean 'Lanczos'"),
         ({"scale": 2}, 422, "no such field"),
     ],
 )

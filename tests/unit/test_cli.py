@@ -199,7 +199,7 @@ def test_settings_of_file_environment_and_flag(cli: Cli, models: Path, monkeypat
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--hr-scale", 2, "--hr-upscaler", "Lanczoz"], 2, "did you mean 'Lanczos'"),
+        (["--hr-scale", 2, "--hr-upscaler", "Lanczoz"], 3, "did you mean 'Lanczos'"),
         (["--hr-scale", 2, "--hr-upscaler", "SwinIR 4x"], 3, "needs the file SwinIR_4x.pth"),
         (["--adetailer"], 3, "face_yolov8n.pt is not in"),
         (["--adetailer-passes", '{"ad_model": "face_tinny"}'], 3, "did you mean 'face_tiny'"),

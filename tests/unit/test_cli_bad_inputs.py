@@ -62,6 +62,8 @@ CASES: dict[str, tuple[Arguments, int, str]] = {
     ),
     "21 a checkpoint": (["--checkpoint", "flux"], MODEL, "no model file"),
     "22 a LoRA outside": (["--lora", "../../etc/passwd"], MODEL, "--lora: there is no LoRA"),
+    "22 an upscaler": (["--enable-hr", "--hr-upscaler", "Foo"], MODEL, "--hr-upscaler: there is no upscaler"),
+    "22 a detector": (["--adetailer-passes", '{"ad_model": "Foo"}'], MODEL, "there is no detector"),
     "26 look-alike letters": (["--lora", "hаt"], MODEL, "no LoRA"),
     "29 arguments that are no object": (["--adetailer", "--adetailer-args", "[1]"], WRONG, "adetailer"),
     "29 an unknown key": (["--adetailer", "--adetailer-args", '{"ad_stps": 1}'], WRONG, "ad_steps"),

@@ -87,10 +87,10 @@ def test_to_a_size_by_two(cli: Cli, tmp_path: Path) -> None:
     [
         ((), 2, "no picture to enlarge"),
         (("none.png",), 2, "there is no such file"),
-        (("small.png", "--upscaler", "4x-Smal"), 2, "--upscaler: "),
-        (("small.png", "--upscaler", "4x-Smal"), 2, "did you mean '4x-Small'"),
+        (("small.png", "--upscaler", "4x-Smal"), 3, "--upscaler: "),
+        (("small.png", "--upscaler", "4x-Smal"), 3, "did you mean '4x-Small'"),
         (("small.png", "--upscaler", "ESRGAN_4x"), 3, "ESRGAN_4x.pth"),
-        (("small.png", "--upscaler-2", "Lanczoz"), 2, "did you mean 'Lanczos'"),
+        (("small.png", "--upscaler-2", "Lanczoz"), 3, "did you mean 'Lanczos'"),
         (("small.png", "--by", "0"), 2, "--by: 0.0 is too small; give more than 0, up to 16"),
         (("small.png", "--by", "1e9"), 2, "is too large; give more than 0, up to 16"),
         (("small.png", "--by", "16", "--set", "max_side=100"), 2, "error: --by: the picture would have 656x480 pixels"),

@@ -199,7 +199,7 @@ def test_the_plan_has_the_larger_pass(engine: LightweightEngine) -> None:
 @pytest.mark.parametrize(
     ("fields", "kind", "said"),
     [
-        ({"hr_upscaler": "Latnt"}, RequestError, "hr_upscaler: there is no upscaler 'Latnt'"),
+        ({"hr_upscaler": "Latnt"}, ModelNotFoundError, "hr_upscaler: there is no upscaler 'Latnt'"),
         ({"hr_upscaler": "SwinIR 4x"}, ModelNotFoundError, "SwinIR_4x.pth"),
         ({"hr_scale": 4, "width": 2048}, RequestError, "hr_scale: the hires pass would draw 8192x384"),
         ({"hr_resize_x": 9000}, RequestError, "hr_scale: the hires pass"),

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from lightweight_engine import GenerationRequest, LightweightEngine
 from lightweight_engine.core.replay import read_recipe, replay, save_result, with_pictures
-from lightweight_engine.errors import RequestError
+from lightweight_engine.errors import ModelNotFoundError, RequestError
 from lightweight_engine.extensions import inpainting
 from lightweight_engine.extensions.inpainting import (
     NOISE,
@@ -390,10 +390,14 @@ def test_the_latent_of_the_smallest_picture_is_resized(engine: LightweightEngine
         ({"image": picture(4097, 16), "resize_mode": 3}, "4096 pixels a side are the most (setting max_side)"),
         ({"mask": "nowhere.png"}, "there is no such file"),
         ({"image": "nowhere.png"}, "there is no such file"),
-        ({"img2img_upscaler": "Foo"}, "img2img_upscaler: there is no upscaler 'Foo'"),
     ],
 )
 def test_what_cannot_be_is_refused(engine: LightweightEngine, fields: dict[str, object], said: str) -> None:
     with pytest.raises(RequestError) as caught:
         engine.run(request(**fields))
     assert said in str(caught.value)
+
+
+def test_an_upscaler_that_is_not_there_is_refused(engine: LightweightEngine) -> None:
+    with pytest.raises(ModelNotFoundError, match="img2img_upscaler: there is no upscaler 'Foo'"):
+        engine.run(request(img2img_upscaler="Foo"))

@@ -324,15 +324,15 @@ def test_a_file_that_changed_is_read_again(models: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "kind", "said"),
     [
-        ("4x-UltraSharpe", RequestError, "did you mean '4x-UltraSharp'"),
+        ("4x-UltraSharpe", ModelNotFoundError, "did you mean '4x-UltraSharp'"),
         ("LDSR", RequestError, "choose one of: None, Lanczos"),
-        ("Latent (bicubc)", RequestError, "did you mean 'Latent (bicubic)'"),
-        ("", RequestError, "Latent (nearest-exact)"),
+        ("Latent (bicubc)", ModelNotFoundError, "did you mean 'Latent (bicubic)'"),
+        ("", ModelNotFoundError, "Latent (nearest-exact)"),
         ("SwinIR 4x", ModelNotFoundError, "SwinIR_4x.pth"),
         ("ESRGAN_4x", ModelNotFoundError, "ESRGAN_4x.pth"),
-        ("../../etc/passwd", RequestError, "there is no upscaler"),
-        ("x\0y", RequestError, "there is no upscaler"),
-        ("", RequestError, "there is no upscaler"),
+        ("../../etc/passwd", ModelNotFoundError, "there is no upscaler"),
+        ("x\0y", ModelNotFoundError, "there is no upscaler"),
+        ("", ModelNotFoundError, "there is no upscaler"),
     ],
 )
 def test_unknown_names(models: Path, name: str, kind: type[Exception], said: str) -> None:
