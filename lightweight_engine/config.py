@@ -596,6 +596,11 @@ def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, st
         yield name, value, variable
 
 
+def empty_variables(environ: Mapping[str, str]) -> list[str]:
+    """Variables with our prefix that count as not set, as they are empty."""
+    return [variable for variable, value in environ.items() if variable.startswith(PREFIX) and not value]
+
+
 def _refuse_link(variable: str, value: str) -> None:
     """Say of an address that was never meant for us what it is, and not that it is a slip in the name of a setting."""
     if _LINK.fullmatch(variable) or (variable == _LINK_PORT and _LINK_URL.match(value)):

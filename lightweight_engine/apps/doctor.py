@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import typer
 
-from ..config import EngineConfig
+from ..config import EngineConfig, empty_variables
 from ..errors import ConfigError, EngineError, OutputError
 from .console import DIFFERENT, Console, human_bytes
 from .options import Debug, Json, check_models_dir, load_config, takes_settings
@@ -142,6 +142,14 @@ def _host(config: EngineConfig) -> Iterator[Check]:
 def _settings(config: EngineConfig) -> Iterator[Check]:
     chosen = [f"{name} ({came})" for _, name, _, came in config.rows() if came != "default"]
     yield Check("settings", "ok", ", ".join(chosen) or "all at their defaults")
+
+
+def _environment(config: EngineConfig) -> Iterator[Check]:
+    """Variables that somebody may think are settings; nothing where there are none."""
+    if empty := empty_variables(os.environ):
+        yield Check(
+            "environment", "note", f"empty, and so not set: {', '.join(empty)}", "give a value, or leave it out"
+        )
 
 
 def _models(config: EngineConfig) -> Iterator[Check]:
@@ -278,8 +286,21 @@ def _installed(packages: Sequence[str]) -> tuple[list[str], list[str]]:
     return there, missing
 
 
-LOOKS = (_python, _torch, _device, _host, _settings, _models, _memory, _tokenizers, _folders, _packages, _extras)
-WITHOUT_SETTINGS = (_python, _torch, _host, _packages, _extras)
+LOOKS = (
+    _python,
+    _torch,
+    _device,
+    _host,
+    _settings,
+    _environment,
+    _models,
+    _memory,
+    _tokenizers,
+    _folders,
+    _packages,
+    _extras,
+)
+WITHOUT_SETTINGS = (_python, _torch, _host, _environment, _packages, _extras)
 
 
 def register(app: typer.Typer) -> None:

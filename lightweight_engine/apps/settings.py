@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from textwrap import wrap
 from typing import Annotated, Any
 
 import typer
 
-from ..config import EngineConfig, refuse_unknown
+from ..config import EngineConfig, empty_variables, refuse_unknown
 from .console import Console, table
 from .options import Debug, Grouped, Json, load_config, takes_settings
 
@@ -39,6 +40,8 @@ def show(
         chosen = load_config(settings)
         wanted = [name.replace("-", "_") for name in names or ()]
         refuse_unknown(wanted)
+        for variable in empty_variables(os.environ):
+            console.warn(f"{variable} is empty, which counts as not set")
         rows = [row for row in chosen.rows() if not wanted or row[1] in wanted]
         if json:
             console.result({name: {"value": value, "origin": came} for _, name, value, came in rows})

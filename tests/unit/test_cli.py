@@ -745,6 +745,19 @@ def test_doctor_tells_of_wrong_settings_and_looks_at_the_rest(
     assert not {"device", "models", "output_dir"} & checks.keys(), "these go by settings that nobody chose"
 
 
+def test_an_empty_variable_is_told_of(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "environment" not in cli("doctor").out and not cli("config", "show").err
+    monkeypatch.setenv("LWE_STEPS", "")
+    monkeypatch.setenv("LWE_API_KEYS", "")
+    shown = cli("config", "show", "steps", "--json")
+    assert json.loads(shown.out) == {"steps": {"value": 50, "origin": "default"}}
+    assert "warning: LWE_STEPS is empty, which counts as not set\n" in shown.err
+    checks = {row["name"]: row for row in json.loads(cli("doctor", "--json").out)["checks"]}
+    assert checks["environment"]["state"] == "note"
+    assert checks["environment"]["found"].startswith("empty, and so not set: ")
+    assert {"LWE_STEPS", "LWE_API_KEYS"} == set(checks["environment"]["found"].partition(": ")[2].split(", "))
+
+
 def test_doctor_fails_for_want_of_a_checkpoint(cli: Cli, tmp_path: Path) -> None:
     folder = tmp_path / "none" / "Stable-diffusion"
     folder.mkdir(parents=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lightweight_engine.config import Config, EngineConfig
+from lightweight_engine.config import Config, EngineConfig, empty_variables
 from lightweight_engine.errors import ConfigError
 from lightweight_engine.request import GenerationRequest
 
@@ -123,6 +123,14 @@ def test_an_error_says_where_the_value_came_from(tmp_path: Path) -> None:
         load(tmp_path, "stepz = 3")
     with pytest.raises(ConfigError, match=r"engine.toml: settings have no sections; leave out \[service\]"):
         load(tmp_path, "steps = 3\n[service]\nport = 8000")
+
+
+def test_an_empty_variable_counts_as_not_set(tmp_path: Path) -> None:
+    environ = {"LWE_STEPS": "", "LWE_API_KEYS": "", "LWE_WIDTH": "64", "HOME": "", "OTHER_LWE_STEPS": ""}
+    config = load(tmp_path, "steps = 3", environ)
+    assert (config.steps, config.width, config.origin("api_keys")) == (3, 64, "default")
+    assert config.origin("steps") == str(tmp_path / "engine.toml")
+    assert empty_variables(environ) == ["LWE_STEPS", "LWE_API_KEYS"]
 
 
 @pytest.mark.parametrize(
