@@ -248,8 +248,12 @@ def test_names_of_files_are_not_told_without_a_key(tmp_path: Path) -> None:
     with service(tmp_path, LWE_API_KEYS="a-key-of-mine") as running:
         told = running.ready().get("/health").json
         assert (told["demonstration"], told["model"], told["notes"]) == (True, None, [])
-        told = running.get("/models/status", **{"X-API-Key": "a-key-of-mine"}).json
-        assert told["model"] == "tiny" and told["notes"]
+        assert running.get("/health", **{"X-API-Key": "a-key-of-none"}).json == told
+        for path in ("/health", "/models/status"):
+            told = running.get(path, **{"X-API-Key": "a-key-of-mine"}).json
+            assert told["model"] == "tiny" and told["notes"]
+        assert running.get("/health", Authorization="Bearer a-key-of-mine").json["model"] == "tiny"
+        assert running.ask("HEAD", "/health").status == 200
 
 
 def test_a_service_that_requires_a_model_does_not_start_without(tmp_path: Path) -> None:

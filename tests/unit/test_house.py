@@ -200,8 +200,8 @@ ARROWS = {
     "apps.server.events": "server.jobs server.schemas server.service",
     "apps.server.native": "server.asking server.bodies server.events server.faults server.jobs server.queries "
     "server.schemas server.service",
-    "apps.server.status": "server.asking server.bodies server.messages server.metrics server.names server.native "
-    "server.queries server.schemas server.service server.supervisor",
+    "apps.server.status": "server.asking server.bodies server.guards server.messages server.metrics server.names "
+    "server.native server.queries server.schemas server.service server.supervisor",
     # Forge's API, from its words outwards
     "apps.server.sdapi.models": "server.sdapi.fields",
     "apps.server.sdapi.options": "server.sdapi.models",

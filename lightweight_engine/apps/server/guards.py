@@ -26,7 +26,9 @@ from .metrics import Metrics
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})
-"""Answered without a key, as what watches over a service has none. They tell no more than the state."""
+"""Answered without a key, as what watches over a service has none. They tell no more than the state then."""
+ANYONE = "anyone"
+"""The caller who sent no key that is known."""
 PROBED_PATHS = frozenset({"/livez", "/readyz"})
 """Answered by whatever name, as probes of clusters and balancers ask by an address of their own. A web page that
 somebody's DNS points here learns nothing by them."""
@@ -74,7 +76,12 @@ class Rules:
         if scope["path"] not in PROBED_PATHS:
             self._check_host(scope, headers)
         self._check_origin(scope, headers)
-        return "anyone" if scope["path"] in OPEN_PATHS else self._caller(headers)
+        try:
+            return self._caller(headers)
+        except UnauthorizedError:
+            if scope["path"] in OPEN_PATHS:
+                return ANYONE
+            raise
 
     def _check_host(self, scope: Scope, headers: Headers) -> None:
         """A name that is not ours is one that somebody's DNS made point here, so that a web page may call us."""
@@ -95,7 +102,7 @@ class Rules:
 
     def _caller(self, headers: Headers) -> str:
         if not self.keys:
-            return "anyone"
+            return ANYONE
         given = _key_of(headers).encode()
         fitting = [key for key in self.keys if hmac.compare_digest(key.encode(), given)]  # each is compared
         if not fitting:

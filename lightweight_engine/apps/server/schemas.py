@@ -209,7 +209,10 @@ class Health(_Answer):
     waiting: int = Field(description="Jobs that wait.")
     running: bool = Field(description="Whether a job runs.")
     demonstration: bool | None = Field(default=None, description="Whether it draws with tiny; null: not known yet.")
-    model: str | None = Field(default=None, description="In use, as of the last job; not told where keys are needed.")
+    model: str | None = Field(
+        default=None,
+        description="In use, as of the last job; null: being loaded, or keys are needed and none was sent.",
+    )
     notes: list[str] = Field(default_factory=list, description="On model and settings, for a person; likewise.")
 
 

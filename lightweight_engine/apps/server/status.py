@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import SecretStr
 from starlette.responses import PlainTextResponse
 
@@ -16,6 +16,7 @@ from ...labels import LATENT_UPSCALERS, STORAGE, sampler_labels, scheduler_label
 from ...request import MAX_DETAILER_PASSES, MAX_LORAS
 from .asking import tended
 from .bodies import refuse_fields
+from .guards import ANYONE
 from .messages import Tend
 from .metrics import CONTENT_TYPE
 from .names import MODEL_FILES
@@ -54,8 +55,8 @@ def _add_health(router: APIRouter, service: Service) -> None:
         return reason or "ok"
 
     @router.get("/health", response_model=Health, responses={503: {"model": Health}})
-    async def health(response: Response) -> Health:
-        """The same with words."""
+    async def health(request: Request, response: Response) -> Health:
+        """The same with words. Where callers need a key, those who send one are told the model and the notes."""
         reason = service.not_ready
         response.status_code = 503 if reason else 200
         return Health(
@@ -64,7 +65,7 @@ def _add_health(router: APIRouter, service: Service) -> None:
             version=__version__,
             waiting=len(service.waiting),
             running=service.running is not None,
-            **_model_of(service),
+            **_model_of(service, request.state.caller),
         )
 
     for path, text in (("/livez", livez), ("/readyz", readyz)):  # monitors ask for the head alone
@@ -129,11 +130,14 @@ def _add_facts(router: APIRouter, service: Service) -> None:
         return PlainTextResponse(service.metrics.text(service.gauges(), service.facts()), media_type=CONTENT_TYPE)
 
 
-def _model_of(service: Service) -> dict[str, Any]:
-    """What health says of the model. It is asked without a key: where callers need one, names of files are not told."""
+def _model_of(service: Service, caller: str) -> dict[str, Any]:
+    """What health says of the model. It may be asked without a key: where one is needed elsewhere, names of files are
+    not told then."""
     facts = service.supervisor.facts
     told = {"demonstration": facts.get("demonstration")}
-    return told if service.config.api_keys else {**told, "model": facts.get("model"), "notes": facts.get("notes", [])}
+    if service.config.api_keys and caller == ANYONE:
+        return told
+    return {**told, "model": facts.get("model"), "notes": facts.get("notes", [])}
 
 
 async def _tended(service: Service, tend: Tend) -> dict[str, Any]:
