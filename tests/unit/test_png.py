@@ -71,7 +71,8 @@ def test_each_row_has_the_filter_whose_differences_are_smallest(noise: float) ->
     rows = np.asarray(picture((40, 100), noise=noise)).reshape(100, -1).astype(int)
     black = np.zeros_like(rows[0])
     for start in (0, 64):
-        band = np.frombuffer(filtered(rows.astype(np.uint8), 3, start), np.uint8).reshape(-1, 1 + rows.shape[1])
+        bands = b"".join(filtered(rows.astype(np.uint8), 3, start))
+        band = np.frombuffer(bands, np.uint8).reshape(-1, 1 + rows.shape[1])
         for row, (number, *differences) in enumerate(band.tolist(), start):
             above = rows[row - 1] if row else black
             left, corner = (np.concatenate([black[:3], each[:-3]]) for each in (rows[row], above))
