@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from benchmarks.fullsize import PATHS, SMALL, Entry, Sizes, scratch_folder, shapes_of, write_model, write_safetensors
 from benchmarks.job import STEPS, measure
@@ -29,6 +28,7 @@ from lightweight_engine.extensions.detectors import DetectorLibrary
 from lightweight_engine.extensions.detectors import Entry as File
 from lightweight_engine.extensions.yolov8 import YOLOv8
 from lightweight_engine.extensions.yolov8_sizes import YOLOv8Sizes
+from lightweight_engine.upscalers.picture import Picture
 
 UPSCALER = "4x-UltraSharp"
 BOXES = {  # in shares of the picture's width and height, with a score
@@ -49,9 +49,9 @@ class Listed:
     def nbytes(self) -> int:
         return self.network.nbytes
 
-    def detect(self, image: Image.Image, confidence: float, classes: Sequence[str] = ()) -> list[Detection]:
-        self.network.detect(image, confidence, classes)
-        scale = (*image.size, *image.size)
+    def detect(self, picture: Picture, confidence: float, classes: Sequence[str] = ()) -> list[Detection]:
+        self.network.detect(picture, confidence, classes)
+        scale = (*picture.size, *picture.size)
         rows = ((tuple(s * e for s, e in zip(box, scale, strict=True)), score) for box, score in BOXES[self.name])
         return [Detection(box, score, "face") for box, score in rows]  # type: ignore[arg-type]
 

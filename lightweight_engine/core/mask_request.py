@@ -23,7 +23,7 @@ def request_of(request: GenerationRequest, repaint: Repaint, outer_prompt: str) 
     """The request that paints a mask. None of its fields counts as sent: what has no effect here was no slip."""
     update = {
         **ONE_PICTURE,
-        "image": repaint.image,
+        "image": repaint.picture,
         "mask": repaint.mask,
         "prompt": with_outer_loras(request, repaint.prompt, outer_prompt),
         "negative_prompt": repaint.negative_prompt,

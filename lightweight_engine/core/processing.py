@@ -29,6 +29,7 @@ from ..flux.schedules import ScheduleOptions
 from ..flux.velocity import Velocity
 from ..labels import schedule_steps
 from ..request import GenerationRequest
+from ..upscalers.picture import Picture
 from ..upscalers.upscaler import Upscaler
 from .coding import Start, decode_latent, encode_pixels, start_of
 from .finite import check_finite
@@ -270,7 +271,7 @@ def conditionings(positives: Sequence[Composition], negatives: Sequence[Schedule
 
 
 def make(
-    job: Job, batch: Batch, refine: Callable[[list[Image.Image]], list[Image.Image]]
+    job: Job, batch: Batch, refine: Callable[[list[Picture]], list[Picture]]
 ) -> tuple[list[Image.Image], list[dict[str, Image.Image]]]:
     """The pictures of a batch, and of each the stages before it, by name in their order.
 
@@ -280,23 +281,23 @@ def make(
     if not job.is_drawn:
         assert job.begin is not None
         given = [job.begin.original(batch.first + i) for i in range(len(batch.seeds))]
-        return refine(given), [{} for _ in given]
+        return [each.image for each in refine(given)], [{} for _ in given]
     drawn = draw(job, batch)
-    return finished(job, batch, drawn.pixels, refine), stages_of(job, drawn)
+    return [each.image for each in finished(job, batch, drawn.pixels, refine)], stages_of(job, drawn)
 
 
 def finished(
-    job: Job, batch: Batch, pixels: Tensor, refine: Callable[[list[Image.Image]], list[Image.Image]] = list
-) -> list[Image.Image]:
+    job: Job, batch: Batch, pixels: Tensor, refine: Callable[[list[Picture]], list[Picture]] = list
+) -> list[Picture]:
     """The pictures of a batch as they are given back: in the colours and in the place that its start pictures ask for.
 
     Args:
         pixels: ``[B, 3, H, W]`` in 0..1.
         refine: what is done to them before that.
     """
+    results = refine([Picture(levels) for levels in to_levels(pixels)])
     if job.begin is None:
-        return refine(to_images(pixels))
-    results = to_levels(pixels) if refine is list else refine(to_images(pixels))  # levels stay on the device
+        return results
     return [job.begin.finish(result, batch.first + i) for i, result in enumerate(results)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from PIL import Image
@@ -12,7 +13,8 @@ from torch import Tensor
 from ..errors import RequestError
 from ..extensions.inpainting import Masking, Prepared, latent_mask, paste_back, prepare, read_mask
 from ..request import SMALLEST_SIDE, GenerationRequest
-from ..upscalers.resampling import HOST, resample, to_image
+from ..upscalers.picture import Picture
+from ..upscalers.resampling import HOST, resample
 from ..upscalers.resizing import LATENT, STRETCH
 from ..upscalers.upscaler import Upscaler
 from .colours import match_colours
@@ -34,24 +36,22 @@ class StartPictures:
     pictures: tuple[Prepared, ...]
     masking: Masking
     recolour: bool = False
-    originals: tuple[Image.Image, ...] = ()
+    originals: tuple[Picture, ...] = ()
     device: torch.device = HOST
 
     def of(self, index: int) -> Prepared:
         """The start of output ``index``."""
         return self.pictures[index if len(self.pictures) > 1 else 0]
 
-    def original(self, index: int) -> Image.Image:
+    def original(self, index: int) -> Picture:
         """The start picture of output ``index`` at its own size."""
         return self.originals[index if len(self.originals) > 1 else 0]
 
-    def finish(self, result: Image.Image | Tensor, index: int) -> Image.Image:
-        """The result of output ``index``, a picture or levels ``[3, H, W]``, in its colours and its place."""
+    def finish(self, result: Picture, index: int) -> Picture:
+        """The result of output ``index`` in its colours and its place."""
         begin = self.of(index)
-        if self.recolour:
-            image = to_image(result) if isinstance(result, Tensor) else result
-            result = match_colours(image, begin.picture)
-        return paste_back(result, begin, device=self.device)
+        made: Image.Image | Tensor = match_colours(result.image, begin.picture) if self.recolour else result.made
+        return paste_back(made, begin, device=self.device)
 
 
 def read_start(
@@ -78,7 +78,7 @@ def read_start(
     """
     if request.image is None:
         return None
-    pictures = [flattened(reader.read(each), request.background_color) for each in pictures_in(request.image)]
+    pictures = [_given(each, reader, request.background_color) for each in pictures_in(request.image)]
     if request.resize_mode == LATENT:
         _check_own_size(pictures, max_side)
     masking = masking_of(request)
@@ -106,7 +106,12 @@ def read_start(
     return StartPictures(tuple(made), masking, request.color_correction, tuple(pictures), device)
 
 
-def _check_own_size(pictures: Sequence[Image.Image], max_side: int) -> None:
+def _given(given: Any, reader: PictureReader, background: str) -> Picture:
+    """A picture of a request as it is drawn on; one that the engine itself has made is not read."""
+    return given if isinstance(given, Picture) else Picture(flattened(reader.read(given), background))
+
+
+def _check_own_size(pictures: Sequence[Picture], max_side: int) -> None:
     """Refuse pictures whose latent cannot be resized: they are encoded as they are."""
     for picture in pictures:
         told = f"resize_mode: 3 encodes the start picture at its own size, {picture.width}x{picture.height}, "
@@ -165,9 +170,7 @@ def _is_white_within(mask: Image.Image, cells: tuple[int, int]) -> bool:
     return mask.crop((x - reach, y - reach, x + reach, y + reach)).getextrema() == (255, 255)
 
 
-def _tell_stretching(
-    request: GenerationRequest, size: tuple[int, int], picture: Image.Image, warnings: list[str]
-) -> None:
+def _tell_stretching(request: GenerationRequest, size: tuple[int, int], picture: Picture, warnings: list[str]) -> None:
     """Say that a picture of another aspect is stretched to a size which the model chose, and perhaps nobody meant."""
     height, width = size
     changed = abs(width * picture.height / (height * picture.width) - 1) > SLIGHT
@@ -178,7 +181,7 @@ def _tell_stretching(
         )
 
 
-def _fitting(mask: Image.Image | None, picture: Image.Image, warnings: list[str]) -> Image.Image | None:
+def _fitting(mask: Image.Image | None, picture: Picture, warnings: list[str]) -> Image.Image | None:
     if mask is None or mask.size == picture.size:
         return mask
     warnings.append(

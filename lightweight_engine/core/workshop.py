@@ -12,6 +12,7 @@ from ..extensions.adetailer import Outer, PassReport, Repaint
 from ..flux.conditioner import resolve_guidance
 from ..request import GenerationRequest
 from ..results import DetailReport
+from ..upscalers.picture import Picture
 from .mask_request import request_of
 from .processing import Batch, Job, draw, finished
 
@@ -41,30 +42,30 @@ class Workshop:
         self.reports.append(DetailReport())
         self.stages.append({})
 
-    def refiner(self, job: Job, batch: Batch) -> Callable[[list[Image.Image]], list[Image.Image]]:
+    def refiner(self, job: Job, batch: Batch) -> Callable[[list[Picture]], list[Picture]]:
         """What is done to the pictures of a batch."""
         return partial(detail, job, batch, self) if job.detailing else list
 
 
-def detail(job: Job, batch: Batch, workshop: Workshop, images: Sequence[Image.Image]) -> list[Image.Image]:
+def detail(job: Job, batch: Batch, workshop: Workshop, pictures: Sequence[Picture]) -> list[Picture]:
     """Pictures of a batch after all passes."""
     assert job.detailing is not None
     results = []
-    for number, image in enumerate(images):
+    for number, picture in enumerate(pictures):
         if job.ends():
             workshop.leave_out()
-            results.append(image)
+            results.append(picture)
             continue
         outer = _outer(job, batch.first + number)
         prompt = outer.prompts[outer.index]
         workshop.enter("detect")
         done = job.detailing.detailer.detail(
-            image, job.detailing.passes, outer, lambda one, prompt=prompt: _paint(job, one, prompt, workshop)
+            picture, job.detailing.passes, outer, lambda one, prompt=prompt: _paint(job, one, prompt, workshop)
         )
         workshop.reports.append(_told(done.reports))
         kept = done.reports if job.request.save_stages else ()
         workshop.stages.append({f"pass {i}": report.image for i, report in enumerate(kept, 1)})
-        results.append(done.image)
+        results.append(done.picture)
     return results
 
 
@@ -95,7 +96,7 @@ def _painted(job: Job, index: int) -> Image.Image | None:
     return prepared.overlay_mask if prepared.paste_to is None else None
 
 
-def _paint(job: Job, repaint: Repaint, outer_prompt: str, workshop: Workshop) -> Image.Image | None:
+def _paint(job: Job, repaint: Repaint, outer_prompt: str, workshop: Workshop) -> Picture | None:
     """Paint one mask by a job of its own; None where it was interrupted, or would be now."""
     if job.ends():
         return None
@@ -107,8 +108,8 @@ def _paint(job: Job, repaint: Repaint, outer_prompt: str, workshop: Workshop) ->
     workshop.enter("detect")
     if job.ends():
         return None
-    (image,) = finished(inner, batch, drawn.pixels)
-    return image
+    (picture,) = finished(inner, batch, drawn.pixels)
+    return picture
 
 
 def _told(reports: Sequence[PassReport]) -> DetailReport:

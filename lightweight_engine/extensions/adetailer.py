@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 from PIL import Image
 
 from ..labels import Compat
-from ..upscalers.resampling import in_mode
+from ..upscalers.picture import Picture
 from .detailer_args import ADetailerArgs, Passes, check_supported, of_pass
 from .detailer_masks import Order, Size, dynamic_strength, matching_sdxl_size, matching_size, meet
 from .detailer_prompts import is_skipped, prompts_of
@@ -93,7 +93,7 @@ class Repaint:
         number, count: of the mask among those of its pass; ``model`` is the pass's detector.
     """
 
-    image: Image.Image = field(repr=False)
+    picture: Picture = field(repr=False)
     mask: Image.Image = field(repr=False)
     prompt: str
     negative_prompt: str
@@ -118,9 +118,13 @@ class Repaint:
     number: int = 0
     count: int = 1
 
+    @property
+    def image(self) -> Image.Image:
+        return self.picture.image
+
 
 # The picture with a mask painted anew; None where painting was interrupted.
-Painter = Callable[[Repaint], Image.Image | None]
+Painter = Callable[[Repaint], Picture | Image.Image | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,10 +132,14 @@ class PassReport:
     """What came of a pass: what was found at all, what was left to paint, how many masks were painted, the picture."""
 
     args: ADetailerArgs
-    image: Image.Image = field(repr=False)
+    picture: Picture = field(repr=False)
     found: tuple[Detection, ...] = ()
     targets: tuple[Target, ...] = ()
     painted: int = 0
+
+    @property
+    def image(self) -> Image.Image:
+        return self.picture.image
 
 
 class ADetailer:
@@ -154,38 +162,37 @@ class ADetailer:
                 detector = self.detectors.find(args.ad_model)
                 detector.check_classes(wanted_classes(args, self.options.compat))
 
-    def detail(self, image: Image.Image, passes: Passes, outer: Outer, paint: Painter) -> Detailed:
+    def detail(self, given: Picture | Image.Image, passes: Passes, outer: Outer, paint: Painter) -> Detailed:
         """Run all passes on a picture.
 
         Raises:
             RequestError, ModelError, MissingDependencyError: see ``check``, which tells before anything is painted.
         """
-        reports = []
+        picture, reports = Picture.of(given), []
         for args in passes.active:
-            image, report = self._run(image, args, outer, paint)
+            picture, report = self._run(picture, args, outer, paint)
             reports.append(report)
-        return Detailed(image, tuple(reports))
+        return Detailed(picture, tuple(reports))
 
     def find_targets(
-        self, image: Image.Image, args: ADetailerArgs, mask: Image.Image | None = None
+        self, given: Picture | Image.Image, args: ADetailerArgs, mask: Image.Image | None = None
     ) -> tuple[list[Detection], list[Target]]:
         """What a pass finds on a picture, and what of it is painted, in order."""
         detector = self.detectors.find(args.ad_model)
         classes = wanted_classes(args, self.options.compat)
-        found = detector.detect(in_mode(image, "RGB"), args.ad_confidence, classes)
-        targets = targets_of(found, args, image.size, self.options.order, self.options.compat)
+        picture = Picture.of(given)
+        found = detector.detect(picture, args.ad_confidence, classes)
+        targets = targets_of(found, args, picture.size, self.options.order, self.options.compat)
         return found, [target for target in targets if mask is None or meet(target.mask, mask)]
 
-    def _run(
-        self, image: Image.Image, args: ADetailerArgs, outer: Outer, paint: Painter
-    ) -> tuple[Image.Image, PassReport]:
+    def _run(self, picture: Picture, args: ADetailerArgs, outer: Outer, paint: Painter) -> tuple[Picture, PassReport]:
         """One pass. Interrupted, it leaves the picture as it was."""
-        found, targets = self.find_targets(image, args, outer.mask)
+        found, targets = self.find_targets(picture, args, outer.mask)
         if not targets:
             log.info("%s: nothing to detail among %d detections", args.ad_model, len(found))
         prompts = prompts_of(args.ad_prompt, outer.prompts, outer.index, "")
         negatives = prompts_of(args.ad_negative_prompt, outer.negative_prompts, outer.index, "")
-        current, painted = image, 0
+        current, painted = picture, 0
         for number, target in enumerate(targets):
             prompt = prompts[min(number, len(prompts) - 1)]
             if is_skipped(prompt):
@@ -194,13 +201,13 @@ class ADetailer:
             job = self._job(current, target, args, outer, prompt, negative, number, len(targets))
             result = paint(job)
             if result is None:
-                return image, PassReport(args, image, tuple(found), tuple(targets))
-            current, painted = result, painted + 1
+                return picture, PassReport(args, picture, tuple(found), tuple(targets))
+            current, painted = Picture.of(result), painted + 1
         return current, PassReport(args, current, tuple(found), tuple(targets), painted)
 
     def _job(
         self,
-        image: Image.Image,
+        picture: Picture,
         target: Target,
         args: ADetailerArgs,
         outer: Outer,
@@ -212,14 +219,14 @@ class ADetailer:
         forge = self.options.compat == "forge"
         further = 0 if self.options.same_seed else number
         return Repaint(
-            image=image,
+            picture=picture,
             mask=target.mask,
             prompt=prompt,
             negative_prompt=negative_prompt,
             seed=_of(outer.seeds, outer.index) + further,
             subseed=_of(outer.subseeds, outer.index) + further,
             denoising_strength=dynamic_strength(
-                self.options.dynamic_denoise_power, args.ad_denoising_strength, target.box, image.size
+                self.options.dynamic_denoise_power, args.ad_denoising_strength, target.box, picture.size
             ),
             size=self._size(target, args, outer),
             steps=args.ad_steps if args.ad_use_steps else outer.steps,
@@ -254,8 +261,12 @@ class ADetailer:
 class Detailed:
     """A picture after all passes, and what came of each."""
 
-    image: Image.Image
+    picture: Picture
     reports: tuple[PassReport, ...]
+
+    @property
+    def image(self) -> Image.Image:
+        return self.picture.image
 
     @property
     def is_changed(self) -> bool:

@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..backend.devices import sent
 from ..errors import RequestError
-from ..upscalers.resampling import in_mode, resample
+from ..upscalers.picture import Picture
+from ..upscalers.resampling import resample
 from .boxes import Found, Letterbox, masks_of, select
 
 # Pixels [1, 3, H, W] in 0..1 to boxes, scores and coefficients [4 + K + M, N], and the prototypes [M, H/4, W/4].
@@ -43,7 +42,7 @@ class Detector(Protocol):
     classes: tuple[str, ...]
     nbytes: int
 
-    def detect(self, image: Image.Image, confidence: float, classes: Sequence[str] = ()) -> list[Detection]:
+    def detect(self, picture: Picture, confidence: float, classes: Sequence[str] = ()) -> list[Detection]:
         """What is seen with more than ``confidence``, surest first; only ``classes``, if any are named.
 
         Raises:
@@ -88,17 +87,18 @@ class YOLODetector:
         self.open_vocabulary = open_vocabulary
 
     @torch.inference_mode()
-    def detect(self, image: Image.Image, confidence: float, classes: Sequence[str] = ()) -> list[Detection]:
+    def detect(self, picture: Picture | Image.Image, confidence: float, classes: Sequence[str] = ()) -> list[Detection]:
+        picture = Picture.of(picture)
         wanted = self._numbers(classes) if classes else None
-        letterbox = Letterbox.of(*image.size, self.image_size)
-        pixels = letterbox.apply(sent(torch.from_numpy(np.array(in_mode(image, "RGB"))), self.device))
+        letterbox = Letterbox.of(*picture.size, self.image_size)
+        pixels = letterbox.apply(picture.levels(self.device).permute(1, 2, 0))
         decoded, prototypes = self.network(pixels.permute(2, 0, 1)[None].float() / 255)
         # The host picks: hundreds of short steps, each depending on the last.
         found = select(decoded.cpu(), len(self.classes), confidence, wanted)
         masks: Sequence[Image.Image | None] = [None] * len(found.boxes)
         if prototypes is not None:
             found, levels = _with_masks(found, masks_of(found, prototypes.cpu(), letterbox.size))
-            masks = [to_picture(mask, image.size) for mask in levels]
+            masks = [to_picture(mask, picture.size) for mask in levels]
         boxes = letterbox.restore(found.boxes)
         rows = zip(boxes.tolist(), found.scores.tolist(), found.classes.tolist(), masks, strict=True)
         return [Detection(tuple(box), score, self.classes[kind], mask) for box, score, kind, mask in rows]

@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 from torch import Tensor
 
+from ..upscalers.picture import Box, Picture
 from ..upscalers.resampling import HOST, Filter, Size, bicubic, in_mode, resample, to_image, to_levels, to_numbers
 from ..upscalers.resizing import CROP, FILL, LATENT, STRETCH, levels_at, resize, resize_levels
 from ..upscalers.upscaler import Upscaler
@@ -25,8 +26,6 @@ _HALF = 127  # the last level of a mask that counts as black where cells are pai
 
 # (radius, how often) of the blurs that are laid over one another, so that colours run into the masked part.
 _SPREAD = ((256, 1), (64, 1), (16, 2), (4, 4), (2, 2), (0, 1))
-
-Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -54,14 +53,14 @@ class Prepared:
     Attributes:
         levels: ``[3, H, W]`` at the size that is drawn, or at its own where its latent is resized; on the device.
         mask: at the size that is drawn; None where all is painted.
-        kept: RGB, the picture that the result goes into.
+        kept: the picture that the result goes into.
         overlay_mask: of the size of ``kept``; what it covers is the result's.
         paste_to: where the result goes in ``kept``; None is everywhere.
     """
 
     levels: Tensor
     mask: Image.Image | None = None
-    kept: Image.Image | None = None
+    kept: Picture | None = None
     overlay_mask: Image.Image | None = None
     paste_to: Box | None = None
 
@@ -75,7 +74,7 @@ class Prepared:
         """RGBA: what is kept, as it is laid over the result."""
         if self.kept is None or self.overlay_mask is None:
             return None
-        return _cut_out(self.kept, self.overlay_mask).convert("RGBA")
+        return _cut_out(self.kept.image, self.overlay_mask).convert("RGBA")
 
     def cropped(self, box: Box) -> Prepared:
         """What concerns a part of the picture that is kept, which holds all that the result covers."""
@@ -92,7 +91,7 @@ def read_mask(image: Image.Image, *, round: bool = True) -> Image.Image:
 
 
 def prepare(
-    picture: Image.Image,
+    given: Image.Image | Picture,
     mask: Image.Image | None,
     size: Size,
     mode: int = STRETCH,
@@ -104,14 +103,13 @@ def prepare(
     """A start picture at the size that is drawn, its mask, and what is laid over the result.
 
     Args:
-        picture: RGB, upright.
+        given: the picture, upright.
         mask: L, as ``read_mask`` gives it; a blank one counts as none where only the masked part is drawn.
         mode: of resizing (``upscalers.resizing``).
         upscaler: enlarges the picture, where a whole one is resized.
         device: where pictures are resized; the bytes are the same.
     """
-    masking = masking or Masking()
-    region = None
+    picture, masking, region = Picture.of(given), masking or Masking(), None
     if mask is not None:
         mask = blur(ImageOps.invert(mask) if masking.invert else mask, *masking.blur)
         if masking.only_masked:
@@ -119,20 +117,29 @@ def prepare(
             mask = mask if region else None
     if mask is None:
         if mode == LATENT:
-            return Prepared(to_levels(picture, device))
-        return Prepared(levels_at(picture, size, mode, upscaler, device=device))
+            return Prepared(picture.levels(device))
+        return Prepared(_levels_at(picture, size, mode, device, upscaler))
     if region is not None:
         overlay_mask, mask = mask, _mask_at(mask.crop(region), size, FILL, device)
-        kept, levels = picture, levels_at(picture.crop(region), size, FILL, device=device)
+        kept, levels = picture, _levels_at(picture.crop(region), size, FILL, device)
     else:
         mode = FILL if mode == LATENT else mode
         mask = _mask_at(mask, size, mode, device)
         overlay_mask = ImageChops.add(mask, mask)
-        levels = levels_at(picture, size, mode, upscaler, device=device)
-        kept = to_image(levels)
+        levels = _levels_at(picture, size, mode, device, upscaler)
+        kept = Picture(levels)
     if masking.content != ORIGINAL:
         levels = to_levels(spread(to_image(levels), mask), device)
     return Prepared(levels, mask, kept, overlay_mask, region)
+
+
+def _levels_at(
+    picture: Picture, size: Size, mode: int, device: torch.device, upscaler: Upscaler | None = None
+) -> Tensor:
+    """``levels_at`` of what is on the device already, or goes there."""
+    if device == HOST:
+        return levels_at(picture.image, size, mode, upscaler)
+    return resize_levels(picture.levels(device), size, mode, upscaler)
 
 
 def _mask_at(mask: Image.Image, size: Size, mode: int, device: torch.device) -> Image.Image:
@@ -195,28 +202,23 @@ def start_content(latent: Tensor, mask: Tensor, noise: Tensor, content: int) -> 
     return kept + noise * mask if content == NOISE else kept
 
 
-def paste_back(result: Image.Image | Tensor, prepared: Prepared, *, device: torch.device = HOST) -> Image.Image:
+def paste_back(result: Image.Image | Tensor, prepared: Prepared, *, device: torch.device = HOST) -> Picture:
     """The result in its place, under the part of the picture that was kept.
 
     Args:
         result: a picture, or levels ``[3, H, W]`` on the device.
-        device: as in ``prepare``.
+        device: as in ``prepare``; the picture is made there.
     """
     box = prepared.paste_to
     if prepared.kept is None or box is None:
-        return _laid_over(_as_image(result), prepared)
-    canvas = prepared.kept.copy()  # away from the result, what is laid over it is the picture itself
+        return Picture(_laid_over(Picture(result).image, prepared)) if prepared.kept else Picture(result)
     size = box[2] - box[0], box[3] - box[1]
     if isinstance(result, Tensor) and result.device != HOST:
-        part = to_image(resize_levels(result, size, CROP))
-    else:
-        part = resize(_as_image(result), size, CROP, device=device)
+        return Picture(_placed(resize_levels(result, size, CROP), prepared, box))
+    canvas = prepared.kept.image.copy()  # away from the result, what is laid over it is the picture itself
+    part = resize(Picture(result).image, size, CROP, device=device)
     canvas.paste(_laid_over(part, prepared.cropped(box)), box)
-    return canvas
-
-
-def _as_image(picture: Image.Image | Tensor) -> Image.Image:
-    return to_image(picture) if isinstance(picture, Tensor) else picture
+    return Picture(canvas)
 
 
 def _laid_over(result: Image.Image, prepared: Prepared) -> Image.Image:
@@ -226,3 +228,32 @@ def _laid_over(result: Image.Image, prepared: Prepared) -> Image.Image:
     canvas = result.convert("RGBA")
     canvas.alpha_composite(overlay)
     return canvas.convert("RGB")
+
+
+def _placed(part: Tensor, prepared: Prepared, box: Box) -> Tensor:
+    """A result at the size of its place, on the device that it is on."""
+    assert prepared.kept is not None and prepared.overlay_mask is not None
+    left, top, right, bottom = box
+    canvas = prepared.kept.levels(part.device).clone()
+    place = canvas[:, top:bottom, left:right]
+    place.copy_(laid_over(part, place, to_levels(prepared.overlay_mask.crop(box), part.device)))
+    return canvas
+
+
+def laid_over(result: Tensor, kept: Tensor, mask: Tensor) -> Tensor:
+    """What ``overlay`` makes of a result that it is laid over, to the byte, in whole numbers as Pillow computes it.
+
+    Args:
+        result, kept: levels ``[3, H, W]``.
+        mask: levels ``[1, H, W]``; 255 where all is the result's.
+    """
+    alpha = 255 - mask.int()
+    premultiplied = _over_255(kept.int() * alpha)
+    colour = (premultiplied * 255).div(alpha.clamp(min=1), rounding_mode="floor").clamp(max=255)
+    return _over_255(colour * alpha + result.int() * (255 - alpha)).byte()
+
+
+def _over_255(products: Tensor) -> Tensor:
+    """Divided by 255 and rounded."""
+    products = products + 128
+    return ((products >> 8) + products) >> 8

@@ -68,7 +68,7 @@ def test_pictures_are_prepared_and_put_back_with_the_bytes_of_the_cpu(only_maske
     for device in (HOST, torch.device("cuda")):
         made = prepare(picture, mask, (128, 96), mode, masking, device=device)
         result = noise(96, 128, 1)
-        backs = [paste_back(each, made, device=device) for each in (to_image(result), result.to(device))]
+        backs = [paste_back(each, made, device=device).image for each in (to_image(result), result.to(device))]
         outcomes.append([to_levels(each) for each in (made.picture, made.mask, made.overlay_mask, *backs) if each])
     assert len(outcomes[0]) == 5
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*outcomes, strict=True))

@@ -29,6 +29,7 @@ from lightweight_engine.extensions.detailer_prompts import is_skipped, prompts_o
 from lightweight_engine.extensions.detailer_targets import Target, changed, drawn
 from lightweight_engine.extensions.detection import Detection
 from lightweight_engine.labels import Compat
+from lightweight_engine.upscalers.picture import Picture
 
 FACE = "face_yolov8n.pt"
 SIZE = (64, 48)
@@ -64,8 +65,8 @@ class Seer:
             raise RequestError(f"ad_model: there is no detector {name!r}", field="ad_model")
         return self
 
-    def detect(self, image: Image.Image, confidence: float, classes: Sequence[str] = ()) -> list[Detection]:
-        assert image.mode == "RGB"
+    def detect(self, picture: Picture, confidence: float, classes: Sequence[str] = ()) -> list[Detection]:
+        assert picture.image.mode == "RGB"
         self.asked.append(tuple(classes))
         return [Detection(box, 0.9 - number / 10, "face") for number, box in enumerate(self.boxes)]
 

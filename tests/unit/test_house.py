@@ -108,6 +108,7 @@ ARROWS = {
     "flux.samplers": "dpm_solver samplers_discrete samplers_ode samplers_stochastic sampler_parts unipc",
     "flux.sampling": "noise sampler_parts samplers schedules",
     # upscalers: pictures, then what enlarges them, then where it is found
+    "upscalers.picture": "resampling",
     "upscalers.tiles": "resampling",
     "upscalers.upscaler": "resampling",
     "upscalers.resizing": "resampling upscaler",

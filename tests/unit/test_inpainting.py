@@ -19,6 +19,8 @@ from lightweight_engine.extensions.inpainting import (
     NOISE,
     NOTHING,
     Masking,
+    Prepared,
+    laid_over,
     latent_mask,
     paste_back,
     prepare,
@@ -27,6 +29,7 @@ from lightweight_engine.extensions.inpainting import (
 )
 from lightweight_engine.extensions.masks import _blurred_rows, blur
 from lightweight_engine.upscalers import resampling, resizing
+from lightweight_engine.upscalers.picture import Picture
 from lightweight_engine.upscalers.resizing import CROP, resize
 
 HOST = resampling.HOST
@@ -87,6 +90,34 @@ def test_a_latent_mask_that_stays_on_a_device_has_the_numbers_of_one_that_does_n
     assert here.dtype == there.dtype and torch.equal(here, there)
 
 
+def test_a_device_lays_a_picture_over_a_result_as_pillow_does() -> None:
+    """Every level that is kept, over every level of a result, under every level of a mask."""
+    kept = torch.arange(256, dtype=torch.uint8)[None, :, None].expand(3, 256, 256).contiguous()
+    result = kept.transpose(1, 2).contiguous()
+    for level in range(256):
+        mask = Image.new("L", (256, 256), level)
+        overlay = Prepared(kept, kept=Picture(kept), overlay_mask=mask).overlay
+        assert overlay is not None
+        canvas = resampling.to_image(result).convert("RGBA")
+        canvas.alpha_composite(overlay)
+        expected = resampling.to_levels(canvas.convert("RGB"))
+        assert torch.equal(laid_over(result, kept, resampling.to_levels(mask)), expected), level
+
+
+def test_a_result_on_a_device_is_put_in_its_place_with_the_bytes_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = picture(90, 150)
+    made = prepare(given, mask((30, 40, 60, 90), (90, 150)), (96, 128), 0, Masking(only_masked=True, padding=8))
+    result = resampling.to_levels(picture(96, 128, 2))
+    assert made.kept is not None
+    host = paste_back(result, made)
+    for module in (resampling, resizing, inpainting):
+        monkeypatch.setattr(module, "HOST", torch.device("meta"))  # a CPU's tensors lie on a device, then
+    placed = paste_back(result, made, device=torch.device("cpu"))
+    assert isinstance(placed.made, torch.Tensor) and isinstance(host.made, Image.Image)
+    assert np.array_equal(pixels(placed.image), pixels(host.image))
+    assert np.array_equal(pixels(made.kept.image), pixels(given)), "what is kept is not written to"
+
+
 def test_what_painting_starts_from() -> None:
     latent, noise = torch.full((2, 16, 4, 4), 5.0), torch.full((2, 16, 4, 4), 7.0)
     painted = torch.zeros(1, 1, 4, 4)
@@ -115,7 +146,7 @@ def test_working_on_a_part_gives_the_bytes_of_the_whole(box: tuple[int, int, int
     canvas = Image.new("RGBA", (WIDTH, HEIGHT))
     canvas.paste(resize(result, (right - left, bottom - top), CROP), (left, top))
     canvas.alpha_composite(made.overlay)
-    assert np.array_equal(pixels(paste_back(result, made)), pixels(canvas.convert("RGB")))
+    assert np.array_equal(pixels(paste_back(result, made).image), pixels(canvas.convert("RGB")))
 
 
 def ways(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], mode: int, masking: Masking) -> list[list[np.ndarray]]:
@@ -127,9 +158,13 @@ def ways(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], mode: int, mask
             monkeypatch.setattr(module, "HOST", host)
         begin = prepare(picture(), mask(), size, mode, masking, device=torch.device("cpu"))
         assert begin.mask is not None and begin.kept is not None and begin.overlay_mask is not None
-        backs = [paste_back(each, begin, device=torch.device("cpu")) for each in (result, resampling.to_levels(result))]
+        backs = [
+            paste_back(each, begin, device=torch.device("cpu")).image for each in (result, resampling.to_levels(result))
+        ]
         assert resized.called == (host != HOST)
-        made.append([pixels(each) for each in (begin.picture, begin.mask, begin.kept, begin.overlay_mask, *backs)])
+        made.append(
+            [pixels(each) for each in (begin.picture, begin.mask, begin.kept.image, begin.overlay_mask, *backs)]
+        )
     return made
 
 

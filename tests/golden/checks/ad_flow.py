@@ -19,6 +19,7 @@ from lightweight_engine.extensions.detailer_args import read_passes
 from lightweight_engine.extensions.detailer_infotext import detailer_infotext
 from lightweight_engine.extensions.detection import Detection
 from lightweight_engine.extensions.detectors import DetectorLibrary
+from lightweight_engine.upscalers.picture import Picture
 
 START = (10, 20, 30)
 JOB = {"steps": 20, "cfg_scale": 1.0, "distilled_cfg_scale": 2.2, "sampler_name": "Euler", "scheduler": "Simple"}
@@ -98,7 +99,8 @@ class Recorded:
     def __init__(self, recorder: Recorder, name: str) -> None:
         self.recorder, self.name = recorder, name
 
-    def detect(self, image: Image.Image, confidence: float, classes: Sequence[str] = ()) -> list[Detection]:
+    def detect(self, picture: Picture, confidence: float, classes: Sequence[str] = ()) -> list[Detection]:
+        image = picture.image
         event = {
             "event": "detect",
             "confidence": confidence,

@@ -56,7 +56,7 @@ def check_pictures(case: Case, made: Prepared) -> None:
         near(made.overlay_mask, case.array(f"mask_for_overlay_{case.id}"))
         near(made.overlay, case.array(f"overlay_{case.id}"))
     decoded = picture(case["width"] // 8 * 8, case["height"] // 8 * 8, case["decoded_seed"], "RGB")
-    final = paste_back(decoded, made)
+    final = paste_back(decoded, made).image
     assert list(final.size) == case["final_wh"]
     near(final, case.array(f"final_{case.id}"))
 
