@@ -19,7 +19,7 @@ import torch
 from benchmarks.fullsize import PATHS, SMALL, Entry, Sizes, scratch_folder, shapes_of, write_model, write_safetensors
 from benchmarks.job import STEPS, measure
 from benchmarks.lora_swap import write_lora
-from benchmarks.observe import model_of, observed_engine
+from benchmarks.observe import engine_of, model_of
 from benchmarks.report import publish
 from lightweight_engine import GenerationRequest
 from lightweight_engine.core.describe import device_name
@@ -99,7 +99,7 @@ def write_upscaler(path: Path, filters: int = 64, blocks: int = 23) -> None:
 def rows_of(folder: Path, storage: str, fields: dict[str, Any]) -> list[dict[str, Any]]:
     """The table of one storage format: the second of two equal jobs, each of which is saved."""
     paths = {role: folder / path for role, path in PATHS.items()}
-    engine, networks = observed_engine(model_of(paths, folder), device="auto", storage_dtype=storage, models_dir=folder)
+    engine, networks = engine_of(model_of(paths, folder), device="auto", storage_dtype=storage, models_dir=folder)
     engine._detectors = ListedDetectors(networks.device)
     request = GenerationRequest(prompt="a person waves in front of a lighthouse", seed=1, **fields)
     measure(engine, request)  # networks are read, programs built, algorithms of convolutions chosen

@@ -23,7 +23,7 @@ from benchmarks.full_job import UPSCALER, ListedDetectors, write_upscaler
 from benchmarks.fullsize import PATHS, Sizes, scratch_folder, shapes_of, write_model
 from benchmarks.job import NETWORKS
 from benchmarks.lora_swap import write_lora
-from benchmarks.observe import model_of, observed_engine
+from benchmarks.observe import engine_of, model_of
 from benchmarks.report import publish
 from lightweight_engine import GenerationRequest, LightweightEngine
 from lightweight_engine.backend.devices import keep_freed_memory
@@ -151,7 +151,7 @@ def main() -> None:
         shapes = shapes_of("transformer", SIZES.transformer)
         write_lora(folder / "Lora" / "one.safetensors", shapes, 16, torch.bfloat16, device)
         paths = {role: folder / path for role, path in PATHS.items()}
-        drawer, _ = observed_engine(model_of(paths, folder), device="cpu", models_dir=folder)
+        drawer, _ = engine_of(model_of(paths, folder), device="cpu", models_dir=folder)
         drawer._detectors = ListedDetectors(device)
         request = GenerationRequest(prompt="a person waves in front of a lighthouse", seed=1, **FIELDS)
         drawer.run(request)  # files are read, caches filled

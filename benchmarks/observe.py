@@ -9,7 +9,7 @@ import time
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,6 +22,8 @@ from lightweight_engine.core.networks import Networks
 from lightweight_engine.core.plan import Plan, StageName
 from lightweight_engine.core.precision import choose_precision, memory_manager
 from lightweight_engine.flux.keymaps import Part, Role, find_parts
+
+N = TypeVar("N", bound=Networks)
 
 
 @dataclass(frozen=True)
@@ -183,12 +185,17 @@ def model_of(paths: dict[Role, Path], root: Path) -> ModelSet:
 
 
 def observed_engine(models: ModelSet, **settings: Any) -> tuple[LightweightEngine, Observed]:
+    """``engine_of`` a model, whose networks note what happens to them, for which each stage waits for the device."""
+    return engine_of(models, Observed, **settings)
+
+
+def engine_of(models: ModelSet, kind: type[N] = Networks, **settings: Any) -> tuple[LightweightEngine, N]:
     """An engine for a model, nothing loaded yet, with stand-ins for the tokenizers."""
     config = EngineConfig(offline=True, **settings)
     device = pick_device(config.device)
     card = card_of(device)
     vocabulary = {role: models.parts[role].shapes[key][0] for role, key in _TOKENS.items()}
-    networks = Observed(
+    networks = kind(
         models,
         device,
         choose_precision(config, models, card, []),
