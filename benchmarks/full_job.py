@@ -99,8 +99,8 @@ def write_upscaler(path: Path, filters: int = 64, blocks: int = 23) -> None:
 def rows_of(folder: Path, storage: str, fields: dict[str, Any]) -> list[dict[str, Any]]:
     """The table of one storage format: the second of two jobs, which differ in their prompt alone.
 
-    As in a service, the text of the prompt is new, and the empty negative one, which the detailer asks for in every job,
-    is not.
+    As in a service, the text of the prompt is new, and the empty negative one, which the detailer asks for in every
+    job, is not.
     """
     paths = {role: folder / path for role, path in PATHS.items()}
     engine, networks = engine_of(model_of(paths, folder), device="auto", storage_dtype=storage, models_dir=folder)

@@ -27,6 +27,7 @@ from .assembly import assemble
 from .current_model import CurrentModel
 from .describe import describe, device_name, versions
 from .detailing import find
+from .finite import settle
 from .hashes import HashCache
 from .jobs import plan_job, plan_request
 from .limits import check_upscale
@@ -345,6 +346,7 @@ class LightweightEngine:
         self, request: GenerationRequest, networks: Networks, memory: PeakMemory, watch: Watch, hashed: bool
     ) -> GenerationResult:
         job, tracker = self._job(request, watch)
+        networks.unsettled.clear()  # of a job that ended before
         tools = self._tools(networks, self.loras)
         inside = replace(tools, pictures=OwnPictures())
         workshop = Workshop(lambda inner: plan_job(inner, inside, tracker.inner())[0], tracker.enter)
@@ -356,6 +358,7 @@ class LightweightEngine:
             if not tracker.start_batch():
                 break
             pictures, kept = make(job, batch, workshop.refiner(job, batch))
+            settle(networks)
             details = workshop.stages[len(images) :] or [{} for _ in kept]
             stages += [{**before, **after} for before, after in zip(kept, details, strict=True)]
             images += pictures
@@ -399,6 +402,9 @@ class LightweightEngine:
 
 
 def _draw_all(job: Job, tracker: Tracker) -> Iterator[tuple[Batch, Drawn]]:
+    job.networks.unsettled.clear()  # of a job that ended before
     for batch in job.batches:
         tracker.start_batch()
-        yield batch, draw(job, batch)
+        drawn = draw(job, batch)
+        settle(job.networks)
+        yield batch, drawn

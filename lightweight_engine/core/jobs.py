@@ -127,7 +127,7 @@ def _job(
             tools.embeddings,
             request.emphasis,
             request.compat,
-            partial(check_finite, networks),
+            partial(check_finite, networks, wait=True),  # they are remembered
         ),
         sampler=each.sampler,
         scheduler=each.scheduler,

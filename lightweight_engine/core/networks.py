@@ -105,6 +105,8 @@ class Networks:
         self._preview: Preview | None = None
         self._costs: dict[Hashable, Cost] = {}
         self._rested_with: dict[Role, tuple[int, int]] = {}
+        self.unsettled: list[tuple[Role, Tensor]] = []
+        """Whether numbers of a network are finite, where nobody has seen yet what was found (``finite``)."""
         (return_freed_memory if device.type == "cpu" else keep_freed_memory)()
 
     @cached_property

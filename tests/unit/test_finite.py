@@ -1,41 +1,52 @@
-"""A network that computes NaN ends the job with the name of its file, instead of a black picture."""
+"""Numbers that are not finite: seen at once on a CPU, and on a device once it has been told what to do next."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from factories import save_drawable
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
-from lightweight_engine import Config, LightweightEngine
-from lightweight_engine.core.models import TINY
+from lightweight_engine.core.finite import check_finite, settle
 from lightweight_engine.errors import ModelError
 
-# Role -> its file, and a weight that everything it computes passes through.
-WEIGHTS = {
-    "transformer": ("Stable-diffusion/small.safetensors", "img_in.weight"),
-    "t5": ("text_encoder/t5.safetensors", "encoder.final_layer_norm.weight"),
-    "clip": ("text_encoder/clip.safetensors", "text_model.final_layer_norm.weight"),
-    "autoencoder": ("VAE/ae.safetensors", "decoder.conv_out.weight"),
-}
+GOOD, BAD = torch.ones(3), torch.tensor([1.0, float("nan")])
 
 
-def spoil(path: Path, key: str) -> None:
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    state = load_file(path)
-    state[key] = torch.full_like(state[key], float("nan"))
-    save_file(state, path, metadata=metadata)
+def networks(kind: str) -> Any:
+    parts = {
+        role: SimpleNamespace(checkpoint=SimpleNamespace(path=Path(f"{role}.x"))) for role in ("transformer", "t5")
+    }
+    return SimpleNamespace(
+        device=torch.device(kind),
+        unsettled=[],
+        models=SimpleNamespace(own_parts=parts),
+        storage=lambda role: SimpleNamespace(compute=torch.bfloat16),
+    )
 
 
-@pytest.mark.parametrize("role", WEIGHTS)
-def test_what_is_not_finite_names_its_file(tmp_path: Path, role: str) -> None:
-    name, key = WEIGHTS[role]
-    spoil(save_drawable(tmp_path) / name, key)
-    config = Config(models_dir=tmp_path, cache_dir=tmp_path, tokenizer_dirs=(TINY,), device="cpu", offline=True)
-    engine = LightweightEngine(config)
-    with pytest.raises(ModelError, match=rf"{Path(name).name}: the {role} computed .*models verify"):
-        engine.generate(prompt="a person", width=64, height=64, steps=1)
+def test_a_cpu_sees_at_once() -> None:
+    of = networks("cpu")
+    check_finite(of, "transformer", [GOOD, GOOD])
+    with pytest.raises(ModelError, match=r"transformer\.x: the transformer computed numbers that are not finite"):
+        check_finite(of, "transformer", [GOOD, BAD])
+    assert not of.unsettled
+
+
+def test_a_device_goes_on_and_what_was_found_is_told_by_the_next_look() -> None:
+    of = networks("cuda")  # what is looked at lies on a CPU, which changes nothing
+    check_finite(of, "transformer", [BAD])
+    with pytest.raises(ModelError, match="the transformer computed"):
+        check_finite(of, "t5", [GOOD])
+    settle(of)  # it is told once
+
+
+def test_a_device_is_waited_for_where_that_is_asked() -> None:
+    of = networks("cuda")
+    check_finite(of, "transformer", [BAD])
+    with pytest.raises(ModelError, match="the transformer computed"):
+        settle(of)
+    with pytest.raises(ModelError, match=r"t5\.x"):
+        check_finite(of, "t5", [BAD], wait=True)

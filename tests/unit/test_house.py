@@ -158,8 +158,8 @@ ARROWS = {
     "core.jobs": "detailing finite idle_fields images limits named networks passes plan processing progress "
     "recovery start_pictures",
     "core.upscaling": "image_text images named progress",
-    "core.engine": "assembly current_model describe detailing hashes jobs limits models networks passes pictures plan "
-    "precision processing progress recovery upscaling workshop",
+    "core.engine": "assembly current_model describe detailing finite hashes jobs limits models networks passes "
+    "pictures plan precision processing progress recovery upscaling workshop",
     # apps
     "__main__": "cli",
     "apps.cli": "console",
