@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,38 +32,33 @@ class ReadsTogether(nn.Module):
 
     def products(self, x: Tensor) -> Sequence[Tensor]:
         """What each of them makes of ``x`` ``[..., in]``."""
-        linears = [self.get_submodule(name) for name in self.together]
+        linears: list[Any] = [self._modules[name] for name in self.together]
         joint = joint_weight(linears) if x.is_cuda and not torch.is_grad_enabled() else None
         if joint is None or not (joint.dtype == x.dtype or in_pieces.serves(x, joint)):
             return [linear(x) for linear in linears]
         made = F.linear(x, joint) if joint.dtype == x.dtype else in_pieces.product(x, joint)
-        return made.split([linear.out_features for linear in linears], dim=-1)  # type: ignore[misc]
+        return made.split([linear.out_features for linear in linears], dim=-1)
 
 
 def joint_weight(linears: Sequence[nn.Module]) -> Tensor | None:
-    """One matrix ``[all outputs, in]`` that is the weights of all, where they lie in memory like that; else None."""
+    """One matrix ``[all outputs, in]`` that is the weights of all, where they lie in memory like that; else None.
+
+    Asked for at each use, as weights move, in few steps of Python.
+    """
     weights: list[Tensor] = []
     for linear in linears:
-        if not isinstance(linear, nn.Linear) or type(linear) not in PLAIN:
+        if type(linear) not in PLAIN or "forward" in linear.__dict__ or linear._parameters["bias"] is not None:
             return None
-        if linear.bias is not None or "forward" in linear.__dict__:
+        weights.append(linear._parameters["weight"])  # type: ignore[arg-type]
+    first, storage = weights[0], weights[0].untyped_storage().data_ptr()
+    dtype, width, end = first.dtype, first.shape[1], first.data_ptr()
+    for weight in weights:
+        follows = weight.data_ptr() == end and weight.untyped_storage().data_ptr() == storage
+        if not (follows and weight.dtype == dtype and weight.shape[1] == width and weight.is_contiguous()):
             return None
-        weights.append(linear.weight)
-    first, width = weights[0], weights[0].shape[1]
-    alike = all(
-        each.dtype == first.dtype and each.shape[1] == width and each.is_contiguous() and each.device == first.device
-        for each in weights
-    )
-    if not alike or not all(_follows(*pair) for pair in pairwise(weights)):
-        return None
-    return first.detach().as_strided((sum(len(each) for each in weights), width), (width, 1))
-
-
-def _follows(first: Tensor, second: Tensor) -> bool:
-    """Whether a tensor begins where the one before it ends, in one piece of memory."""
-    if first.untyped_storage().data_ptr() != second.untyped_storage().data_ptr():
-        return False
-    return first.data_ptr() + first.nbytes == second.data_ptr()
+        end += weight.nbytes
+    rows = sum(weight.shape[0] for weight in weights)
+    return first.detach().as_strided((rows, width), (width, 1))
 
 
 def read_together(module: nn.Module) -> list[tuple[str, ...]]:
