@@ -61,6 +61,7 @@ class PackedLinear(nn.Module):
     def __init__(self, packed: Packed, bias: nn.Parameter | None) -> None:
         super().__init__()
         self.spec: Spec = packed.spec
+        self._parts = tuple(packed.spec.parts)
         self.out_features, self.in_features = packed.shape
         for name, tensor in packed.parts.items():
             self.register_buffer(name, tensor)
@@ -69,7 +70,8 @@ class PackedLinear(nn.Module):
     @property
     def packed(self) -> Packed:
         """The weight with its tensors, wherever they lie now."""
-        return Packed(self.spec, {name: getattr(self, name) for name in self.spec.parts})
+        buffers: Any = self._buffers  # asked for at each use, several hundred times a step
+        return Packed(self.spec, {name: buffers[name] for name in self._parts})
 
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(input.dtype)

@@ -149,6 +149,8 @@ class Packed:
         return self.spec.take(self.parts, start, stop)
 
     def to(self, device: torch.device) -> Packed:
+        if all(tensor.device == device for tensor in self.parts.values()):
+            return self
         return Packed(self.spec, {name: tensor.to(device) for name, tensor in self.parts.items()})
 
 
