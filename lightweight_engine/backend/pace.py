@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -71,6 +72,31 @@ class Lags:
         begun, done = span.gaps(self._first)
         self._least = min(self._least, begun, done)
         return done - self._least
+
+
+class Laps:
+    """Seconds between points of a program, as the device gets to them where it works behind the host's back."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+        self._points: list[Any] = []
+
+    def mark(self) -> None:
+        """A point: a lap ends, and the next begins."""
+        if self._stream is None:
+            self._points.append(time.perf_counter())
+            return
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(self._stream)
+        self._points.append(event)
+
+    def seconds(self) -> list[float]:
+        """Of each lap; waits for the device to get to the last point."""
+        if self._stream is None:
+            return [end - begin for begin, end in pairwise(self._points)]
+        if self._points:
+            self._points[-1].synchronize()
+        return [begin.elapsed_time(end) / 1e3 for begin, end in pairwise(self._points)]
 
 
 class Lead:

@@ -9,6 +9,7 @@ from functools import partial
 from PIL import Image
 from torch import Tensor
 
+from ..backend.pace import Laps
 from ..extensions.detailer_args import idle_arguments
 from ..extensions.hires_fix import LATENT_MODES, LatentMode
 from ..flux.conditioner import Conditioner
@@ -69,6 +70,7 @@ def plan_job(
         [each.steps for each in (first, second) if each],
         [len(batch.seeds) for batch in first.batches],
         watch,
+        Laps(networks.device),
         _previewer(networks) if watch.preview_every else None,
     )
     job = replace(_job(first, tools, memory, tracker, 0, warnings, begin), detailing=detailing)

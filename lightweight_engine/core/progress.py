@@ -6,10 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import GenerationCancelled
 from ..results import Progress
+
+if TYPE_CHECKING:
+    from ..backend.pace import Laps
 
 OnProgress = Callable[[Progress], None]
 
@@ -102,6 +105,7 @@ class Tracker:
         steps: of each pass of a batch; a guess for samplers that choose their own.
         batch_sizes: pictures of each batch.
         watch: who is told.
+        laps: times the stages.
         preview: makes a picture of a latent.
 
     Attributes:
@@ -113,17 +117,18 @@ class Tracker:
         steps: Sequence[int],
         batch_sizes: list[int],
         watch: Watch,
+        laps: Laps,
         preview: Callable[[Any], Any] | None = None,
     ) -> None:
-        self.timings: dict[str, float] = {}
         self.interrupted = False
+        self._laps, self._stages = laps, ["load"]
         self._passes, self._pass = list(steps), 0
         self._batch_sizes = batch_sizes
         self._watch, self._preview = watch, preview
         self._batch = -1
-        self._stage = "load"
         self._fraction = 0.0
-        self._stage_start = self._sample_start = time.perf_counter()
+        self._sample_start = time.perf_counter()
+        laps.mark()
 
     def start_batch(self) -> bool:
         """Begin the next batch; false where the caller wants no more of them."""
@@ -144,6 +149,18 @@ class Tracker:
         return ends
 
     @property
+    def timings(self) -> dict[str, float]:
+        """Seconds of each stage that is over, all of its kind together; waits for the device to be there."""
+        found: dict[str, float] = {}
+        for stage, seconds in zip(self._stages, self._laps.seconds(), strict=False):  # that under way has none yet
+            found[stage] = found.get(stage, 0.0) + seconds
+        return found
+
+    @property
+    def _stage(self) -> str:
+        return self._stages[-1]
+
+    @property
     def steps(self) -> int:
         """Of the pass that runs."""
         return self._passes[self._pass]
@@ -151,11 +168,10 @@ class Tracker:
     def enter(self, stage: str, number: int = 0) -> None:
         """Begin a stage of the pass ``number``: ends the timing of the last one."""
         self._pass = number
-        now = time.perf_counter()
-        self.timings[self._stage] = self.timings.get(self._stage, 0.0) + now - self._stage_start
-        self._stage, self._stage_start = stage, now
+        self._laps.mark()
+        self._stages.append(stage)
         if stage == "sample":
-            self._sample_start = now
+            self._sample_start = time.perf_counter()
         self._report(_BEFORE.get(stage, 0.0))
 
     def after_step(self, step: int, latent: Any, denoised: Any) -> None:

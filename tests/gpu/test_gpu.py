@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from networks import network
 
 from lightweight_engine import Config, GenerationRequest, LightweightEngine, Progress
 from lightweight_engine.backend.attention import BACKENDS, attention
+from lightweight_engine.backend.pace import Laps
 from lightweight_engine.core.describe import pixels_sha256
 from lightweight_engine.errors import GenerationCancelled, MemoryBudgetError
 from lightweight_engine.flux.noise import open_stream
@@ -176,3 +178,20 @@ def test_out_of_memory_ends_the_job_and_not_the_engine(engine: LightweightEngine
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert torch.cuda.memory_allocated() - before < 1 << 20
     assert pixels_sha256(engine.run(request()).images[0]) == expected
+
+
+def test_laps_are_those_of_the_gpu() -> None:
+    """The host is done telling long before the work is."""
+    a = torch.randn(8192, 8192, device="cuda")
+    a @ a
+    torch.cuda.synchronize()
+    laps = Laps(torch.device("cuda"))
+    laps.mark()
+    begin = time.perf_counter()
+    for _ in range(8):
+        a @ a
+    laps.mark()
+    told = time.perf_counter() - begin
+    laps.mark()
+    work, rest = laps.seconds()
+    assert work > 2 * told and rest < work / 10
