@@ -117,9 +117,17 @@ def split_request(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
 def load_config(settings: Mapping[str, Any], **forced: Any) -> EngineConfig:
     """The settings with those of the command line on top; ``forced`` ones win over all."""
     flags = {name: settings.get(name) for name in SETTINGS}
-    assigned = dict(_assignment(text) for text in settings.get("assignments") or ())
-    assigned = {name: value for name, value in assigned.items() if name not in forced}
-    return EngineConfig.load(settings.get("config_file"), assigned=assigned, **{**flags, **forced})
+    values = {name: value for name, value in assigned(settings).items() if name not in forced}
+    return EngineConfig.load(settings.get("config_file"), assigned=values, **{**flags, **forced})
+
+
+def assigned(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The settings that were given by ``--set``.
+
+    Raises:
+        ConfigError: one has no value, or is an option of ``generate``.
+    """
+    return dict(_assignment(text) for text in settings.get("assignments") or ())
 
 
 def _assignment(text: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ import typer
 from ..config import EngineConfig
 from ..request import MODEL_FIELDS
 from .console import DIFFERENT, Console
-from .options import Debug, Grouped, Json, Quiet, load_config, takes_settings
+from .options import Debug, Grouped, Json, Quiet, assigned, load_config, takes_settings
 from .session import check_request, start_engine, watched
 
 if TYPE_CHECKING:
@@ -47,7 +47,10 @@ def replay(
     debug: Debug = False,
     **settings: Any,
 ) -> None:
-    """Make a picture again from its sidecar or its text, and say whether it is the same, bit for bit."""
+    """Make a picture again from its sidecar or its text, and say whether it is the same, bit for bit.
+
+    Settings that are defaults of requests, as steps, have no effect: the picture tells its own.
+    """
     with Console(json=json, quiet=quiet, debug=debug) as console:
         from ..core.images import check_folder
         from ..core.replay import picture_of, read_recipe, save_result, with_pictures
@@ -62,7 +65,10 @@ def replay(
         same = [*_same_settings(recipe.sidecar, given), *settings["assignments"]]
         files = _same_files(recipe.sidecar, load_config(given))
         config = load_config({**files, **given, "assignments": same})
-        recipe = _settled(recipe, {*files, *given, *(text.partition("=")[0] for text in same)})
+        recipe = _settled(recipe, {*files, *given, *assigned({"assignments": same})})
+        idle = [name for name in assigned(settings) if name in config.request_defaults()]
+        if idle:
+            console.warn(f"{', '.join(idle)} had no effect by --set: the picture tells what it was made with")
         check_request(recipe.request, config)
         if save:
             check_folder(config.output_dir)

@@ -516,6 +516,14 @@ def test_replay_has_the_settings_of_then(cli: Cli, models: Path) -> None:
     done = cli("replay", path, "--device", "cpu", "--set", "storage_dtype=bf16")
     assert done.code == 9
     assert "another storage_dtype: nf4 then, bf16 now" in done.out
+    assert "no effect" not in done.err
+
+
+def test_replay_tells_of_settings_that_are_defaults_of_requests(cli: Cli, models: Path) -> None:
+    (path,) = draw(cli, models).out.splitlines()
+    done = cli("replay", path, "--device", "cpu", "--set", "steps=9", "--set", "cfg-scale=2", "--set", "variant=auto")
+    assert (done.code, done.out.strip()) == (0, "identical: every pixel is the same"), done.err
+    assert "warning: steps, cfg_scale had no effect by --set" in done.err
 
 
 def test_replay_says_when_the_picture_differs(cli: Cli, models: Path) -> None:
