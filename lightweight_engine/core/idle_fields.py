@@ -23,6 +23,8 @@ _HIRES = (
     *("hr_prompt", "hr_negative_prompt", "hr_sampler", "hr_scheduler"),
 )
 _SAMPLER = ("eta", "s_churn", "s_tmin", "s_tmax", "s_noise")
+_CHURNED = ("s_tmin", "s_tmax", "s_noise")  # which say where and how strongly a sampler churns
+_GUIDED = ("s_min_uncond", "s_min_uncond_all", "skip_early_cond")
 _TRACE = 1e-6  # of a start picture in a latent of float32: nothing is seen of it
 _SCHEDULE = ("sigma_min", "sigma_max", "rho", "beta_alpha", "beta_beta", "use_old_karras")
 
@@ -34,10 +36,14 @@ def without_effect(request: GenerationRequest) -> list[str]:
         RequestError: a sampler or a scheduler is unknown.
     """
     sentences = [f"{', '.join(names)} had no effect {why}" for why, names in _idle(request) if names]
-    unguided = request.cfg_scale == 1 and not (request.hires and request.hr_cfg not in (None, 1))
-    if request.negative_prompt and unguided:
+    if request.negative_prompt and _is_unguided(request):
         sentences.append("negative_prompt had no effect at cfg_scale 1; a higher one takes twice the time")
     return sentences
+
+
+def _is_unguided(request: GenerationRequest) -> bool:
+    """Whether neither pass asks the negative prompt; the detailer's may all the same."""
+    return request.cfg_scale == 1 and not (request.hires and request.hr_cfg not in (None, 1))
 
 
 def _idle(request: GenerationRequest) -> Iterator[tuple[str, list[str]]]:
@@ -63,8 +69,12 @@ def _idle(request: GenerationRequest) -> Iterator[tuple[str, list[str]]]:
     sides = [name for name in ("seed_resize_from_w", "seed_resize_from_h") if getattr(request, name) > 0]
     if len(sides) == 1:
         yield "alone; give width and height of the picture that the seed is of", _sent(request, sides)
-    if not (request.adetailer or request.adetailer_passes):  # whose passes may have samplers of their own
+    if not (request.adetailer or request.adetailer_passes):  # whose passes may have samplers and guidance of their own
         yield from _idle_in_walk(request)
+        if _is_unguided(request):
+            yield "at cfg_scale 1, which asks no negative prompt", _sent(request, _GUIDED)
+        if not request.hires:
+            yield "without a hires pass or the detailer: there is one stage", _sent(request, ("save_stages",))
 
 
 def lost_start(request: GenerationRequest, schedule: Schedule, strength: float, *, hires: bool = False) -> list[str]:
@@ -126,6 +136,12 @@ def _idle_in_walk(request: GenerationRequest) -> Iterator[tuple[str, list[str]]]
     samplers = " and ".join(dict.fromkeys(sampler for sampler, _ in walks))
     schedulers = " and ".join(dict.fromkeys(own_scheduler(*walk) for walk in walks))
     yield f"with the sampler {samplers}", _sent(request, [name for name in _SAMPLER if name not in known])
+    if request.s_churn == 0 and all("s_churn" in SAMPLERS[sampler].options for sampler, _ in walks):
+        yield "without s_churn", _sent(request, _CHURNED)
+        yield (
+            f"with the sampler {samplers}, which draws no noise between steps",
+            _sent(request, ("eta_noise_seed_delta",)),
+        )
     yield f"with the scheduler {schedulers}", _sent(request, [name for name in _SCHEDULE if name not in known])
 
 
