@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from running_service import LONG, SMALL, Answer, Running, service
+
+from lightweight_engine.apps.server.service import Pace, Service
 
 SHARE = ("--set", "queue_max=4", "--set", "queue_max_per_key=2")
 
@@ -41,3 +45,12 @@ def test_one_caller_has_a_share_of_the_queue(tmp_path: Path, keys: tuple[str, ..
             line for line in running.get("/metrics", **look).body.decode().splitlines() if "refused_total" in line
         ]
         assert 'lwe_jobs_refused_total{reason="caller_full"} 2' in refused
+
+
+def test_of_the_running_job_what_is_left_counts() -> None:
+    of: Any = SimpleNamespace(pace=Pace(), running=SimpleNamespace(cost=10.0, progress={}))
+    whole, with_another = Service._seconds_of(of, []), Service._seconds_of(of, [of.running])
+    of.running.progress = {"fraction": 0.75}
+    assert Service._seconds_of(of, []) == pytest.approx(whole / 4) and with_another == pytest.approx(2 * whole)
+    of.running = None
+    assert Service._seconds_of(of, []) == 0

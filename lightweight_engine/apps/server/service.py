@@ -211,8 +211,9 @@ class Service:
         return self._seconds_of(self.waiting)
 
     def _seconds_of(self, jobs: Iterable[Job]) -> float:
-        """How long the running job and these take, roughly."""
-        return self.pace.seconds(sum(job.cost for job in [*jobs, *([self.running] if self.running else [])]))
+        """How long these take after what is left of the running job, roughly."""
+        left = self.running.cost * (1 - self.running.progress.get("fraction", 0.0)) if self.running else 0.0
+        return self.pace.seconds(left + sum(job.cost for job in jobs))
 
     async def drain(self) -> None:
         """Accept nothing more, send away what waits, let the running job end or cancel it, and end the worker."""
