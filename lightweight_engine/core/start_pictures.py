@@ -158,7 +158,8 @@ def _tell_faint(begin: Prepared, cells: tuple[int, int], masking: Masking, warni
         side = begin.mask.height // cells[0]
         warnings.append(
             f"the mask is less than half white in every cell of {side}x{side} pixels: nothing is painted anew, though "
-            "all steps run; paint it white, or larger, or set mask_round to false"
+            "all steps run, and what it covers only passes through the autoencoder; paint it white, or larger, or set "
+            "mask_round to false"
         )
 
 
