@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import AdapterError, EngineError
+from ..errors import AdapterError, EngineError, ModelNotFoundError, closest
 from .console import Console, human_bytes, table
 from .options import Debug, Grouped, Json, check_models_dir, load_config, takes_settings
 
 if TYPE_CHECKING:
     from ..config import EngineConfig
+    from ..extensions.lora import LoRAManager
     from ..flux.lora_set import LoraUse
 
 Name = Annotated[str, typer.Argument(metavar="LORA", help="A name that `lora ls` shows, the path of a file, or a URL.")]
@@ -107,7 +108,7 @@ def add(
         from ..core.loras import add_lora
 
         config = _config(settings)
-        with _read(source, config) as use:
+        with _read(source, config, by_name=False) as use:
             target = add_lora(config, use.file.path, name or use.name, force=force)
             console.say(str(use.file.report))
         if json:
@@ -137,18 +138,36 @@ def _config(settings: dict[str, Any]) -> EngineConfig:
 
 
 @contextmanager
-def _read(given: str, config: EngineConfig) -> Iterator[LoraUse]:
-    """A LoRA by name, path or URL, read for the model in use; nothing of that is loaded."""
+def _read(given: str, config: EngineConfig, *, by_name: bool = True) -> Iterator[LoraUse]:
+    """A LoRA by path or URL, or by name, read for the model in use; nothing of that is loaded."""
     from ..core.engine import LightweightEngine
     from ..lora_spec import LoraSpec
 
     manager = LightweightEngine(config).loras
     path = Path(given)
-    if "://" not in given and path.is_file():
+    if "://" in given:
+        yield manager.use([LoraSpec(url=given)]).uses[0]
+    elif path.is_file():
         yield _of_file(lambda: manager.read(path, path.stem))
+    elif by_name:
+        yield _of_name(manager, given)
     else:
-        spec = LoraSpec(url=given) if "://" in given else LoraSpec(name=given)
-        yield manager.use([spec]).uses[0]
+        raise ModelNotFoundError(f"there is no file {given!r:.120}; give the path of a .safetensors file, or its URL")
+
+
+def _of_name(manager: LoRAManager, given: str) -> LoraUse:
+    """A LoRA by its name; what looks like a path is told to be none."""
+    from ..extensions.lora_library import SUFFIX
+    from ..lora_spec import LoraSpec
+
+    try:
+        return manager.use([LoraSpec(name=given)]).uses[0]
+    except ModelNotFoundError:
+        if not given.endswith(SUFFIX) and Path(given).name == given:
+            raise
+        meant = closest(given.removesuffix(SUFFIX), [entry.name for entry in manager.library.ls()])
+        hint = f"did you mean {meant!r}?" if meant else "give a path, a name that `lora ls` shows, or a URL"
+        raise ModelNotFoundError(f"there is no file {given!r:.120}, and no LoRA of that name; {hint}") from None
 
 
 def _of_file(read: Any) -> LoraUse:

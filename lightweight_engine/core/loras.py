@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..backend.checkpoint import file_sha256
-from ..errors import AdapterError, ConfigError, OutputError, placed
+from ..errors import AdapterError, ConfigError, ModelNotFoundError, OutputError, closest, placed, some_of
 from ..extensions.lora_library import FOLDERS, SUFFIX, LoraEntry, LoraLibrary
 from ..flux.prompt import parse_networks, read_lora_tag
 from .download import Downloads
@@ -95,15 +95,22 @@ def remove_lora(config: EngineConfig, name: str) -> LoraEntry:
 
     Raises:
         ModelNotFoundError: there is none of that name.
+        AdapterError: it ships with the package.
         OutputError: it cannot be removed.
     """
     own = lora_library(config, with_tiny=False)
+    names = [entry.name for entry in own.ls()]
     shipped = [entry.name for entry in LoraLibrary([TINY]).ls()]
-    if name in shipped and name not in [entry.name for entry in own.ls()]:
+    if name in shipped and name not in names:
         raise AdapterError(
             f"{name} ships with the package, which keeps it; only files of {config.models_dir} are removed"
         )
-    entry = own.find(name, broken=True)
+    try:
+        entry = own.find(name, broken=True)
+    except ModelNotFoundError:
+        meant = closest(name, names)
+        hint = f"did you mean {meant!r}?" if meant else f"it has {some_of(names)}"
+        raise ModelNotFoundError(f"{config.models_dir} has no LoRA called {name!r:.120}; {hint}") from None
     try:
         entry.path.unlink()
     except OSError as error:

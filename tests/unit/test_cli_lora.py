@@ -63,6 +63,26 @@ def test_what_cannot_be_used_ends_with_code_3(cli: Cli, models: Path, tmp_path: 
     assert [path.name for path in (models / "Lora").iterdir()] == ["night.safetensors"]
 
 
+def test_a_file_that_is_not_there(cli: Cli, models: Path, tmp_path: Path) -> None:
+    for command, given, told in (
+        ("add", "nope.safetensors", "there is no file 'nope.safetensors'; give the path"),
+        ("add", "night", "there is no file 'night'"),
+        ("check", "nope.safetensors", "there is no file 'nope.safetensors', and no LoRA of that name; give a path"),
+        ("check", "nigth.safetensors", "there is no file 'nigth.safetensors', and no LoRA of that name; did you mean"),
+        ("inspect", "folder/nope", "there is no file 'folder/nope'"),
+        ("inspect", "nope", "there is no LoRA called 'nope'"),
+    ):
+        done = cli("lora", command, given, "--models-dir", models)
+        assert (done.code, done.err.startswith(f"error: {told}")) == (3, True), done.err
+
+
+def test_rm_of_what_is_not_there_says_what_the_folder_has(cli: Cli, models: Path) -> None:
+    assert cli("lora", "rm", "nope", "--models-dir", models).err.endswith("has no LoRA called 'nope'; it has night\n")
+    assert "did you mean 'night'?" in cli("lora", "rm", "nigth", "--models-dir", models).err
+    (models / "Lora" / "night.safetensors").unlink()
+    assert cli("lora", "rm", "nope", "--models-dir", models).err.endswith("; it has none\n")
+
+
 def test_add_and_rm(cli: Cli, models: Path, tmp_path: Path, tensors: dict) -> None:
     lora_file(tmp_path, tensors, name="hat.safetensors")
     source, target = tmp_path / "hat.safetensors", models / "Lora" / "hat.safetensors"
