@@ -52,6 +52,8 @@ _NO_SETTINGS = {FILE_VARIABLE, f"{PREFIX}GOLDEN_DIR"}
 _LINK = re.compile(rf"{PREFIX}(?:SERVICE_(?:HOST|PORT(?:_\w+)?)|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:ADDR|PORT|PROTO))?)")
 _LINK_PORT, _LINK_URL = f"{PREFIX}PORT", re.compile(r"(?:tcp|udp|sctp)://")
 
+_KEY = re.compile(r"""\s*("[^"]+"|'[^']+'|[\w.-]+)\s*=""")  # of a line of TOML
+
 _HOST_PORT = re.compile(r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\]):(?P<port>[0-9]{1,5})")
 _HOST = re.compile(r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 _HOST_NAME = re.compile(r"[a-z0-9._-]+|[0-9a-f:]*:[0-9a-f:.]+")  # or an address of IPv6, without brackets
@@ -553,11 +555,15 @@ def _from_file(path: Path | None) -> Iterator[tuple[str, Any, str]]:
     """The settings of a TOML file; its relative paths start from the folder that it lies in."""
     if path is None:
         return
+    text = ""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        table = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"the settings file {path} cannot be read: {error.strerror}; give another") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        if twice := _standing_twice(text, str(error)):
+            raise ConfigError(f"{path}: {twice}; keep one") from None
         raise ConfigError(f"the settings file {path} is not valid TOML ({error}); correct it") from None
     for name, value in table.items():
         if isinstance(value, dict) and name not in EngineConfig.model_fields:
@@ -569,6 +575,22 @@ def _from_file(path: Path | None) -> Iterator[tuple[str, Any, str]]:
         elif name == "tokenizer_dirs" and isinstance(value, list):
             value = [path.parent / Path(str(item)).expanduser() for item in value]
         yield name, value, str(path)
+
+
+def _standing_twice(text: str, error: str) -> str:
+    """The key that stands twice in TOML, with its lines, where that is what its reader complains of; else nothing.
+
+    Args:
+        error: the reader's, which knows the line but not the key.
+    """
+    if not error.startswith("Cannot overwrite a value"):
+        return ""
+    at = re.search(r"at line (\d+)", error)
+    lines = text.splitlines()[: int(at[1]) if at else None]
+    keys = [(found[1], number) for number, line in enumerate(lines, 1) if (found := _KEY.match(line))]
+    key = keys[-1][0] if keys else ""
+    numbers = [number for each, number in keys if each == key]
+    return f"{key} stands there twice (lines {numbers[-2]} and {numbers[-1]})" if len(numbers) > 1 else ""
 
 
 def _from_other_programs(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:

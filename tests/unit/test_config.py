@@ -175,11 +175,26 @@ def test_variables_that_are_no_settings_are_left_alone(tmp_path: Path) -> None:
     assert load(tmp_path, environ={"LWE_GOLDEN_DIR": "x", "LWENGINE": "7"}) == load(tmp_path)
 
 
-@pytest.mark.parametrize("toml", ["steps =", "\xff", "steps = 1\nsteps = 2"])
+@pytest.mark.parametrize("toml", ["steps =", "\xff", "steps = 1\n[steps]\na = 2"])
 def test_a_broken_file_is_refused(tmp_path: Path, toml: str) -> None:
     (tmp_path / "engine.toml").write_bytes(toml.encode("latin-1"))
     with pytest.raises(ConfigError, match="not valid TOML"):
         EngineConfig.load(tmp_path / "engine.toml", {})
+
+
+@pytest.mark.parametrize(
+    ("toml", "told"),
+    [
+        ("port = 1\n\nsteps = 2\nport = 3\n", "port stands there twice (lines 1 and 4)"),
+        ("port = 1\nport = 3", "port stands there twice (lines 1 and 2)"),
+        ("host_names = [\n'a']\nhost_names = [\n'b',\n]\nsteps = 2", "host_names stands there twice (lines 1 and 3)"),
+        ('[tokens]\n"a.org" = "SECRET"\n"a.org" = "SECRET"\n', '"a.org" stands there twice (lines 2 and 3)'),
+    ],
+)
+def test_a_key_that_stands_twice_is_named_with_its_lines(tmp_path: Path, toml: str, told: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(tmp_path, toml)
+    assert str(raised.value) == f"{tmp_path / 'engine.toml'}: {told}; keep one"
 
 
 def test_a_missing_file_is_refused_where_it_was_named(tmp_path: Path) -> None:
