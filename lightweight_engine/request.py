@@ -215,6 +215,11 @@ class GenerationRequest(Frozen):
     def _no_null(cls, value: Any) -> Any:
         return "" if value is None else value
 
+    @field_validator("seed", "subseed", mode="before")
+    @classmethod
+    def _any_seed(cls, value: Any) -> Any:
+        return -1 if value is None else value
+
     @field_validator("lora_urls", mode="before")
     @classmethod
     def _one_url(cls, value: Any) -> Any:

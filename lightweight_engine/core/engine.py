@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
 import time
@@ -14,7 +15,7 @@ import torch
 
 from ..backend.devices import Card, PeakMemory, pick_device
 from ..config import EngineConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, RequestError
 from ..extensions.detection import Detection
 from ..extensions.detectors import DetectorLibrary
 from ..extensions.lora import LoRAManager, reports
@@ -143,7 +144,15 @@ class LightweightEngine:
         return list(result.images)
 
     def request(self, **fields: Any) -> GenerationRequest:
-        """A request with the configured defaults under ``fields``."""
+        """A request with the configured defaults under ``fields``.
+
+        Raises:
+            RequestError: a field is wrong.
+        """
+        for name in inspect.getfullargspec(self.run).kwonlyargs:
+            if name in fields:
+                told = f"{name}: it is no field of a request, but run() takes it beside one"
+                raise RequestError(f"{told}: engine.run(engine.request(…), {name}=…)", field=name)
         return GenerationRequest.over(self.config.request_defaults(), fields)
 
     def run(
@@ -172,6 +181,7 @@ class LightweightEngine:
             GenerationCancelled: ``cancel`` was set.
             MemoryBudgetError: the device ran out of memory. The engine stays usable after each of these.
         """
+        _check_kind(request, GenerationRequest, "engine.request(prompt=…)")
         watch = Watch(on_progress, cancel, preview_every, interrupt)
         with self._lock:
             networks = self._model.use(self.config.with_model_of(request))
@@ -219,6 +229,7 @@ class LightweightEngine:
             GenerationCancelled: ``cancel`` was set.
             MemoryBudgetError: the device ran out of memory.
         """
+        _check_kind(request, UpscaleRequest, "one, or call upscale(picture)")
         check_upscale(request, self.config)
         watch = Watch(on_progress, cancel, interrupt=interrupt)
         reader = PictureReader.of(self.config)
@@ -264,7 +275,11 @@ class LightweightEngine:
 
         Args:
             card: to plan for in place of the device in use; it need not be there.
+
+        Raises:
+            RequestError: a field is wrong or over a limit.
         """
+        _check_kind(request, GenerationRequest, "engine.request(prompt=…)")
         with self._lock:
             settings = self.config.with_model_of(request)
             if card is None and self._model.networks is not None and self._model.is_of(settings):
@@ -399,6 +414,12 @@ class LightweightEngine:
 
     def _usual_plan(self, networks: Networks, loras: LoRAManager) -> Plan:
         return plan_request(self.request(prompt="", enable_hr=False), self._tools(networks, loras))
+
+
+def _check_kind(request: object, kind: type, hint: str) -> None:
+    """Refuse what is no request: a prompt or a mapping alone, which other programs take."""
+    if not isinstance(request, kind):
+        raise RequestError(f"a {type(request).__name__} is no {kind.__name__}; give {hint}")
 
 
 def _draw_all(job: Job, tracker: Tracker) -> Iterator[tuple[Batch, Drawn]]:

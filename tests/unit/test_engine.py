@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -182,6 +183,22 @@ def test_generate_takes_keywords(engine: LightweightEngine) -> None:
     assert image.size == (128, 128)
     with pytest.raises(RequestError, match="colour"):
         engine.generate(prompt="a bald man", colour="red")
+
+
+@pytest.mark.parametrize("name", ["on_progress", "cancel", "preview_every", "interrupt", "hashed"])
+def test_what_run_takes_beside_a_request_is_told_to_generate(engine: LightweightEngine, name: str) -> None:
+    with pytest.raises(RequestError, match=f"^{name}: it is no field of a request, but run.. takes it") as caught:
+        engine.generate(prompt="a bald man", **{name: None})
+    assert caught.value.field == name
+
+
+@pytest.mark.parametrize("given", [{"prompt": "a man"}, "a man", None])
+def test_what_is_no_request_is_told_what_to_give(engine: LightweightEngine, given: Any) -> None:
+    for method in (engine.run, engine.plan):
+        with pytest.raises(RequestError, match=r"^a \w+ is no GenerationRequest; give engine.request\(prompt="):
+            method(given)
+    with pytest.raises(RequestError, match=r"^a \w+ is no UpscaleRequest; give one, or call upscale"):
+        engine.run_upscale(given)
 
 
 def test_generate_logs_what_a_result_would_tell(engine: LightweightEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -227,6 +227,7 @@ def test_hires_follows_the_scale_unless_it_is_set(fields: dict, hires: bool) -> 
 def test_null_is_what_was_left_out() -> None:
     assert GenerationRequest(width=None).width is None
     assert GenerationRequest(prompt=None).prompt == ""
+    assert GenerationRequest(seed=None, subseed=None) == GenerationRequest()
 
 
 def test_a_model_for_one_request() -> None:
