@@ -10,7 +10,17 @@ import typer
 from ..labels import sampler_labels, scheduler_labels
 from ..request import GenerationRequest
 from .console import Console
-from .options import REQUEST_OPTIONS, Debug, Grouped, Json, Quiet, load_config, split_request, takes_request
+from .options import (
+    REQUEST_OPTIONS,
+    Debug,
+    Grouped,
+    Json,
+    Quiet,
+    load_config,
+    picture_quality,
+    split_request,
+    takes_request,
+)
 from .session import check_request, start_engine, tell_details, watched
 
 if TYPE_CHECKING:
@@ -31,8 +41,15 @@ def _list_schedulers(wanted: bool) -> None:
 
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw; - reads it from standard input.")]
+QUALITY = 80  # where none is given
 Quality = Annotated[
-    int, typer.Option("--quality", min=1, max=100, help="Quality of jpg and webp.", rich_help_panel="Files")
+    str | None,
+    typer.Option(
+        "--quality",
+        metavar="<int>",
+        help=f"Quality of jpg and webp. (1 to 100; default {QUALITY})",
+        rich_help_panel="Files",
+    ),
 ]
 ListSamplers = Annotated[
     bool,
@@ -59,7 +76,7 @@ ListSchedulers = Annotated[
 @takes_request
 def generate(
     prompt: Prompt,
-    quality: Quality = 80,
+    quality: Quality = None,
     list_samplers: ListSamplers = False,
     list_schedulers: ListSchedulers = False,
     json: Json = False,
@@ -76,6 +93,7 @@ def generate(
         text = sys.stdin.read().strip() if prompt == "-" else prompt
         console.typed, console.options = given.keys(), REQUEST_OPTIONS
         request = GenerationRequest.over(config.request_defaults(), {**given, "prompt": text})
+        kept = picture_quality(console, quality, QUALITY, request.output_format)
         check_request(request, config)
         check_folder(config.output_dir)
         engine = start_engine(console, config)
@@ -83,7 +101,7 @@ def generate(
             result = engine.run(request, **options)
         from ..core.replay import save_result
 
-        saved = save_result(result, config.output_dir, quality=quality)
+        saved = save_result(result, config.output_dir, quality=kept)
         warnings = [*result.warnings, *(warning for row in saved for warning in row.warnings)]
         for warning in warnings:
             console.warn(warning)

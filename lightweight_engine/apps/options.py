@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
 from ..config import EngineConfig
 from ..errors import ConfigError
+from ..fields import bounds_of, plain
 from ..request import MODEL_FIELDS, GenerationRequest
-from .console import option
+from .console import Console, option
 
 # Settings that have an option of their own; --set reaches the others.
 SETTINGS = (
@@ -138,6 +140,32 @@ def _assignment(text: str) -> tuple[str, str]:
     if name in GenerationRequest.model_fields and name not in EngineConfig.model_fields:
         raise ConfigError(f"--set {name}: this is no setting but an option of `generate`; give it as {option(name)}")
     return name, value.strip()
+
+
+def read_number(name: str, given: str, kind: Any) -> Any:
+    """The number of an option that is no field or setting; a wrong one is told as theirs are.
+
+    Args:
+        kind: an annotated type, with its bounds.
+
+    Raises:
+        ConfigError: it is no number, or out of the bounds.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(given)
+    except ValidationError as error:
+        (fault,) = error.errors(include_url=False)
+        raise ConfigError(f"{name}: {plain(fault, bounds_of(FieldInfo.from_annotation(kind)))}") from None
+
+
+def picture_quality(console: Console, given: str | None, usual: int, format: str) -> int:
+    """The quality of files by ``--quality``, which some formats have none of."""
+    if given is None:
+        return usual
+    quality = read_number("--quality", given, Annotated[int, Field(ge=1, le=100)])
+    if format == "png":
+        console.warn("--quality had no effect on png, which loses nothing")
+    return quality
 
 
 def check_models_dir(config: EngineConfig) -> None:

@@ -12,7 +12,7 @@ import typer
 from ..errors import RequestError
 from ..request import MODEL_FIELDS, UpscaleRequest
 from .console import Console, option
-from .options import Debug, Grouped, Json, Quiet, check_models_dir, load_config, takes_settings
+from .options import Debug, Grouped, Json, Quiet, check_models_dir, load_config, picture_quality, takes_settings
 from .session import watched
 
 Source = Annotated[str | None, typer.Argument(metavar="IMAGE", help="The picture: a path or a URL.")]
@@ -24,7 +24,11 @@ Name = Annotated[str | None, typer.Option("--upscaler", metavar="NAME", help="It
 Second = Annotated[str | None, typer.Option("--upscaler-2", metavar="NAME", help="Another, blended over the first.")]
 Visibility = Annotated[float, typer.Option("--upscaler-2-visibility", help="How much of it is seen, 0 to 1.")]
 Format = Annotated[str, typer.Option("--format", metavar="png|jpg|webp", help="File format of the result.")]
-Quality = Annotated[int, typer.Option("--quality", min=1, max=100, help="Quality of jpg and webp.")]
+QUALITY = 95  # where none is given
+Quality = Annotated[
+    str | None,
+    typer.Option("--quality", metavar="<int>", help=f"Quality of jpg and webp. (1 to 100; default {QUALITY})"),
+]
 Listing = Annotated[bool, typer.Option("--list", help="Print the names of the upscalers and stop.")]
 
 FORMATS = {"png": "png", "jpg": "jpg", "jpeg": "jpg", "webp": "webp"}  # by any spelling
@@ -47,7 +51,7 @@ def upscale(
     upscaler_2: Second = None,
     upscaler_2_visibility: Visibility = 0.0,
     format: Format = "png",
-    quality: Quality = 95,
+    quality: Quality = None,
     listing: Listing = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -74,7 +78,8 @@ def upscale(
                 files.entry(name, field=field)
         if source is None:
             raise RequestError("there is no picture to enlarge; name one", field="image")
-        UpscaleRequest(images=(source,), **fields)  # what is wrong with the options is told before anything is read
+        asked = UpscaleRequest(images=(source,), **fields)  # wrong options are told before anything is read
+        kept = picture_quality(console, quality, QUALITY, asked.output_format)
         from ..backend.devices import pick_device
         from ..core.engine import LightweightEngine
         from ..core.image_text import PNG_KEY
@@ -99,7 +104,7 @@ def upscale(
         label = f"{made.width}x{made.height}" if width or height else f"{by or USUAL_SCALE:g}x"
         free = _free_name(config.output_dir, source, label)
         text = made.info.get(PNG_KEY)
-        saved = save(made, config.output_dir, free, format=request.output_format, infotext=text, quality=quality)
+        saved = save(made, config.output_dir, free, format=request.output_format, infotext=text, quality=kept)
         for warning in saved.warnings:
             console.warn(warning)
         if json:

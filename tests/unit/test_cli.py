@@ -478,6 +478,14 @@ def test_a_bar_on_a_terminal() -> None:
 # --- the other commands -------------------------------------------------------------------------------------------
 
 
+def test_a_quality_that_has_no_effect_or_is_none_is_told(cli: Cli, models: Path) -> None:
+    assert "warning: --quality had no effect on png" in draw(cli, models, "--quality", 50).err
+    assert "--quality" not in draw(cli, models, "--quality", 50, "--output-format", "jpg").err
+    for given, said in (("500", "500 is too large"), ("high", "'high' is no whole number"), ("0", "0 is too small")):
+        done = draw(cli, models, "--quality", given)
+        assert (done.code, done.err) == (2, f"error: --quality: {said}; give 1 to 100\n")
+
+
 def test_info_prints_the_text_and_the_sidecar(cli: Cli, models: Path) -> None:
     (path,) = draw(cli, models).out.splitlines()
     done = cli("info", path)

@@ -53,6 +53,14 @@ def test_as_data_and_in_another_format(cli: Cli) -> None:
     assert (found["width"], found["height"]) == (61, 45) and found["path"].endswith("small-1.5x.jpg")
 
 
+def test_a_quality_counts_where_a_format_has_one(cli: Cli, tmp_path: Path) -> None:
+    command = ("upscale", "small.png", "--upscaler", "Lanczos", "--format")
+    low, usual = (cli(*command, "jpg", *quality) for quality in (("--quality", 5), ()))
+    sizes = [(tmp_path / each.out.strip()).stat().st_size for each in (low, usual)]
+    assert sizes[0] < sizes[1] and "--quality" not in low.err
+    assert "warning: --quality had no effect on png" in cli(*command, "png", "--quality", 5).err
+
+
 @pytest.mark.parametrize("before", ["png", "jpg", "webp"])
 @pytest.mark.parametrize("after", ["png", "jpg", "webp"])
 def test_the_text_of_a_picture_stays_in_its_file(cli: Cli, tmp_path: Path, before: str, after: str) -> None:
