@@ -10,13 +10,13 @@ from PIL import Image
 from torch import Tensor
 
 from ..backend.pace import Laps
-from ..extensions.detailer_args import idle_arguments
+from ..extensions.detailer_args import NONE_RUNS, idle_arguments
 from ..extensions.hires_fix import LATENT_MODES, LatentMode
 from ..flux.conditioner import Conditioner
 from ..request import GenerationRequest
 from ..upscalers.library import Coming
 from ..upscalers.upscaler import NONE, Upscaler
-from .detailing import detailing_of, plan_detailing
+from .detailing import Detailing, detailing_of, plan_detailing
 from .finite import check_finite
 from .idle_fields import without_effect
 from .images import to_images
@@ -60,7 +60,7 @@ def plan_job(
     begin = _start_pictures(first, tools, warnings)
     memory = plan_passes(first, second, target, tools)
     detailing = detailing_of(request, tools)
-    warnings += idle_arguments(detailing.passes) if detailing else []
+    warnings += _idle_detailing(request, detailing)
     for plan in (memory, *(plan_detailing(detailing, first, tools) if detailing else ())):
         plan.check()
     if memory.residency not in RESIDENCIES:
@@ -97,6 +97,13 @@ def plan_request(request: GenerationRequest, tools: Tools) -> Plan:
     detailing = detailing_of(request, tools)
     details = plan_detailing(detailing, first, tools) if detailing else []
     return replace(memory, then={**memory.then, **{f"detail {i}": plan for i, plan in enumerate(details, 1)}})
+
+
+def _idle_detailing(request: GenerationRequest, detailing: Detailing | None) -> list[str]:
+    """What a request asks of the detailer in vain."""
+    if detailing is not None:
+        return idle_arguments(detailing.passes)
+    return [NONE_RUNS] if request.adetailer or request.adetailer_passes else []
 
 
 def _at_home(request: GenerationRequest, tools: Tools) -> GenerationRequest:

@@ -29,6 +29,8 @@ SAME_SCHEDULER = "Use same scheduler"
 MAX_PASSES = 16
 MAX_TEXT = 100_000
 DISABLE = "ad_disable"  # of predict(): leaves a pass out
+NONE_RUNS = "no pass that is switched on names a detector (ad_model), so that nothing was detailed"
+"""What a caller is told who asked for the detailer, and for none of its passes."""
 
 
 def _whole(value: Any) -> Any:

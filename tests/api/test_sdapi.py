@@ -24,6 +24,7 @@ from lightweight_engine.apps.server.sdapi.translate import Translation, translat
 from lightweight_engine.config import EngineConfig
 from lightweight_engine.core.images import encode
 from lightweight_engine.core.infotext_parse import unknown_keys
+from lightweight_engine.extensions.detailer_args import NONE_RUNS
 
 SMALL: dict[str, Any] = {"prompt": "a smiling woman", "width": 64, "height": 64, "steps": 1, "seed": 7, "cfg_scale": 1}
 V1 = "/sdapi/v1"
@@ -532,8 +533,10 @@ def test_several_start_pictures() -> None:
     ],
 )
 def test_forms_of_adetailers_arguments(args: list[Any], passes: int, skip: bool) -> None:
-    made = translated(init_images=["x"], alwayson_scripts={"aDetailer": {"args": args}}).request
+    told = translated(init_images=["x"], alwayson_scripts={"aDetailer": {"args": args}})
+    made = told.request
     assert (len(made.adetailer_passes), made.skip_img2img) == (passes, skip)
+    assert (f"ADetailer: {NONE_RUNS}" in told.warnings) == (passes == 0 and args[0] is not False)
     assert all("ad_mask_k_largest" not in each for each in made.adetailer_passes)
 
 

@@ -12,6 +12,7 @@ from lightweight_engine import Config, GenerationRequest, GenerationResult, Ligh
 from lightweight_engine.core.describe import pixels_sha256
 from lightweight_engine.core.replay import replay, save_result
 from lightweight_engine.errors import MemoryBudgetError, ModelNotFoundError, RequestError
+from lightweight_engine.extensions.detailer_args import NONE_RUNS
 from tools.tiny.draw import training_drawing
 
 QUICK = {"ad_steps": 2, "ad_denoising_strength": 0.5, "ad_use_cfg_scale": False}
@@ -66,9 +67,16 @@ def test_it_repeats_and_is_made_again(engine: LightweightEngine, drawing: Image.
 def test_a_pass_is_left_out(engine: LightweightEngine, drawing: Image.Image) -> None:
     result = run(engine, drawing, adetailer_args='{"ad_disable": true}')
     assert [row["model"] for row in result.details[0].passes] == ["hand_tiny"]
+    assert NONE_RUNS not in result.warnings
     nothing = run(engine, drawing, adetailer_passes=[{"ad_model": "None"}])
-    assert nothing.details == ()
+    assert nothing.details == () and NONE_RUNS in nothing.warnings
     assert pixels_sha256(nothing.images[0]) == pixels_sha256(run(engine, drawing, adetailer=False).images[0])
+
+
+def test_both_left_out_is_told(engine: LightweightEngine, drawing: Image.Image) -> None:
+    off = {"ad_disable": True}
+    assert NONE_RUNS in run(engine, drawing, adetailer_args=off, adetailer_args_hands=off).warnings
+    assert NONE_RUNS not in run(engine, drawing, adetailer=False).warnings
 
 
 def test_passes_of_ones_own_and_stages(engine: LightweightEngine, drawing: Image.Image) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ....errors import RequestError, closest
-from ....extensions.detailer_args import NONE, read_passes
+from ....extensions.detailer_args import NONE, NONE_RUNS, read_passes
 
 ADETAILER = "ADetailer"
 SCRIPTS = (ADETAILER.lower(),)
@@ -80,7 +80,7 @@ def _passes(args: Sequence[Any], warnings: list[str], img2img: bool, place: str)
         warnings.append("ADetailer: skip_img2img has no effect on txt2img")
     if not passes.active:
         if not args or args[0] is not False:
-            warnings.append("ADetailer: no pass names a detector (ad_model), so that nothing was detailed")
+            warnings.append(f"ADetailer: {NONE_RUNS}")
         return {}
     objects = tuple(each for each in args if isinstance(each, Mapping))
     return {"adetailer_passes": objects, "skip_img2img": passes.skip_img2img and img2img}
