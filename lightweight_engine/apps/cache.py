@@ -7,10 +7,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import Field
 
-from ..errors import ConfigError
 from .console import Console, human_bytes, table
-from .options import Debug, Grouped, Json, load_config, takes_settings
+from .options import Debug, Grouped, Json, load_config, read_number, takes_settings
 
 if TYPE_CHECKING:
     from ..config import EngineConfig
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 DAY = 24 * 3600
 
 Everything = Annotated[bool, typer.Option("--all", help="Remove every file that is not in use.")]
-Room = Annotated[float | None, typer.Option("--to", metavar="GIB", help="Leave at most this many GiB of each kind.")]
-Unused = Annotated[float | None, typer.Option("--unused", metavar="DAYS", help="Remove what was not used for so long.")]
+Room = Annotated[str | None, typer.Option("--to", metavar="GIB", help="Leave at most this many GiB of each kind.")]
+Unused = Annotated[str | None, typer.Option("--unused", metavar="DAYS", help="Remove what was not used for so long.")]
 
 cache = typer.Typer(
     help="Fetched LoRA files and quantised weights: list and remove them.", no_args_is_help=True, rich_markup_mode=None
@@ -69,12 +69,11 @@ def prune(
     with Console(json=json, debug=debug) as console:
         from ..core.download import GIB, cache_of
 
-        if (to is not None and to < 0) or (unused is not None and unused < 0):
-            raise ConfigError("--to and --unused take 0 or more")
+        gib, days = _number("--to", to, "GiB"), _number("--unused", unused, "days")
         config = load_config(settings)
         held, quantized = cache_of(config), _quantized(config)
-        limit = 0 if everything else None if to is None else int(to * GIB)
-        before = 0.0 if unused is None else time.time() - unused * DAY
+        limit = 0 if everything else None if gib is None else int(gib * GIB)
+        before = 0.0 if days is None else time.time() - days * DAY
         gone = held.prune(limit, before)
         left = sum(entry.size for entry in held.ls())
         if quantized is not None:
@@ -84,6 +83,11 @@ def prune(
             console.result({"removed": gone, "bytes": left})
         else:
             console.data(f"removed {human_bytes(gone)}, {human_bytes(left)} left")
+
+
+def _number(name: str, given: str | None, unit: str) -> float | None:
+    kind = Annotated[float, Field(ge=0, le=1e9)]
+    return None if given is None else read_number(name, given, kind, unit=unit)
 
 
 def _quantized(config: EngineConfig) -> QuantizedCache | None:

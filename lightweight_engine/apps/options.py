@@ -142,11 +142,12 @@ def _assignment(text: str) -> tuple[str, str]:
     return name, value.strip()
 
 
-def read_number(name: str, given: str, kind: Any) -> Any:
+def read_number(name: str, given: str, kind: Any, *, unit: str = "") -> Any:
     """The number of an option that is no field or setting; a wrong one is told as theirs are.
 
     Args:
         kind: an annotated type, with its bounds.
+        unit: said where the number is wrong.
 
     Raises:
         ConfigError: it is no number, or out of the bounds.
@@ -155,7 +156,8 @@ def read_number(name: str, given: str, kind: Any) -> Any:
         return TypeAdapter(kind).validate_python(given)
     except ValidationError as error:
         (fault,) = error.errors(include_url=False)
-        raise ConfigError(f"{name}: {plain(fault, bounds_of(FieldInfo.from_annotation(kind)))}") from None
+        told = plain(fault, bounds_of(FieldInfo.from_annotation(kind)))
+        raise ConfigError(f"{name}: {told}{unit and f'; it is a number of {unit}'}") from None
 
 
 def picture_quality(console: Console, given: str | None, usual: int, format: str) -> int:

@@ -5,11 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import Field
 
 from ..errors import ConfigError, MemoryBudgetError
 from ..request import GenerationRequest
 from .console import Console
-from .options import REQUEST_OPTIONS, Debug, Grouped, Json, check_models_dir, load_config, split_request, takes_request
+from .options import (
+    REQUEST_OPTIONS,
+    Debug,
+    Grouped,
+    Json,
+    check_models_dir,
+    load_config,
+    read_number,
+    split_request,
+    takes_request,
+)
 from .session import check_request
 
 if TYPE_CHECKING:
@@ -18,7 +29,7 @@ if TYPE_CHECKING:
 
 Prompt = Annotated[str, typer.Argument(metavar="[PROMPT]", help="What would be drawn; its length counts.")]
 Vram = Annotated[
-    float | None,
+    str | None,
     typer.Option(
         "--vram", metavar="GIB", help="Plan for a GPU with this much memory, which need not be here.",
         rich_help_panel="Card",
@@ -62,14 +73,13 @@ def plan(
             raise typer.Exit(error.exit_code) from None
 
 
-def planned_card(console: Console, vram: float | None, name: str | None) -> Card | None:
+def planned_card(console: Console, given: str | None, name: str | None) -> Card | None:
     """The card of ``--vram`` and ``--card``; None is the device of the settings."""
-    if vram is None:
+    if given is None:
         if name is not None:
             raise ConfigError("--card: a name says nothing of memory; give --vram too")
         return None
-    if not 0 < vram < 1024:
-        raise ConfigError(f"--vram: a card has between 0 and 1024 GiB, not {vram:g}")
+    vram = read_number("--vram", given, Annotated[float, Field(gt=0, le=1024)], unit="GiB")
     from ..backend.devices import RATES, Card
     from ..core.plan import GIB
 

@@ -15,7 +15,9 @@ from .console import Console
 from .options import Debug, Grouped, check_models_dir, load_config, takes_settings
 
 Host = Annotated[str | None, typer.Option("--host", help="Address to listen on.", show_default=False)]
-Port = Annotated[int | None, typer.Option("--port", "-p", help="Port; 0 takes a free one.", show_default=False)]
+Port = Annotated[
+    str | None, typer.Option("--port", "-p", metavar="<int>", help="Port; 0 takes a free one.", show_default=False)
+]
 
 
 @takes_settings

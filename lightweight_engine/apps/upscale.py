@@ -16,13 +16,21 @@ from .options import Debug, Grouped, Json, Quiet, check_models_dir, load_config,
 from .session import watched
 
 Source = Annotated[str | None, typer.Argument(metavar="IMAGE", help="The picture: a path or a URL.")]
-By = Annotated[float | None, typer.Option("--by", help="How many times larger [2]; 1 runs the network all the same.")]
-Width = Annotated[int | None, typer.Option("--width", help="Width to reach, in place of --by.")]
-Height = Annotated[int | None, typer.Option("--height", help="Height to reach; with --width, both are covered.")]
+# Numbers are text: the request reads them, and says what they may be.
+By = Annotated[
+    str | None,
+    typer.Option("--by", metavar="<float>", help="How many times larger [2]; 1 runs the network all the same."),
+]
+Width = Annotated[str | None, typer.Option("--width", metavar="<int>", help="Width to reach, in place of --by.")]
+Height = Annotated[
+    str | None, typer.Option("--height", metavar="<int>", help="Height to reach; with --width, both are covered.")
+]
 Crop = Annotated[bool, typer.Option("--crop", help="Cut what is beyond --width and --height.")]
 Name = Annotated[str | None, typer.Option("--upscaler", metavar="NAME", help="Its name; left out, hr_upscaler.")]
 Second = Annotated[str | None, typer.Option("--upscaler-2", metavar="NAME", help="Another, blended over the first.")]
-Visibility = Annotated[float, typer.Option("--upscaler-2-visibility", help="How much of it is seen, 0 to 1.")]
+Visibility = Annotated[
+    str, typer.Option("--upscaler-2-visibility", metavar="<float>", help="How much of it is seen, 0 to 1.")
+]
 Format = Annotated[str, typer.Option("--format", metavar="png|jpg|webp", help="File format of the result.")]
 QUALITY = 95  # where none is given
 Quality = Annotated[
@@ -49,7 +57,7 @@ def upscale(
     crop: Crop = False,
     upscaler: Name = None,
     upscaler_2: Second = None,
-    upscaler_2_visibility: Visibility = 0.0,
+    upscaler_2_visibility: Visibility = "0",
     format: Format = "png",
     quality: Quality = None,
     listing: Listing = False,
@@ -101,7 +109,7 @@ def upscale(
             console.warn(f"{config.hr_upscaler} is not there: enlarged by {name}, which knows drawings only")
         with watched(console) as options:
             (made,) = engine.run_upscale(request, **options).images
-        label = f"{made.width}x{made.height}" if width or height else f"{by or USUAL_SCALE:g}x"
+        label = f"{made.width}x{made.height}" if width or height else f"{request.by or USUAL_SCALE:g}x"
         free = _free_name(config.output_dir, source, label)
         text = made.info.get(PNG_KEY)
         saved = save(made, config.output_dir, free, format=request.output_format, infotext=text, quality=kept)

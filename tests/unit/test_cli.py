@@ -478,6 +478,12 @@ def test_a_bar_on_a_terminal() -> None:
 # --- the other commands -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("given", "said"), [("http", "'http' is no whole number"), (70_000, "70000 is too large")])
+def test_a_port_that_is_none_is_told_as_a_setting_is(cli: Cli, given: object, said: str) -> None:
+    done = cli("serve", "--port", given)
+    assert (done.code, done.err) == (2, f"error: port (from --port): {said}; give 0 to 65,535\n")
+
+
 def test_a_quality_that_has_no_effect_or_is_none_is_told(cli: Cli, models: Path) -> None:
     assert "warning: --quality had no effect on png" in draw(cli, models, "--quality", 50).err
     assert "--quality" not in draw(cli, models, "--quality", 50, "--output-format", "jpg").err

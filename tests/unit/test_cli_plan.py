@@ -77,7 +77,9 @@ def test_generate_shows_the_plan_of_what_does_not_fit(cli: Cli, tmp_path: Path) 
     ("arguments", "said"),
     [
         (["--card", "RTX 4090"], "give --vram too"),
-        (["--vram", 0], "between 0 and 1024 GiB"),
+        (["--vram", 0], "--vram: 0 is too small; give more than 0, up to 1,024; it is a number of GiB"),
+        (["--vram", "12GB"], "--vram: '12GB' is no number; give more than 0, up to 1,024; it is a number of GiB"),
+        (["--vram", "nan"], "--vram: nan is no number"),
         (["--steps", 0], "--steps"),
         (["--width", 9000], "max_side"),
         (["--models-dir", "absent"], "there is no folder"),

@@ -234,4 +234,10 @@ class TestCommands:
         assert cli("cache", "prune", "--all").out == "removed 0 B, 1.0 kB left\n"
         held.close()
         assert cli("cache", "prune", "--to", 0).out == "removed 1.0 kB, 0 B left\n"
-        assert cli("cache", "prune", "--to", -1).code == 2
+        for option, given, told in (
+            ("--to", -1, "-1 is too small; give 0 to 1,000,000,000; it is a number of GiB"),
+            ("--to", "5GB", "'5GB' is no number; give 0 to 1,000,000,000; it is a number of GiB"),
+            ("--unused", "inf", "inf is too large; give 0 to 1,000,000,000; it is a number of days"),
+        ):
+            done = cli("cache", "prune", option, given)
+            assert (done.code, done.err) == (2, f"error: {option}: {told}\n")
