@@ -343,6 +343,7 @@ class LightweightEngine:
             self._model.give(networks)
 
     def _job(self, request: GenerationRequest, watch: Watch, prompts: Sequence[str] = ()) -> tuple[Job, Tracker]:
+        self.networks.unsettled.clear()  # of a job that ended before
         return plan_job(request, self._tools(self.networks, self.loras), watch, prompts)
 
     def _tools(self, networks: Networks, loras: LoRAManager) -> Tools:
@@ -361,7 +362,6 @@ class LightweightEngine:
         self, request: GenerationRequest, networks: Networks, memory: PeakMemory, watch: Watch, hashed: bool
     ) -> GenerationResult:
         job, tracker = self._job(request, watch)
-        networks.unsettled.clear()  # of a job that ended before
         tools = self._tools(networks, self.loras)
         inside = replace(tools, pictures=OwnPictures())
         workshop = Workshop(lambda inner: plan_job(inner, inside, tracker.inner())[0], tracker.enter)
@@ -423,7 +423,6 @@ def _check_kind(request: object, kind: type, hint: str) -> None:
 
 
 def _draw_all(job: Job, tracker: Tracker) -> Iterator[tuple[Batch, Drawn]]:
-    job.networks.unsettled.clear()  # of a job that ended before
     for batch in job.batches:
         tracker.start_batch()
         drawn = draw(job, batch)

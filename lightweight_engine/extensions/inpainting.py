@@ -118,28 +118,19 @@ def prepare(
     if mask is None:
         if mode == LATENT:
             return Prepared(picture.levels(device))
-        return Prepared(_levels_at(picture, size, mode, device, upscaler))
+        return Prepared(levels_at(picture, size, mode, upscaler, device=device))
     if region is not None:
         overlay_mask, mask = mask, _mask_at(mask.crop(region), size, FILL, device)
-        kept, levels = picture, _levels_at(picture.crop(region), size, FILL, device)
+        kept, levels = picture, levels_at(picture.crop(region), size, FILL, device=device)
     else:
         mode = FILL if mode == LATENT else mode
         mask = _mask_at(mask, size, mode, device)
         overlay_mask = ImageChops.add(mask, mask)
-        levels = _levels_at(picture, size, mode, device, upscaler)
+        levels = levels_at(picture, size, mode, upscaler, device=device)
         kept = Picture(levels)
     if masking.content != ORIGINAL:
         levels = to_levels(spread(to_image(levels), mask), device)
     return Prepared(levels, mask, kept, overlay_mask, region)
-
-
-def _levels_at(
-    picture: Picture, size: Size, mode: int, device: torch.device, upscaler: Upscaler | None = None
-) -> Tensor:
-    """``levels_at`` of what is on the device already, or goes there."""
-    if device == HOST:
-        return levels_at(picture.image, size, mode, upscaler)
-    return resize_levels(picture.levels(device), size, mode, upscaler)
 
 
 def _mask_at(mask: Image.Image, size: Size, mode: int, device: torch.device) -> Image.Image:
@@ -210,8 +201,10 @@ def paste_back(result: Image.Image | Tensor, prepared: Prepared, *, device: torc
         device: as in ``prepare``; the picture is made there.
     """
     box = prepared.paste_to
-    if prepared.kept is None or box is None:
-        return Picture(_laid_over(Picture(result).image, prepared)) if prepared.kept else Picture(result)
+    if prepared.kept is None:
+        return Picture(result)
+    if box is None:
+        return Picture(_laid_over(Picture(result).image, prepared))
     size = box[2] - box[0], box[3] - box[1]
     if isinstance(result, Tensor) and result.device != HOST:
         return Picture(_placed(resize_levels(result, size, CROP), prepared, box))

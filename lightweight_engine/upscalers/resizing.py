@@ -8,13 +8,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .picture import Box, Picture
 from .resampling import HOST, Filter, Size, in_mode, resample, to_image, to_levels
 from .upscaler import Upscaler, enlarged, size_of
 
 STRETCH, CROP, FILL, LATENT = range(4)
 """``LATENT`` leaves the picture alone: its latent is resized."""
-
-Box = tuple[int, int, int, int]
 
 _EDGE = 2  # rows or columns that a bicubic filter takes into account at a border
 
@@ -53,7 +52,7 @@ def resize(
 
 
 def levels_at(
-    image: Image.Image,
+    picture: Image.Image | Picture,
     size: Size,
     mode: int = STRETCH,
     upscaler: Upscaler | None = None,
@@ -62,8 +61,9 @@ def levels_at(
 ) -> Tensor:
     """What ``resize`` makes of a picture as levels on ``device``, which it then does not leave."""
     if device == HOST:
+        image = picture.image if isinstance(picture, Picture) else picture
         return to_levels(resize(image, size, mode, upscaler))
-    return resize_levels(to_levels(image, device), size, mode, upscaler)
+    return resize_levels(Picture.of(picture).levels(device), size, mode, upscaler)
 
 
 def resize_levels(levels: Tensor, size: Size, mode: int = STRETCH, upscaler: Upscaler | None = None) -> Tensor:

@@ -111,7 +111,7 @@ ARROWS = {
     "upscalers.picture": "resampling",
     "upscalers.tiles": "resampling",
     "upscalers.upscaler": "resampling",
-    "upscalers.resizing": "resampling upscaler",
+    "upscalers.resizing": "picture resampling upscaler",
     "upscalers.networks": "dense files tiles upscaler visits",
     "upscalers.library": "files networks upscaler",
     # extensions
