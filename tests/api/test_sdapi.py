@@ -540,6 +540,24 @@ def test_forms_of_adetailers_arguments(args: list[Any], passes: int, skip: bool)
     assert all("ad_mask_k_largest" not in each for each in made.adetailer_passes)
 
 
+@pytest.mark.parametrize(
+    ("args", "lost"),
+    [
+        ([False, {"ad_model": "a"}], "the pass that is given"),
+        ([False, False, {"ad_model": "a"}, {"ad_model": "None"}, {"ad_model": "b"}], "the 2 passes that are given"),
+        ([False, False, {"ad_model": "None"}, {"ad_model": "a", "ad_tab_enable": False}], None),
+        ([False, {}], None),
+        ([False, False], None),
+        ([True, False, {"ad_model": "a"}], None),
+    ],
+)
+def test_passes_that_are_given_and_switched_off_are_told(args: list[Any], lost: str | None) -> None:
+    for script, place in (({"args": args}, "adetailer.args"), (args, "adetailer")):
+        told = [text for text in translated(alwayson_scripts={"adetailer": script}).warnings if "it is false" in text]
+        assert bool(told) == (lost is not None)
+        assert all(text.startswith(f"alwayson_scripts.{place}[0]: ") and str(lost) in text for text in told)
+
+
 def test_disabled_networks_are_left_out() -> None:
     made = translated(prompt="a <lora:hat:1> woman", disable_extra_networks=True)
     assert "lora" not in made.request.prompt and any("extra networks" in each for each in made.warnings)

@@ -79,8 +79,18 @@ def _passes(args: Sequence[Any], warnings: list[str], img2img: bool, place: str)
     if passes.skip_img2img and not img2img:
         warnings.append("ADetailer: skip_img2img has no effect on txt2img")
     if not passes.active:
-        if not args or args[0] is not False:
-            warnings.append(f"ADetailer: {NONE_RUNS}")
+        warnings += _idle(args, place)
         return {}
     objects = tuple(each for each in args if isinstance(each, Mapping))
     return {"adetailer_passes": objects, "skip_img2img": passes.skip_img2img and img2img}
+
+
+def _idle(args: Sequence[Any], place: str) -> list[str]:
+    """What is told where no pass runs: nothing, if the first boolean says so and there is none that would."""
+    if not args or args[0] is not False:
+        return [f"ADetailer: {NONE_RUNS}"]
+    objects = (each for each in args if isinstance(each, Mapping))
+    given = sum(1 for each in objects if each["ad_model"] != NONE and each.get("ad_tab_enable", True))
+    lost = "the pass that is given" if given == 1 else f"the {given} passes that are given"
+    told = f"{place}[0]: it is false, which switches ADetailer off, so that {lost} did not run; give true for that"
+    return [told] if given else []
