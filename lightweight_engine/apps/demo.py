@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import MissingDependencyError
-from ..request import GenerationRequest
+from ..request import MAX_STEPS, GenerationRequest
 from .console import Console
 from .options import Debug, Json, Quiet, load_config
 from .session import start_engine, watched
@@ -56,7 +56,16 @@ CELL, MARGIN = 256, 12
 CAPTION_LINES, LINE_HEIGHT, FONT_SIZE, TITLE_HEIGHT = 4, 15, 12, 26
 
 Folder = Annotated[Path | None, typer.Option("--output-dir", "-o", metavar="FOLDER", help="(default outputs/demo)")]
-Steps = Annotated[int, typer.Option("--steps", "-s", min=1, max=1000, help="Sampling steps.")]
+Steps = Annotated[
+    str,
+    typer.Option(
+        "--steps",
+        "-s",
+        metavar="<int>",
+        show_default=False,
+        help=f"Sampling steps. (1 to {MAX_STEPS}; default {STEPS})",
+    ),
+]
 
 
 @dataclass
@@ -100,13 +109,19 @@ class Show:
 
 
 def demo(
-    output_dir: Folder = None, steps: Steps = STEPS, json: Json = False, quiet: Quiet = False, debug: Debug = False
+    output_dir: Folder = None,
+    steps: Steps = str(STEPS),
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Draw prompts, LoRAs and a production job with the demonstration model `tiny`, and a contact sheet of them."""
     with Console(json=json, quiet=quiet, debug=debug) as console:
         from ..core.images import check_folder, save
         from ..core.models import TINY
 
+        console.typed = ("steps",)
+        asked = GenerationRequest.over({}, {"steps": steps})  # reads the text, or says what it may be
         config = load_config({}, models_dir=TINY, offline=True)
         folder = output_dir or config.output_dir / "demo"
         check_folder(folder)
@@ -116,14 +131,14 @@ def demo(
                 "pip install 'lightweight-engine[upscale]'"
             )
         begin = time.perf_counter()
-        show = Show(console, start_engine(console, config), folder, steps, len(PROMPTS) + len(LORAS) + 1)
+        show = Show(console, start_engine(console, config), folder, asked.steps, len(PROMPTS) + len(LORAS) + 1)
         sheet = save(contact_sheet([prompts(show), loras(show), production(show)]), folder, "contact_sheet").path
         took = time.perf_counter() - begin
         if json:
             console.result({"contact_sheet": str(sheet), "seconds": round(took, 3), "images": show.saved})
         else:
             console.data(str(sheet))
-        console.say(f"{len(show.saved)} pictures of {steps} steps in {took:.1f} s; see {sheet}")
+        console.say(f"{len(show.saved)} pictures of {asked.steps} steps in {took:.1f} s; see {sheet}")
 
 
 def prompts(show: Show) -> Row:

@@ -798,6 +798,13 @@ def test_doctor_fails_for_want_of_a_checkpoint(cli: Cli, tmp_path: Path) -> None
     assert cli("generate", "x", "--models-dir", folder.parent, "--set", "require_model=true").code == 3
 
 
+@pytest.mark.parametrize("steps", ["0", "1001", "1.5", "many", ""])
+def test_demo_tells_of_wrong_steps_as_generate_does(cli: Cli, steps: str) -> None:
+    done, usual = cli("demo", "--steps", steps, "--json"), cli("generate", "x", "--steps", steps, "--json")
+    assert done.code == usual.code == 2 and done.err == usual.err and done.out == usual.out
+    assert done.err.startswith("error: --steps: ") and "give 1 to 1,000" in done.err
+
+
 def test_demo_says_at_once_that_its_last_picture_needs_a_package(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "find_spec", lambda name: None)
     done = cli("demo")
