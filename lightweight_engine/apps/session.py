@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..backend.processes import collector_paused
+from ..backend.urls import check_url
 from ..errors import GenerationCancelled, about
 from .console import INTERRUPTED, Console, leave
 from .options import check_models_dir
@@ -36,14 +37,19 @@ def check_request(request: GenerationRequest, config: EngineConfig) -> None:
     reader = PictureReader.of(config)
     for field in ("image", "mask"):
         given = getattr(request, field)
-        if isinstance(given, str) and "://" not in given:  # a URL is asked once, by the engine
+        if reader.fetches(given):  # once, by the engine
+            with about(field):
+                check_url(given.strip(), config.allow_hosts)
+        elif isinstance(given, str):
             reader.read(given, field)
 
 
 def check_loras(request: GenerationRequest, config: EngineConfig) -> None:
-    """Refuse names and tags of LoRAs that are not there or cannot be read."""
-    from ..core.loras import lora_library, lora_names
+    """Refuse addresses of LoRAs that would not be asked, and names and tags of those that are not there or cannot be
+    read."""
+    from ..core.loras import check_lora_urls, lora_library, lora_names
 
+    check_lora_urls(request, config)
     names = list(lora_names(request))
     library = lora_library(config) if names else None
     for field, name in names:

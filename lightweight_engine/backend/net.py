@@ -22,7 +22,6 @@ from http import HTTPStatus
 from urllib.parse import urljoin
 
 from ..errors import (
-    BlockedURLError,
     DownloadBrokenError,
     DownloadError,
     DownloadTimeoutError,
@@ -31,7 +30,7 @@ from ..errors import (
     WrongContentError,
 )
 from .addresses import is_public
-from .urls import PORTS, Target, check_url
+from .urls import PORTS, Target, check_url, private_network
 
 MAX_REDIRECTS = 5
 USER_AGENT = "lightweight-engine"
@@ -99,10 +98,7 @@ def _addresses(target: Target) -> list[str]:
     found = list(dict.fromkeys(str(row[4][0]) for row in rows))
     usable = found if target.allowed else [address for address in found if is_public(address)]
     if not usable:
-        raise BlockedURLError(
-            f"{target.host} is an address of a private network, which is refused; "
-            f"add {target.name} to allow_hosts if it is meant"
-        )
+        raise private_network(target)
     return usable
 
 

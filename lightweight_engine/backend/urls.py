@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from ..errors import BlockedURLError, InvalidURLError
+from .addresses import is_public
 
 MAX_URL = 8192
 PORTS = {"https": 443, "http": 80}
@@ -38,11 +39,12 @@ class Target:
 
 
 def check_url(url: str, allow: Collection[str] = ()) -> Target:
-    """Read a URL and refuse what is not https on its own port, unless its ``host:port`` is in ``allow``.
+    """Read a URL and refuse what is not https on its own port, or names an address of a private network, unless its
+    ``host:port`` is in ``allow``. Nothing is looked up: what a name leads to is for who connects.
 
     Raises:
         InvalidURLError: not a URL, or one that another program may read as one of another host.
-        BlockedURLError: a scheme or port that may not be used.
+        BlockedURLError: a scheme, port or address that may not be used.
     """
     if len(url) > MAX_URL or "\\" in url or any(ord(letter) <= 32 or ord(letter) == 127 for letter in url):
         raise InvalidURLError("not a URL: it is too long, or holds spaces, control characters or backslashes")
@@ -65,4 +67,22 @@ def check_url(url: str, allow: Collection[str] = ()) -> Target:
         raise BlockedURLError(
             f"port {target.port} of {host} is refused; add {target.name} to allow_hosts if it is meant"
         )
+    if _is_private(host):
+        raise private_network(target)
     return target
+
+
+def private_network(target: Target) -> BlockedURLError:
+    """What is said of a host that leads into a private network."""
+    return BlockedURLError(
+        f"{target.host} is an address of a private network, which is refused; "
+        f"add {target.name} to allow_hosts if it is meant"
+    )
+
+
+def _is_private(host: str) -> bool:
+    """Whether a host is such an address, as it is usually written; a name is none."""
+    try:
+        return not is_public(host)
+    except ValueError:
+        return False

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..backend.checkpoint import file_sha256
-from ..errors import AdapterError, ConfigError, ModelNotFoundError, OutputError, closest, placed, some_of
+from ..errors import AdapterError, ConfigError, ModelNotFoundError, OutputError, about, closest, placed, some_of
 from ..extensions.lora_library import FOLDERS, SUFFIX, LoraEntry, LoraLibrary
 from ..flux.prompt import parse_networks, read_lora_tag
 from .download import Downloads
-from .lora_sources import shown_url
+from .lora_sources import lora_source, shown_url
 from .models import TINY, ModelLibrary, ModelSet
 
 if TYPE_CHECKING:
@@ -46,6 +46,27 @@ def lora_names(request: GenerationRequest) -> Iterator[tuple[str, str]]:
     for tag in parse_networks(request.prompt)[1]:
         if tag.kind == "lora":
             yield "prompt", read_lora_tag(tag).name
+
+
+def check_lora_urls(request: GenerationRequest, config: EngineConfig) -> None:
+    """Refuse addresses of LoRAs that would not be asked, or are of nothing that is read, as far as they tell it
+    themselves: nothing is looked up.
+
+    Raises:
+        DownloadError: the one that fetching it would raise, which names the field.
+    """
+    for field, url in _lora_urls(request):
+        with about(field):
+            lora_source(url, config.allow_hosts)
+
+
+def _lora_urls(request: GenerationRequest) -> Iterator[tuple[str, str]]:
+    """The LoRAs that are given by URL, each with its field."""
+    for number, url in enumerate(request.lora_urls):
+        yield placed("lora_urls", number), url
+    for number, spec in enumerate(request.loras):
+        if spec.url is not None:
+            yield placed("loras", number), spec.url
 
 
 def lora_manager(config: EngineConfig, models: ModelSet, sha256_of: Callable[[Path], str] = file_sha256) -> LoRAManager:

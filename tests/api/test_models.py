@@ -175,6 +175,8 @@ PIXELS_CLAIMED = "iVBORw0KGgoAAAANSUhEUgAAdTAAAHUwCAIAAADpRW/tAAAAC0lEQVR4nGNgwA
         ("/jobs", {"loras": ["haat"]}, 404, "loras[0]", "did you mean 'hat'"),
         ("/jobs", {"prompt": "<lora:haat:1>"}, 404, "prompt", "did you mean 'hat'"),
         ("/jobs", {"lora_urls": ["https://example.org/a.zip"]}, 415, "lora_urls[0]", "not one of a LoRA"),
+        ("/jobs", {"lora_urls": ["https://10.0.0.1/a.safetensors"]}, 403, "lora_urls[0]", "private network"),
+        ("/jobs", {"loras": ["hat", "ftp://example.org/a.safetensors"]}, 422, "loras[1]", "ftp scheme"),
         ("/jobs", {"image": "%" * 200}, 422, "image", "no picture"),
         ("/jobs", {"image": PIXELS_CLAIMED}, 413, "image", "pixels"),
         ("/jobs", {"image": []}, 422, "image", "the list is empty"),

@@ -14,6 +14,8 @@ import pytest
 from command_line import command_line
 from PIL import Image
 
+from lightweight_engine.apps import generate
+
 SMALL = ("--width", 64, "--height", 64, "--steps", 1, "--device", "cpu", "--offline")
 WRONG, MODEL, NETWORK = 2, 3, 6  # exit codes: the request, a model file, a server
 
@@ -78,6 +80,23 @@ CASES: dict[str, tuple[Arguments, int, str]] = {
     "38 half a JPEG": (["--image", "half.jpg"], WRONG, "half.jpg"),
     "50 ftp": (["--image", "ftp://good.example/x.png"], WRONG, "ftp"),
     "54 this machine": (["--no-offline", "--lora-urls", "https://127.0.0.1/a.safetensors"], NETWORK, "private network"),
+    "53 no https": (
+        ["--lora", "http://a.example/a.safetensors"],
+        NETWORK,
+        "--lora: a.example:80 was asked for without",
+    ),
+    "53 another scheme": (
+        ["--lora", "hat", "--lora", "ftp://a.example/a"],
+        NETWORK,
+        "--lora[1]: not a URL that can be",
+    ),
+    "53 another port": (
+        ["--lora-urls", "https://a.example:1/a.safetensors"],
+        NETWORK,
+        "port 1 of a.example is refused",
+    ),
+    "53 no address": (["--lora-urls", "hat"], NETWORK, "--lora-urls: not a URL that can be fetched"),
+    "54 a picture": (["--no-offline", "--image", "https://127.0.0.1/a.png"], NETWORK, "--image: 127.0.0.1 is an addr"),
     "63 a pickle": (["--no-offline", "--lora-urls", "https://a.example/a.ckpt"], NETWORK, "safetensors"),
     "65 a hundred LoRAs": (["--lora", "hat"] * 100, WRONG, "16"),
     "66 a strength that is none": (["--lora", "hat:abc"], WRONG, "--lora: 'abc' is no strength; write hat:0.8"),
@@ -88,8 +107,8 @@ CASES: dict[str, tuple[Arguments, int, str]] = {
 }
 
 
-# Told only with the model there: calls of its network, tokens; and URLs, which are asked once, by the engine.
-LOADED = ("11 too much work", "50 ftp", "54 this machine", "63 a pickle", "71 brackets")
+# Told only with the model there: calls of its network, and tokens.
+LOADED = ("11 too much work", "71 brackets")
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +134,14 @@ def test_bad_inputs(
     assert "Traceback" not in done.err and done.out == ""
     assert "loading" not in done.err or case in LOADED
     assert not list(tmp_path.rglob("*.png"))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith(("53", "54", "63"))])
+def test_addresses_are_refused_at_once_in_the_words_of_who_would_fetch(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli, given = command_line(capsys, tmp_path, monkeypatch), CASES[case][0]
+    told = cli("generate", "a woman", *SMALL, *given).err
+    monkeypatch.setattr(generate, "check_request", lambda request, config: None)
+    later = cli("generate", "a woman", *SMALL, *given).err
+    assert "loading" in later and later.splitlines()[-1:] == told.splitlines()

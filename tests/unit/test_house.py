@@ -64,6 +64,7 @@ ARROWS = {
     "backend.kernels.group_norm": "kernels.channels kernels.launch",
     "backend.kernels.pieces": "kernels.launch kernels.splitting",
     "backend.kernels.quantize": "kernels.launch kernels.four_bit",
+    "backend.urls": "addresses",
     "backend.net": "addresses urls",
     "backend.tar_member": "checkpoint",
     "backend.satellites": "fp8 nf4 packed",

@@ -374,6 +374,15 @@ def test_urls_that_are_refused(url: str) -> None:
         check_url(url, ["127.0.0.1:443"])
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "10.0.0.1", "169.254.169.254", "[::1]", "[::ffff:10.0.0.1]"])
+def test_an_address_of_a_private_network_is_refused_before_anything_is_looked_up(host: str) -> None:
+    with pytest.raises(BlockedURLError, match="private network, which is refused; add .*:443 to allow_hosts"):
+        check_url(f"https://{host}/")
+    assert check_url(f"https://{host}/", [f"{host}:443"]).allowed
+    for public in ("https://8.8.8.8/", "https://example.com/", "https://localhost/"):
+        assert not check_url(public).allowed
+
+
 @pytest.mark.parametrize("port", [0, 22, 80, 8443])
 def test_only_the_port_of_https_is_open(port: int) -> None:
     with pytest.raises(BlockedURLError, match="allow_hosts"):

@@ -5,16 +5,15 @@ turn comes, as files may come and go meanwhile. Loads no torch; Pillow and numpy
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...backend.urls import check_url
 from ...config import EngineConfig
 from ...core.choice import choose_models
-from ...core.lora_sources import lora_source
-from ...core.loras import lora_library, lora_names
+from ...core.loras import check_lora_urls, lora_library, lora_names
 from ...core.models import ModelLibrary
-from ...errors import about, placed
+from ...errors import about
 from ...extensions.lora_library import LoraLibrary
 from ...request import GenerationRequest, Task
 from .names import MODEL_FILES
@@ -54,10 +53,8 @@ class Sources:
             _each_picture(task, lambda given, field: self._check_picture(reader, given, field))
 
     def _check_files(self, request: GenerationRequest) -> None:
-        names, urls = list(lora_names(request)), list(_lora_urls(request))
-        for field, url in urls:
-            with about(field):
-                lora_source(url, self._config.allow_hosts)
+        check_lora_urls(request, self._config)
+        names = list(lora_names(request))
         if not names and not any(getattr(request, setting) for setting in MODEL_FILES):
             return
         check_models(request, self._models)
@@ -77,14 +74,6 @@ class Sources:
                 check_url(given.strip(), self._config.allow_hosts)
         else:
             reader.check(given, field)
-
-
-def _lora_urls(request: GenerationRequest) -> Iterator[tuple[str, str]]:
-    for number, url in enumerate(request.lora_urls):
-        yield placed("lora_urls", number), url
-    for number, spec in enumerate(request.loras):
-        if spec.url is not None:
-            yield placed("loras", number), spec.url
 
 
 def check_models(request: GenerationRequest, library: ModelLibrary) -> None:
