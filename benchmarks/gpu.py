@@ -15,9 +15,9 @@ import argparse
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -240,36 +240,62 @@ def in_turn(steps: dict[str, Step], rounds: int, rest: float = 0.0) -> Iterator[
             yield times
 
 
-def ours(task: Task, model: Flux, lora: int) -> dict[str, Way]:
-    """Our ways to compute a step, by what they are called."""
+Builders = dict[str, Callable[[], Way]]
+"""Ways by what they are called, each built when it is asked for: that takes seconds, and all of them fill a card."""
+
+
+def ours(task: Task, model: Flux, lora: int) -> Builders:
+    """Our ways to compute a step."""
     params, device = task.params, task.device
-    nf4 = in_format(model, "nf4")
-    ways = {
-        "ours, bf16": Way(task.ours(model)),
-        "ours, bf16, not replayed": Way(task.ours(model, record=False)),
-        "ours, bf16, four at once": Way(task.ours(model, 4), pictures=4),
-        "ours, nf4": Way(task.ours(ahead(packed(model, params, nf4)))),
-        "ours, nf4, residency fast": Way(task.ours(at_hand(packed(model, params, nf4), device))),
+    changes = cache(lambda: random_changes(model, lora))
+    formats = cache(lambda format: in_format(model, format))
+
+    def nf4() -> Flux:
+        return packed(model, params, formats("nf4"))
+
+    def fp8() -> Flux:
+        return packed(model, params, formats(ROWS))
+
+    def changed(twin: Flux, kept: Sequence[str] = ()) -> Flux:
+        attach(twin, changes(), device=device, dtype=BF16, at_hand=kept)
+        return twin
+
+    ways: Builders = {
+        "ours, bf16": lambda: Way(task.ours(model)),
+        "ours, bf16, not replayed": lambda: Way(task.ours(model, record=False)),
+        "ours, bf16, four at once": lambda: Way(task.ours(model, 4), pictures=4),
+        "ours, nf4": lambda: Way(task.ours(ahead(nf4()))),
+        "ours, nf4, residency fast": lambda: Way(task.ours(at_hand(nf4(), device))),
     }
     if lora:
-        changed = ahead(packed(model, params, nf4))
-        attach(changed, random_changes(model, lora), device=device, dtype=BF16)
-        ways[f"ours, nf4, LoRA of rank {lora}"] = Way(task.ours(changed))
+        ways[f"ours, nf4, LoRA of rank {lora}"] = lambda: Way(task.ours(changed(ahead(nf4()))))
     if not eight_bit.available(device):
         return ways
-    fp8 = partial(packed, model, params, in_format(model, ROWS))
     ways |= {
-        "ours, fp8": Way(task.ours(fp8()), eight_bits=True),
-        "ours, fp8, not replayed": Way(task.ours(fp8(), record=False), eight_bits=True),
-        "ours, fp8, four at once": Way(task.ours(fp8(), 4), pictures=4, eight_bits=True),
+        "ours, fp8": lambda: Way(task.ours(fp8()), eight_bits=True),
+        "ours, fp8, not replayed": lambda: Way(task.ours(fp8(), record=False), eight_bits=True),
+        "ours, fp8, four at once": lambda: Way(task.ours(fp8(), 4), pictures=4, eight_bits=True),
     }
     if lora:
-        beside, inside, changes = fp8(), fp8(), random_changes(model, lora)
-        attach(beside, changes, device=device, dtype=BF16)
-        attach(inside, changes, device=device, dtype=BF16, at_hand=list(changes))
-        ways[f"ours, fp8, LoRA of rank {lora}"] = Way(task.ours(beside), eight_bits=True)
-        ways[f"ours, fp8, LoRA of rank {lora}, residency fast"] = Way(task.ours(inside), eight_bits=True)
+        name = f"ours, fp8, LoRA of rank {lora}"
+        ways[name] = lambda: Way(task.ours(changed(fp8())), eight_bits=True)
+        ways[f"{name}, residency fast"] = lambda: Way(task.ours(changed(fp8(), list(changes()))), eight_bits=True)
     return ways
+
+
+def theirs(task: Task, model: Flux, compile: bool) -> Builders:
+    """The peers' ways, of the same weights."""
+    try:
+        from benchmarks.gpu_peers import peers
+
+        built = peers(model, task.params, compile)
+    except ImportError as error:
+        print(f"without peers: {error}")
+        return {}
+    return {
+        name: lambda build=build, name=name: Way(task.theirs(build()), eight_bits="fp8" in name)
+        for name, build in built.items()
+    }
 
 
 def random_changes(model: Flux, rank: int) -> dict[str, Changes]:
@@ -289,21 +315,20 @@ def measure(
     exact = reference(task)
     torch.cuda.empty_cache()
     model = random_model(task.params, task.device)
-    ways = ours(task, model, lora)
-    try:
-        from benchmarks.gpu_peers import peers
-
-        ways |= {
-            name: Way(task.theirs(peer), eight_bits="fp8" in name) for name, peer in peers(model, task.params, compile)
-        }
-    except ImportError as error:
-        print(f"without peers: {error}")
-    ways = {name: way for name, way in ways.items() if re.search(only, name)}
+    builders = ours(task, model, lora) | theirs(task, model, compile)
+    ways: dict[str, Way] = {}
     errors: dict[str, float] = {}
-    for name, way in ways.items():  # peers are compiled here
+    for name in (name for name in builders if re.search(only, name)):
         start = time.perf_counter()
-        errors[name] = error_of(way, exact)
-        print(f"{name}: error {errors[name]:.4f}, first call {time.perf_counter() - start:.1f} s", flush=True)
+        try:
+            ways[name] = builders[name]()
+        except ImportError as error:
+            print(f"without {name}: {error}")
+            continue
+        built = time.perf_counter()
+        errors[name] = error_of(ways[name], exact)  # peers are compiled here
+        took = f"built in {built - start:.1f} s, first call {time.perf_counter() - built:.1f} s"
+        print(f"{name}: error {errors[name]:.4f}, {took}", flush=True)
     floors = {FLOORS[False]: floor(task, model)}
     if eight_bit.available(task.device):
         floors[FLOORS[True]] = floor(task, packed(model, task.params, in_format(model, ROWS)))

@@ -3,7 +3,8 @@ or smaller. Packages that are not installed are left out, and a line says so."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,43 +15,42 @@ from lightweight_engine.flux.params import FluxParams
 from lightweight_engine.flux.transformer import Flux
 
 
-def peers(model: Flux, params: FluxParams, compile: bool) -> Iterator[tuple[str, nn.Module]]:
-    """diffusers, its blocks compiled, its linears by torchao in fp8 and compiled, and by bitsandbytes in nf4."""
+def peers(model: Flux, params: FluxParams, compile: bool) -> dict[str, Callable[[], nn.Module]]:
+    """diffusers, its blocks compiled, its linears by torchao in fp8 and compiled, and by bitsandbytes in nf4.
+
+    Raises:
+        ImportError: by one that is built, and by all without diffusers.
+    """
     from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
-    state = to_diffusers(model.state_dict(), params.hidden_size, params.mlp_hidden)
+    state = cache(lambda: to_diffusers(model.state_dict(), params.hidden_size, params.mlp_hidden))
 
     def build() -> Any:
         with torch.device("meta"):
             peer = FluxTransformer2DModel(**diffusers_config(params))
-        peer.load_state_dict(state, assign=True)  # views of ours: no second copy
+        peer.load_state_dict(state(), assign=True)  # views of ours: no second copy
         return peer.eval().requires_grad_(False)
 
-    yield "diffusers, eager", build()
-    if compile:
-        compiled = build()
-        compiled.compile_repeated_blocks(fullgraph=True)
-        yield "diffusers, blocks compiled", compiled
-        eight = torchao_twin(build())
-        if eight is not None:
-            eight.compile_repeated_blocks(fullgraph=True)
-            yield "diffusers, torchao fp8, blocks compiled", eight
-    four_bit = bitsandbytes_twin(build())
-    if four_bit is not None:
-        yield "diffusers, bitsandbytes nf4", four_bit
+    def compiled(peer: Any) -> nn.Module:
+        peer.compile_repeated_blocks(fullgraph=True)
+        return peer
+
+    eager = {"diffusers, eager": build, "diffusers, bitsandbytes nf4": lambda: bitsandbytes_twin(build())}
+    if not compile:
+        return eager
+    return eager | {
+        "diffusers, blocks compiled": lambda: compiled(build()),
+        "diffusers, torchao fp8, blocks compiled": lambda: compiled(torchao_twin(build())),
+    }
 
 
 def torchao_twin(model: Any) -> Any:
-    """Linears of the blocks, not of their modulation, in fp8 by rows, inputs too; None where it is not installed."""
-    try:
-        from torchao.quantization import (  # type: ignore[import-not-found]
-            Float8DynamicActivationFloat8WeightConfig,
-            PerRow,
-            quantize_,
-        )
-    except ImportError as error:
-        print(f"without torchao: {error}")
-        return None
+    """Linears of the blocks, not of their modulation, in fp8 by rows, inputs too."""
+    from torchao.quantization import (  # type: ignore[import-not-found]
+        Float8DynamicActivationFloat8WeightConfig,
+        PerRow,
+        quantize_,
+    )
 
     def in_a_block(linear: nn.Module, path: str) -> bool:
         return isinstance(linear, nn.Linear) and "blocks" in path and ".norm" not in path
@@ -59,13 +59,10 @@ def torchao_twin(model: Any) -> Any:
     return model
 
 
-def bitsandbytes_twin(model: nn.Module) -> nn.Module | None:
-    """The linears of the blocks as bitsandbytes keeps them; None where it is not installed."""
-    try:
-        import bitsandbytes  # type: ignore[import-not-found]
-    except ImportError as error:
-        print(f"without bitsandbytes: {error}")
-        return None
+def bitsandbytes_twin(model: nn.Module) -> nn.Module:
+    """The linears of the blocks as bitsandbytes keeps them."""
+    import bitsandbytes  # type: ignore[import-not-found]
+
     for path, linear in list(model.named_modules()):
         if type(linear) is not nn.Linear or "blocks" not in path:
             continue

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "triton", "bitsandbytes", "diffusers", "transformers", "safetensors", "numpy")
+PACKAGES = ("torch", "triton", "bitsandbytes", "diffusers", "torchao", "transformers", "safetensors", "numpy")
 
 
 def machine() -> dict[str, Any]:
