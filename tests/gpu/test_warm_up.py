@@ -47,9 +47,10 @@ def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     assert programs(tmp_path / "kernels") == kept
 
 
-def test_after_a_warm_up_loras_of_any_rank_compile_nothing(tmp_path: Path) -> None:
+def test_after_a_warm_up_loras_of_any_rank_compile_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not kernels.available():
         pytest.skip("Triton's programs cannot be run here")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "programs"))  # in another one other tests compile meanwhile
     shapes = {role: part.shapes for role, part in ModelLibrary([TINY]).choose().parts.items()}
     (tmp_path / "Lora").mkdir()
     ranks = (2, 20, 40, 100)
