@@ -16,8 +16,12 @@ Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="On
 Explain = Annotated[bool, typer.Option("--explain", help="Say above each setting what it does.")]
 Origin = Annotated[bool, typer.Option("--origin", help="Show where each value came from.")]
 
-# Where a setting that nobody gave is not the same everywhere.
-UNSET = {"storage_dtype": " on a GPU; as the file has it on a CPU, and of tiny"}
+# Where a setting that nobody gave is not the same everywhere, and what it is on a CPU.
+UNSET = {
+    "storage_dtype": "on a GPU; as the file has it on a CPU, and of tiny",
+    "vae_dtype": "on a GPU; fp32 on a CPU",
+}
+ON_A_CPU = {"storage_dtype": "auto", "vae_dtype": "fp32"}
 
 config = typer.Typer(help="Look at the settings.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -44,11 +48,12 @@ def show(
             console.warn(f"{variable} is empty, which counts as not set")
         rows = [row for row in chosen.rows() if not wanted or row[1] in wanted]
         if json:
-            console.result({name: {"value": value, "origin": came} for _, name, value, came in rows})
+            told = {name: {"value": value, "origin": came, **_noted(name, chosen)} for _, name, value, came in rows}
+            console.result(told)
             return
         section = ""
         cells = [
-            (name, _shown(value) + _unless_set(name, chosen), *((came,) if origin else ()))
+            (name, f"{_shown(value)} {_where(name, chosen)}".rstrip(), *((came,) if origin else ()))
             for _, name, value, came in rows
         ]
         for (heading, name, *_), line in zip(rows, table(cells), strict=True):
@@ -60,8 +65,18 @@ def show(
             console.data(line)
 
 
-def _unless_set(name: str, chosen: EngineConfig) -> str:
+def _where(name: str, chosen: EngineConfig) -> str:
+    """Where the value holds, if not everywhere."""
     return "" if chosen.is_set(name) else UNSET.get(name, "")
+
+
+def _noted(name: str, chosen: EngineConfig) -> dict[str, str]:
+    """That as data, with what is in effect where a setting names the device: what ``auto`` takes only torch can say."""
+    where = _where(name, chosen)
+    if not where:
+        return {}
+    told = {"note": f"{getattr(chosen, name)} {where}"}
+    return {**told, "in_effect": ON_A_CPU[name]} if chosen.device == "cpu" else told
 
 
 def _help(name: str) -> list[str]:

@@ -13,7 +13,7 @@ from ..backend.memory_manager import GIB, MemoryManager
 from ..backend.quantize import ROWS
 from ..config import EngineConfig
 from ..flux.footprint import inventory
-from ..flux.load import PLAIN, Storage
+from ..flux.load import PLAIN, Storage, stored_as
 from .models import ModelSet
 
 # On a CPU a text encoder of this size is cast at each use, so that its pages can be those of the file.
@@ -79,6 +79,17 @@ def settings_in_effect(config: EngineConfig, models: ModelSet, card: Card) -> di
         "residency": config.residency,
         "lora_merge": config.lora_merge,
         "exact_dora": config.exact_dora,
+    }
+
+
+def in_effect(precision: Precision, models: ModelSet) -> dict[str, str]:
+    """What holds of the settings that files and a device may outvote, in the words that the settings have."""
+    words = {dtype: word for word, dtype in PLAIN.items()}
+    return {
+        "storage_dtype": stored_as(models.parts["transformer"], precision.transformer),
+        "compute_dtype": words[precision.transformer.compute],
+        "speed": "fp8" if precision.transformer.format == ROWS else "exact",
+        "vae_dtype": words[precision.autoencoder.compute],
     }
 
 

@@ -336,6 +336,7 @@ def test_facts(server: Running) -> None:
     assert (status["state"], status["model"], status["demonstration"]) == ("ready", "tiny", True)
     assert status["memory"]["device_bytes"] > 0 and status["memory"]["host_bytes"] > 0
     settings = server.get("/config").json
+    assert settings["memory"]["storage_dtype"] == "nf4" and settings["in_effect"]["storage_dtype"] == "fp32"
     assert settings["request"]["steps"] == 50 and settings["service"]["queue_max"] == 3
     assert "/" not in json.dumps(settings["files"])
     assert server.get("/").json["name"] == "lightweight-engine"

@@ -645,7 +645,22 @@ def test_config_show_says_where_a_default_is_not_in_effect(cli: Cli) -> None:
 
     assert told() == "nf4 on a GPU; as the file has it on a CPU, and of tiny"
     assert told("--set", "storage_dtype=nf4") == "nf4"
-    assert json.loads(cli("config", "show", "--json").out)["storage_dtype"]["value"] == "nf4"
+
+
+def test_config_show_says_so_as_data(cli: Cli) -> None:
+    def told(*more: object) -> dict[str, dict[str, str]]:
+        return json.loads(cli("config", "show", "storage_dtype", "vae_dtype", "speed", "--json", *more).out)
+
+    usual, cpu = told(), told("--device", "cpu")
+    assert usual["storage_dtype"] == {
+        "value": "nf4", "origin": "default", "note": "nf4 on a GPU; as the file has it on a CPU, and of tiny"
+    }  # fmt: skip
+    assert cpu["storage_dtype"] == {**usual["storage_dtype"], "in_effect": "auto"}
+    assert cpu["vae_dtype"] == {**usual["vae_dtype"], "in_effect": "fp32"}
+    assert told("--device", "cuda")["storage_dtype"] == usual["storage_dtype"], "what a GPU keeps is the value"
+    assert cpu["speed"] == {"value": "exact", "origin": "default"}
+    given = told("--device", "cpu", "--set", "storage_dtype=nf4")["storage_dtype"]
+    assert set(given) == {"value", "origin"}
 
 
 def test_doctor_is_content_with_a_whole_folder(cli: Cli, models: Path) -> None:

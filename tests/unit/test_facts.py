@@ -55,6 +55,14 @@ def test_files_that_requests_may_name(engine: LightweightEngine, folder: Path) -
     assert told["memory"]["ram"]["used"] > 0 and "cuda" not in told["memory"]
 
 
+def test_what_holds_of_the_settings_is_told_of_the_configured_model(engine: LightweightEngine) -> None:
+    holds = {"storage_dtype": "fp32", "compute_dtype": "fp32", "speed": "exact", "vae_dtype": "fp32"}
+    facts = Facts(engine)
+    assert facts()["in_effect"] == holds and engine.config.storage_dtype == "nf4"
+    engine.run(engine.request(prompt="a cat", storage_dtype="nf4", width=64, height=64, steps=1), hashed=False)
+    assert facts()["in_effect"] == holds, "a request that asks for another is no setting"
+
+
 def test_every_title_names_its_file(engine: LightweightEngine) -> None:
     library = ModelLibrary.of(engine.config)
     for row in Facts(engine)()["checkpoints"]:

@@ -11,11 +11,12 @@ import torch
 from factories import save_drawable
 
 from lightweight_engine import Config, GenerationRequest, LightweightEngine
+from lightweight_engine.apps.settings import ON_A_CPU
 from lightweight_engine.backend.devices import Card
 from lightweight_engine.backend.memory_manager import GIB
 from lightweight_engine.core import precision
 from lightweight_engine.core.models import TINY, ModelLibrary, ModelSet
-from lightweight_engine.core.precision import Precision, choose_precision, memory_manager
+from lightweight_engine.core.precision import Precision, choose_precision, in_effect, memory_manager
 from lightweight_engine.flux.load import Storage
 from lightweight_engine.labels import STORAGE
 
@@ -63,6 +64,23 @@ def test_a_storage_that_is_set_holds_anywhere(plain: ModelSet, card: Card, stora
     assert chosen(plain, card, notes, storage_dtype=storage).transformer.format == storage
     assert chosen(plain, card, notes, text_storage_dtype=storage).t5.format == storage
     assert notes == []
+
+
+def test_what_is_told_of_a_cpu_is_what_it_takes(plain: ModelSet) -> None:
+    for name, value in ON_A_CPU.items():
+        assert chosen(plain, HOST) == chosen(plain, HOST, **{name: value}) != chosen(plain, HOST, **{name: "fp16"})
+
+
+def test_what_is_in_effect(plain: ModelSet, packed: ModelSet) -> None:
+    def told(models: ModelSet, card: Card, **settings: Any) -> list[str]:
+        found = in_effect(chosen(models, card, **settings), models)
+        return [found[name] for name in ("storage_dtype", "compute_dtype", "speed", "vae_dtype")]
+
+    assert told(plain, GPU) == ["nf4", "bf16", "exact", "bf16"]
+    assert told(plain, HOST) == ["fp32", "fp32", "exact", "fp32"]
+    assert told(plain, HOST, storage_dtype="nf4", compute_dtype="bf16") == ["nf4", "bf16", "exact", "fp32"]
+    assert told(packed, GPU) == ["fp8_e4m3", "bf16", "exact", "bf16"], "files that are packed stay as they are"
+    assert told(plain, GPU, speed="fp8")[2] == "fp8" and told(plain, HOST, speed="fp8")[2] == "exact"
 
 
 def test_tiny_stays_as_it_is_unless_told() -> None:

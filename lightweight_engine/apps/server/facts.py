@@ -19,6 +19,7 @@ from ...core.engine import LightweightEngine
 from ...core.hashes import HashCache
 from ...core.loras import lora_library
 from ...core.models import SLOTS, ModelLibrary, files_of, title_of
+from ...core.precision import in_effect
 from ...errors import EngineError
 from ...extensions.lora_library import LoraLibrary
 from ...upscalers.files import Entry, UpscalerFiles
@@ -43,6 +44,7 @@ class Facts:
         self.models = engine.library
         self._engine = engine
         self._configured = files_of(engine.models.own_parts["transformer"])  # as no request has named another yet
+        self._in_effect = in_effect(engine.networks.precision, engine.models)  # likewise
         self._loras = lora_library(engine.config, with_tiny=engine.models.is_tiny)
         self._last = self._looked()
 
@@ -66,6 +68,7 @@ class Facts:
             "held_bytes": networks.held,
             "memory": memory_figures(networks.device),
             "configured": self._name_of(library),
+            "in_effect": self._in_effect,
             "checkpoints": list(checkpoint_rows(library, engine.hashes)),
             "modules": list(module_rows(library)),
             "upscalers": list(upscaler_rows(engine.upscalers)),

@@ -75,9 +75,10 @@ def _add_health(router: APIRouter, service: Service) -> None:
 
 def _add_facts(router: APIRouter, service: Service) -> None:
     @router.get("/config", responses=errors(401))
-    async def config() -> dict[str, dict[str, Any]]:
-        """The settings, by section; without folders and secrets."""
-        return settings_of(service.config)
+    async def config() -> dict[str, dict[str, Any] | None]:
+        """The settings, by section; without folders and secrets. `in_effect` has what holds, with the configured model
+        on its device, of those that files and device may outvote; null until that model is loaded."""
+        return {**settings_of(service.config), "in_effect": service.supervisor.facts.get("in_effect")}
 
     @router.get("/models", responses=errors(401))
     async def models() -> dict[str, list[dict[str, Any]]]:
