@@ -30,6 +30,9 @@ from PIL import Image
 from running_service import PROJECT, SMALL, Answer, Running, service
 from safetensors.torch import load_file, save_file
 
+from lightweight_engine.apps.server.faults import Fault
+from lightweight_engine.errors import RequestError
+
 TINY_LORA = PROJECT / "lightweight_engine" / "tiny" / "Lora" / "hat.safetensors"
 SECRET = "s3cr3t-t0ken"
 LEAKS = re.compile(rf"Traceback|File \\?\"|{SECRET}|/tmp/|/usr/|site-packages|lightweight_engine/")
@@ -355,6 +358,38 @@ def test_no_message_advises_what_is_refused(server: Running) -> None:
         message = refused(server.generate(**asked), 422, "base64 or a data URL")["message"]
         assert "path" not in message and "http" not in message, message
     assert "got" not in refused(server.post("/sdapi/v1/png-info", {}), 422, "image")["message"]
+
+
+OPERATOR = "(as the operator of this service can)"
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("use https, or add it to allow_hosts", f"use https, or add it to allow_hosts {OPERATOR}"),
+        ("add a:1 to allow_hosts if it is meant", f"add a:1 to allow_hosts if it is meant {OPERATOR}"),
+        ("it needs x: pip install 'x[y]', or choose z", f"it needs x: pip install 'x[y]' {OPERATOR}, or choose z"),
+        ("offline is on; switch it off or give a file", f"offline is on; switch it off {OPERATOR} or give a file"),
+        ("put the file into …/Lora, or give its URL", f"put the file into …/Lora {OPERATOR}, or give its URL"),
+        ("free space, or set cache_dir to a folder", f"free space {OPERATOR}, or set cache_dir to a folder"),
+        ("set one for this host in `tokens`", f"set one for this host in `tokens` {OPERATOR}"),
+        ("x: over 64 (setting max_outputs); ask for less", None),
+        ("a job takes too much; use a smaller storage_dtype, or set width", None),
+        ("no upscaler 'a'; choose one of: Latent, 4x_tiny", None),
+        ("steps: 0 is too small; give 1 to 1,000", None),
+    ],
+)  # fmt: skip
+def test_advice_that_a_caller_cannot_follow_says_who_can(message: str, told: str | None) -> None:
+    body = Fault.of(RequestError(message)).body("an id")
+    assert body["error"]["message"] == body["detail"] == (told or message)
+
+
+def test_who_can_is_told_by_every_api(strict: Running) -> None:
+    url = "https://127.0.0.1/a.safetensors"
+    answers = [strict.generate(lora_urls=[url]), strict.generate(loras=["nothing"]), strict.generate(image=url)]
+    answers.append(strict.post("/sdapi/v1/txt2img", {**SMALL, "prompt": "<lora:nothing:1>"}))
+    answers.append(strict.ask("GET", "/config", headers={"Host": "other.example"}))
+    assert [answer.error["message"].count(OPERATOR) for answer in answers] == [1] * 5
 
 
 def test_44_urls_are_off_at_first(server: Running) -> None:
