@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from ..backend.model_files import open_model
+from ..backend.model_files import INDEX, open_model
 from ..errors import EngineError, ModelNotFoundError, UnsupportedCheckpointError, about, closest, some_of
 from ..flux.keymaps import Part, Role, find_parts, read_params
 from ..flux.recognise import check_width, width_fed, width_of
@@ -180,6 +180,19 @@ class ModelSet:
         )
 
 
+State = tuple[tuple[int, int] | None, ...]
+"""Size and time of change of files; None of one that cannot be looked at, which may be another at any time."""
+
+
+@dataclass(frozen=True)
+class _Read:
+    """An entry, with the files beside its path that it was read from, and what all of these were."""
+
+    entry: Entry
+    others: tuple[Path, ...]
+    state: State
+
+
 class ModelLibrary:
     """The files of one or more models folders, listed once when asked for, and anew after ``refresh``.
 
@@ -191,7 +204,7 @@ class ModelLibrary:
         self.roots = (*roots, *filter(None, [otherwise]))
         self._otherwise = otherwise
         self._entries: list[Entry] | None = None
-        self._read: dict[tuple[Path, int, int], Entry] = {}
+        self._read: dict[Path, _Read] = {}
 
     @classmethod
     def of(cls, config: EngineConfig) -> ModelLibrary:
@@ -201,10 +214,12 @@ class ModelLibrary:
     def ls(self) -> list[Entry]:
         """Every file with a model's suffix, whether usable or not, by name."""
         if self._entries is None:
-            self._entries = []
+            entries: list[Entry] = []
+            read: dict[Path, _Read] = {}  # a file that is gone or replaced is let go of: it was mapped, maybe
             for root in self.roots:
-                if root != self._otherwise or not self.has_checkpoint:
-                    self._entries += [self._entry(path, root) for path in _scan(root)]
+                if root != self._otherwise or not _hold_checkpoint(entries):
+                    entries += [self._entry(path, root, read) for path in _scan(root)]
+            self._entries, self._read = entries, read
         return self._entries
 
     def refresh(self) -> ModelLibrary:
@@ -212,20 +227,22 @@ class ModelLibrary:
         self._entries = None
         return self
 
-    def _entry(self, path: Path, root: Path) -> Entry:
-        try:
-            stat = path.stat()
-        except OSError:  # a link to nothing, say: the reader tells
-            return read_entry(path, str(path.relative_to(root)))
-        key = (path, stat.st_size, stat.st_mtime_ns)
-        if key not in self._read:
-            self._read[key] = read_entry(path, str(path.relative_to(root)))
-        return self._read[key]
+    def _entry(self, path: Path, root: Path, read: dict[Path, _Read]) -> Entry:
+        """The entry of a path, as it was read before where its files are as they were; noted in ``read``."""
+        kept, state = self._read.get(path), _states([path])
+        if kept is None or None in kept.state or kept.state != state + _states(kept.others):
+            entry = read_entry(path, str(path.relative_to(root)))
+            others = _others(entry)
+            if others is None:
+                return entry
+            kept = _Read(entry, others, state + _states(others))
+        read[path] = kept
+        return kept.entry
 
     @property
     def has_checkpoint(self) -> bool:
         """Whether any file holds a transformer, usable or not."""
-        return any("transformer" in entry.roles for entry in self.ls())
+        return _hold_checkpoint(self.ls())
 
     def find(self, name: str, *, listed: bool = False, field: str | None = None) -> Entry:
         """The entry that a name means, which may be a title of Forge; else the file at that path.
@@ -321,6 +338,31 @@ class ModelLibrary:
             f"{main.name} holds no {slot.what.split(maxsplit=1)[1]}; choose one{size}{such_as} with the setting "
             f"{slot.setting}, or put it into {slot.folder}/"
         )
+
+
+def _hold_checkpoint(entries: Iterable[Entry]) -> bool:
+    return any("transformer" in entry.roles for entry in entries)
+
+
+def _others(entry: Entry) -> tuple[Path, ...] | None:
+    """The files beside its path that an entry was read from; None where a model in several cannot be read: they are
+    not known, and what is missing may come."""
+    if entry.problem and (entry.path.is_dir() or entry.path.name.endswith(INDEX)):
+        return None
+    files = {file for part in entry.parts.values() for file in part.checkpoint.all_files}
+    return tuple(sorted(files - {entry.path}))
+
+
+def _states(files: Iterable[Path]) -> State:
+    return tuple(map(_state, files))
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _tell_choice(what: str, names: Sequence[str], rule: str) -> None:

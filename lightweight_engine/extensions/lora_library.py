@@ -47,9 +47,11 @@ class LoraLibrary:
         """Every file, by name; of two at the same place in different folders, the first. Links that lead out of their
         folder are problems."""
         found: dict[str, LoraEntry] = {}
+        read: dict[tuple[Path, int, int], LoraEntry] = {}
         for folder in self._folders():
             for path in sorted(folder.rglob(f"*{SUFFIX}")):
-                found.setdefault(str(path.relative_to(folder).with_suffix("")), self._entry(path, folder))
+                found.setdefault(str(path.relative_to(folder).with_suffix("")), self._entry(path, folder, read))
+        self._read = read
         stems = [entry.path.stem for entry in found.values()]
         entries = [
             entry if stems.count(entry.path.stem) == 1 else replace(entry, name=place) for place, entry in found.items()
@@ -94,7 +96,8 @@ class LoraLibrary:
         folder = (*self.roots, Path("models"))[0] / FOLDERS[0]
         return f"there are: {names}; put the file into {folder}, or give its URL"
 
-    def _entry(self, path: Path, folder: Path) -> LoraEntry:
+    def _entry(self, path: Path, folder: Path, read: dict[tuple[Path, int, int], LoraEntry]) -> LoraEntry:
+        """What a file is, read before or now, and noted in ``read``."""
         if not path.resolve().is_relative_to(folder.resolve()):
             fault = f"{path.name} is a link that leads out of {folder}; put the file itself there"
             return LoraEntry(path.stem, path, 0, problem=fault)
@@ -104,9 +107,8 @@ class LoraLibrary:
             fault = f"{path.name} cannot be read ({error.strerror}); remove it or mend its permissions"
             return LoraEntry(path.stem, path, 0, problem=fault)
         key = (path, stat.st_size, stat.st_mtime_ns)
-        if key not in self._read:
-            self._read[key] = _read_entry(path, stat.st_size)
-        return self._read[key]
+        read[key] = self._read.get(key) or _read_entry(path, stat.st_size)
+        return read[key]
 
 
 def _read_entry(path: Path, size: int) -> LoraEntry:

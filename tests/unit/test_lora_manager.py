@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,6 +142,16 @@ class TestNames:
         for name in ("night", "night.safetensors", "dark"):
             assert library.find(name).path == folder / "night.safetensors"
         assert library.find("people/hat").path == folder / "people" / "hat.safetensors"
+
+    def test_what_was_replaced_is_not_kept(self, folder: Path) -> None:
+        lora_file(folder, PLAIN, name="night.safetensors")
+        library = LoraLibrary([folder.parent])
+        before = weakref.ref(library.find("night"))
+        assert library.find("night") is before()
+        lora_file(folder, PLAIN, name="night.safetensors", metadata={"ss_output_name": "dark"})
+        assert library.find("dark").path == folder / "night.safetensors"
+        gc.collect()
+        assert before() is None
 
     def test_of_two_folders_the_first_wins(self, folder: Path, tmp_path: Path) -> None:
         other = tmp_path / "other" / "Lora"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +152,24 @@ def test_a_link_to_nothing_says_what_it_is(tmp_path: Path) -> None:
     (tmp_path / "VAE" / "gone.safetensors").symlink_to(tmp_path / "absent")
     (problem,) = [entry.problem for entry in ModelLibrary([tmp_path]).ls() if entry.problem]
     assert problem.endswith(f"is a link to {tmp_path / 'absent'}, which is not there; mend or remove it")
+
+
+def test_a_replaced_file_is_let_go_and_a_model_in_use_keeps_its_own(tmp_path: Path) -> None:
+    save_family(tmp_path)
+    path = tmp_path / "Stable-diffusion" / "small.safetensors"
+    library = ModelLibrary([tmp_path])
+    in_use = library.choose()
+    before = in_use.parts["transformer"].sources["img_in.weight"].read().clone()  # mapped by now
+    kept, replaced = library.find("ae"), weakref.ref(library.find("small"))
+    mapped = weakref.ref(in_use.parts["transformer"].checkpoint)
+    save_flux(tmp_path / "new", depth=2).replace(path)
+    assert "double_blocks.1.img_attn.qkv.weight" in library.refresh().choose().parts["transformer"].sources
+    gc.collect()
+    assert replaced() is None and library.find("ae") is kept
+    assert torch.equal(in_use.parts["transformer"].sources["img_in.weight"].read(), before)
+    del in_use
+    gc.collect()
+    assert mapped() is None, "its disk space comes back"
 
 
 def test_which_of_several_files_is_used_is_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -378,6 +398,23 @@ def test_shards_are_one_model(tmp_path: Path) -> None:
     index.unlink()
     (entry,) = [entry for entry in ModelLibrary([tmp_path]).ls() if "xxl" in entry.name]
     assert "piece 1 of 2" in (entry.problem or "")
+
+
+def test_shards_that_come_late_or_are_replaced_are_read_anew(tmp_path: Path) -> None:
+    save_family(tmp_path)
+    folder = tmp_path / "text_encoder" / "xxl"
+    in_shards(tmp_path / "text_encoder" / "t5.safetensors", folder)
+    (tmp_path / "text_encoder" / "t5.safetensors").unlink()
+    late = folder / "model-00002-of-00002.safetensors"
+    late.rename(tmp_path / "late")
+    library = ModelLibrary([tmp_path])
+    assert "download that file too" in (library.find("xxl/model").problem or "")
+    (tmp_path / "late").rename(late)
+    entry = library.refresh().find("xxl/model")
+    assert entry.roles == ("t5",) and library.refresh().find("xxl/model") is entry
+    save_file(load_file(late), late, metadata={"longer": "a header of another length"})
+    (name, *_), changed = load_file(late), library.refresh().find("xxl/model").parts["t5"].checkpoint
+    assert torch.equal(changed.tensor(name), load_file(late)[name])
 
 
 def test_a_folder_of_diffusers_is_one_model(tmp_path: Path) -> None:
