@@ -24,7 +24,7 @@ from benchmarks.report import publish
 from lightweight_engine import GenerationRequest
 from lightweight_engine.core.describe import device_name
 from lightweight_engine.extensions.detection import Detection, Detector, YOLODetector
-from lightweight_engine.extensions.detectors import DetectorLibrary
+from lightweight_engine.extensions.detectors import DetectorLibrary, visiting
 from lightweight_engine.extensions.detectors import Entry as File
 from lightweight_engine.extensions.yolov8 import YOLOv8
 from lightweight_engine.extensions.yolov8_sizes import YOLOv8Sizes
@@ -76,14 +76,9 @@ class ListedDetectors(DetectorLibrary):
         return self._made[name]
 
 
-def listed(name: str, device: torch.device | str) -> Detector:
-    network = YOLOv8(YOLOv8Sizes.scaled(1, depth=1 / 3, width=0.25)).to(device).eval()
-
-    def look(pixels: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return network.decode(network(pixels))[0], None
-
-    nbytes = sum(tensor.nbytes for tensor in network.state_dict().values())
-    return Listed(name, YOLODetector(name, look, ("face",), 640, device, nbytes=nbytes))
+def listed(name: str, device: torch.device) -> Detector:
+    network = YOLOv8(YOLOv8Sizes.scaled(1, depth=1 / 3, width=0.25)).eval()
+    return Listed(name, visiting(name, network, ("face",), 640, device))
 
 
 def write_upscaler(path: Path, filters: int = 64, blocks: int = 23) -> None:

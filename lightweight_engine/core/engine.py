@@ -6,10 +6,10 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakMethod
+from weakref import WeakMethod, ref
 
 import torch
 
@@ -72,7 +72,7 @@ class LightweightEngine:
         self._embeddings = EmbeddingCache(EMBEDDING_CACHE_BYTES)
         self._hashes = HashCache(self.config.cache_dir / "hashes.json")
         self._upscalers = UpscalerLibrary([self.config.models_dir, TINY], pinned=self.config.pinned_memory)
-        self._detectors = DetectorLibrary([self.config.models_dir, TINY])
+        self._detectors = DetectorLibrary([self.config.models_dir, TINY], pinned=self.config.pinned_memory)
         usual = WeakMethod(self._usual_plan)  # a circle would keep an engine that nobody has any more
         self._model = CurrentModel(self.config, self._hashes.sha256, lambda *of: usual()(*of))  # type: ignore[misc]
         self._plan_notes: list[str] = []
@@ -347,7 +347,8 @@ class LightweightEngine:
         return plan_job(request, self._tools(self.networks, self.loras), watch, prompts)
 
     def _tools(self, networks: Networks, loras: LoRAManager) -> Tools:
-        self._upscalers.device = networks.device
+        self._upscalers.device = self._detectors.device = networks.device
+        self._detectors.free = _spare_of(ref(networks))
         reader = PictureReader.of(self.config)
         return Tools(networks, self.config, self._embeddings, loras, self._upscalers, self._detectors, reader)
 
@@ -414,6 +415,16 @@ class LightweightEngine:
 
     def _usual_plan(self, networks: Networks, loras: LoRAManager) -> Plan:
         return plan_request(self.request(prompt="", enable_hr=False), self._tools(networks, loras))
+
+
+def _spare_of(networks: ref[Networks]) -> Callable[[], int]:
+    """What may be taken of the device beside networks. Those of a model that is no longer in use are not held by it."""
+
+    def spare() -> int:
+        held = networks()
+        return held.spare if held is not None else 0
+
+    return spare
 
 
 def _check_kind(request: object, kind: type, hint: str) -> None:

@@ -128,6 +128,11 @@ class Networks:
         recorded = sum(loaded.recorded.nbytes for loaded in self._loaded.values() if loaded.recorded)
         return sum(loaded.placed.nbytes for loaded in self._loaded.values()) + recorded
 
+    @property
+    def spare(self) -> int:
+        """Bytes of the device that may be taken now beside what is held."""
+        return self.manager.budget(self.held).total - self.held
+
     @cached_property
     def tokenizers(self) -> tuple[CLIPTokens, T5Tokens]:
         """The CLIP and the T5 tokenizer."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..backend.devices import is_out_of_memory
 from ..errors import RequestError
 from ..upscalers.picture import Picture
 from ..upscalers.resampling import resample
@@ -17,6 +20,19 @@ from .boxes import Found, Letterbox, masks_of, select
 
 # Pixels [1, 3, H, W] in 0..1 to boxes, scores and coefficients [4 + K + M, N], and the prototypes [M, H/4, W/4].
 Network = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+HOST = torch.device("cpu")
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def on_host(size: tuple[int, int]) -> Iterator[torch.device]:
+    """A network that never leaves the host."""
+    yield HOST
+
+
+Visit = Callable[[tuple[int, int]], AbstractContextManager[torch.device]]
+"""Brings a network to where it looks at a rectangle of (width, height), for as long as it does; tells where that is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +80,7 @@ class YOLODetector:
     Args:
         classes: names of the K classes.
         image_size: the longer side of what the network sees, in pixels.
+        visit: where it looks.
         open_vocabulary: whether the classes are texts that others could stand for.
     """
 
@@ -73,7 +90,7 @@ class YOLODetector:
         network: Network,
         classes: tuple[str, ...],
         image_size: int,
-        device: torch.device | str = "cpu",
+        visit: Visit = on_host,
         *,
         nbytes: int = 0,
         open_vocabulary: bool = False,
@@ -82,7 +99,7 @@ class YOLODetector:
         self.network = network
         self.classes = classes
         self.image_size = image_size
-        self.device = torch.device(device)
+        self.visit = visit
         self.nbytes = nbytes
         self.open_vocabulary = open_vocabulary
 
@@ -91,17 +108,32 @@ class YOLODetector:
         picture = Picture.of(picture)
         wanted = self._numbers(classes) if classes else None
         letterbox = Letterbox.of(*picture.size, self.image_size)
-        pixels = letterbox.apply(picture.levels(self.device).permute(1, 2, 0))
-        decoded, prototypes = self.network(pixels.permute(2, 0, 1)[None].float() / 255)
+        decoded, prototypes = self._seen(picture, letterbox)
         # The host picks: hundreds of short steps, each depending on the last.
-        found = select(decoded.cpu(), len(self.classes), confidence, wanted)
+        found = select(decoded, len(self.classes), confidence, wanted)
         masks: Sequence[Image.Image | None] = [None] * len(found.boxes)
         if prototypes is not None:
-            found, levels = _with_masks(found, masks_of(found, prototypes.cpu(), letterbox.size))
+            found, levels = _with_masks(found, masks_of(found, prototypes, letterbox.size))
             masks = [to_picture(mask, picture.size) for mask in levels]
         boxes = letterbox.restore(found.boxes)
         rows = zip(boxes.tolist(), found.scores.tolist(), found.classes.tolist(), masks, strict=True)
         return [Detection(tuple(box), score, self.classes[kind], mask) for box, score, kind, mask in rows]
+
+    def _seen(self, picture: Picture, letterbox: Letterbox) -> tuple[Tensor, Tensor | None]:
+        """What the network makes of a picture, on the host; it looks there too where memory runs out elsewhere."""
+        try:
+            return self._seen_by(self.visit, picture, letterbox)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            log.warning("%s looks at the picture on the CPU, as the GPU has no room for it", self.name)
+        return self._seen_by(on_host, picture, letterbox)
+
+    def _seen_by(self, visit: Visit, picture: Picture, letterbox: Letterbox) -> tuple[Tensor, Tensor | None]:
+        with visit(letterbox.size) as device:
+            pixels = letterbox.apply(picture.levels(device).permute(1, 2, 0))
+            decoded, prototypes = self.network(pixels.permute(2, 0, 1)[None].float() / 255)
+            return decoded.cpu(), None if prototypes is None else prototypes.cpu()
 
     def check_classes(self, classes: Sequence[str]) -> None:
         """

@@ -6,7 +6,9 @@ name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -14,10 +16,18 @@ from torch import Tensor
 
 from ..backend.kept_files import KeptFiles
 from ..errors import UnsupportedCheckpointError
-from .detection import Detector, YOLODetector
+from ..upscalers.visits import Visitor
+from .detection import HOST, Detector, YOLODetector
 from .detector_files import DetectorFile, open_detector
 from .detector_list import DetectorList, Entry
-from .yolov8 import build, skeleton
+from .yolov8 import YOLOv8, build, skeleton
+
+Free = Callable[[], int]
+"""Bytes of the device that may be taken now."""
+
+
+def _all_of_it() -> int:
+    return 1 << 62
 
 
 class DetectorLibrary(DetectorList):
@@ -25,12 +35,25 @@ class DetectorLibrary(DetectorList):
 
     Args:
         roots: models folders; of two files of one name, that of the first counts.
+        device: that networks of our own visit.
         keep: networks kept at most.
+        free: what may be taken of it; networks that need more look at the picture on the CPU.
+        pinned: page-locked memory may hold them.
     """
 
-    def __init__(self, roots: Sequence[Path], device: torch.device | str = "cpu", *, keep: int = 4) -> None:
+    def __init__(
+        self,
+        roots: Sequence[Path],
+        device: torch.device | str = "cpu",
+        *,
+        keep: int = 4,
+        free: Free = _all_of_it,
+        pinned: bool = True,
+    ) -> None:
         super().__init__(roots)
         self.device = device
+        self.free = free
+        self.pinned = pinned
         self._loaded: KeptFiles[Detector] = KeptFiles(keep)
 
     def find(self, name: str) -> Detector:
@@ -41,7 +64,11 @@ class DetectorLibrary(DetectorList):
             ModelError, MissingDependencyError: the file cannot be used; says why.
         """
         entry = self.require(name)
-        return self._loaded.get(entry.path, lambda: open_network(entry, self.device))
+
+        def read() -> Detector:
+            return open_network(entry, self.device, free=lambda: self.free(), pinned=self.pinned)
+
+        return self._loaded.get(entry.path, read)
 
     def release(self) -> None:
         """Drop all networks."""
@@ -53,8 +80,10 @@ class DetectorLibrary(DetectorList):
         return sum(detector.nbytes for detector in self._loaded.values())
 
 
-def open_network(entry: Entry, device: torch.device | str) -> Detector:
-    """The network of a file, run by us if it is a YOLOv8.
+def open_network(
+    entry: Entry, device: torch.device | str = "cpu", *, free: Free = _all_of_it, pinned: bool = True
+) -> Detector:
+    """The network of a file: a YOLOv8, run by us, looks on the device, any other on the CPU.
 
     Raises:
         ModelError, MissingDependencyError: see ``open_detector`` and ``ultralytics_detector.open_foreign``.
@@ -67,11 +96,18 @@ def open_network(entry: Entry, device: torch.device | str) -> Detector:
             raise UnsupportedCheckpointError(f"{entry.name}: {error}; use a detector in YOLOv8 layout") from None
         from .ultralytics_detector import open_foreign
 
-        return open_foreign(entry.name, file, device)
-    return open_yolov8(entry.name, file, device)
+        return open_foreign(entry.name, file)
+    return open_yolov8(entry.name, file, device, free=free, pinned=pinned)
 
 
-def open_yolov8(name: str, file: DetectorFile, device: torch.device | str = "cpu") -> YOLODetector:
+def open_yolov8(
+    name: str,
+    file: DetectorFile,
+    device: torch.device | str = "cpu",
+    *,
+    free: Free = _all_of_it,
+    pinned: bool = True,
+) -> YOLODetector:
     """A YOLOv8 network of our own, in float32.
 
     Raises:
@@ -79,12 +115,39 @@ def open_yolov8(name: str, file: DetectorFile, device: torch.device | str = "cpu
         CorruptCheckpointError: it names other classes than it tells apart.
     """
     checkpoint = file.checkpoint
-    network = build({key: checkpoint.tensor(key) for key in checkpoint.tensors}).to(device)
+    network = build({key: checkpoint.tensor(key) for key in checkpoint.tensors})
+    classes = file.names_of(network.sizes.classes)
+    return visiting(name, network, classes, file.image_size, torch.device(device), free=free, pinned=pinned)
+
+
+def visiting(
+    name: str,
+    network: YOLOv8,
+    classes: tuple[str, ...],
+    image_size: int,
+    device: torch.device,
+    *,
+    free: Free = _all_of_it,
+    pinned: bool = True,
+) -> YOLODetector:
+    """A detector whose network waits on the host and visits a device while it looks, where there is room for it.
+
+    What other stages of a job take of the device is planned without it. It makes no difference where it looks: on a GPU
+    float32 is not cut to TF32 for it.
+    """
+    visitor = cache(partial(Visitor, network, device, pinned=pinned))  # made by the first visit: some are only planned
+    nbytes = sum(tensor.nbytes for tensor in network.state_dict().values())
+
+    @contextmanager
+    def visit(size: tuple[int, int]) -> Iterator[torch.device]:
+        if device.type == "cpu" or nbytes + network.sizes.room(size) > free():
+            yield HOST
+            return
+        with visitor().there(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield device
 
     def look(pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         raw = network(pixels)
         return network.decode(raw)[0], None if raw.prototypes is None else raw.prototypes[0]
 
-    nbytes = sum(tensor.nbytes for tensor in network.state_dict().values())
-    classes = file.names_of(network.sizes.classes)
-    return YOLODetector(name, look, classes, file.image_size, device, nbytes=nbytes)
+    return YOLODetector(name, look, classes, image_size, visit, nbytes=nbytes)

@@ -34,8 +34,9 @@ QUIET = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "f
 HEADROOM = 16 << 20  # bytes of parameters beyond those in a file
 
 
-def open_foreign(name: str, file: DetectorFile, device: torch.device | str = "cpu") -> YOLODetector:
-    """
+def open_foreign(name: str, file: DetectorFile) -> YOLODetector:
+    """It looks on the CPU: what it takes of a GPU is not known beforehand.
+
     Raises:
         MissingDependencyError: ultralytics is not installed.
         UnsupportedCheckpointError: a layer that the published files do not have, or tensors that do not fit.
@@ -49,13 +50,13 @@ def open_foreign(name: str, file: DetectorFile, device: torch.device | str = "cp
         raise UnsupportedCheckpointError(f"{name}: {error}; use a detector in YOLOv8 or YOLO11 layout") from None
     is_world = texts is not None
     if is_world:
-        network.txt_feats = texts.to(device)
-    network.to(device).eval().requires_grad_(False)
+        network.txt_feats = texts
+    network.eval().requires_grad_(False)
     count = texts.shape[-2] if is_world else layers["nc"]
     classes = file.names_of(count)
     nbytes = sum(tensor.nbytes for tensor in state.values())
     look = _looking(network, len(classes))
-    return YOLODetector(name, look, classes, file.image_size, device, nbytes=nbytes, open_vocabulary=is_world)
+    return YOLODetector(name, look, classes, file.image_size, nbytes=nbytes, open_vocabulary=is_world)
 
 
 def checked_layers(layers: Mapping[str, Any]) -> dict[str, Any]:

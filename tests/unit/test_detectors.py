@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from lightweight_engine.errors import (
 )
 from lightweight_engine.extensions.boxes import MOST, Found, Letterbox, masks_of, resize_linear, select, suppress
 from lightweight_engine.extensions.detector_files import IMAGE_SIZE, open_detector
-from lightweight_engine.extensions.detectors import DetectorLibrary, Entry, open_network
+from lightweight_engine.extensions.detectors import DetectorLibrary, Entry, open_network, open_yolov8
 from lightweight_engine.extensions.ultralytics_detector import checked_layers
 
 FACE = "face_yolov8n.pt"
@@ -183,6 +185,30 @@ def test_segmentation_gives_masks_of_the_picture(tmp_path: Path) -> None:
     for each in found:
         levels = np.asarray(each.mask)
         assert levels.shape == (64, 96) and levels.dtype == np.uint8 and levels.max() == 255
+
+
+def test_where_memory_runs_out_the_network_looks_on_the_cpu(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = save_whole(tmp_path / FACE, random_network(eager=True).state_dict(), names=NAMES, args={"imgsz": 64})
+    detector = open_yolov8(FACE, open_detector(path))
+    expected = [(each.box, each.score) for each in detector.detect(picture(), 0.2)]
+    visits = []
+
+    @contextmanager
+    def crowded(size: tuple[int, int]) -> Iterator[torch.device]:
+        visits.append(size)
+        yield torch.device("cpu")
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    detector.visit = crowded
+    assert [(each.box, each.score) for each in detector.detect(picture(), 0.2)] == expected and expected
+    assert visits == [(64, 64)] and "looks at the picture on the CPU" in caplog.text
+
+    def broken(size: tuple[int, int]) -> Any:
+        raise RuntimeError("another fault")
+
+    detector.visit = broken
+    with pytest.raises(RuntimeError, match="another fault"):
+        detector.detect(picture(), 0.2)
 
 
 def test_classes_are_a_filter(tmp_path: Path) -> None:
