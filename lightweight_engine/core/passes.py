@@ -16,7 +16,7 @@ from ..extensions.lora import LoRAManager, Progress, field_of, specs_of
 from ..flux.chunks import t5_length
 from ..flux.conditioner import EmbeddingCache
 from ..flux.noise import random_seed
-from ..flux.prompt import PromptPlan, parse_networks, plan_negative, plan_prompt
+from ..flux.prompt import PromptPlan, parse_networks
 from ..flux.samplers import SAMPLERS
 from ..flux.sampling import Forecast, Schedule, forecast
 from ..labels import resolve_sampler, schedule_steps
@@ -28,7 +28,7 @@ from .limits import PROMPTS, check_cost, check_target, check_texts, check_tokens
 from .networks import Networks
 from .pictures import PictureReader
 from .plan import HIRES, T5_LENGTH, Plan, Shape, Upscaling, make_plan
-from .processing import Batch, denoising_strength, plan_schedule, sampler_options
+from .processing import Batch, denoising_strength, encoded_text, plan_schedule, plans_of, sampler_options
 
 # (height, width) where a request names none: of the production job, and of the demonstration model.
 NATIVE_SIZE = (1344, 768)
@@ -77,10 +77,7 @@ class Pass:
     def texts(self) -> list[PromptPlan]:
         """What each prompt asks for when; the negative one's last, where it takes part."""
         prompts = dict.fromkeys(prompt for batch in self.batches for prompt in batch.prompts)
-        plans = [plan_prompt(parse_networks(each)[0], self.calls, compat=self.request.compat) for each in prompts]
-        if self.request.cfg_scale != 1:
-            plans.append(plan_negative(self.request.negative_prompt, self.calls))
-        return plans
+        return plans_of(self.request, list(prompts), self.sampler)
 
     @property
     def conditionings(self) -> int:
@@ -111,8 +108,8 @@ def check_prompts(request: GenerationRequest, prompts: Sequence[str], tools: Too
     """
     texts = [("prompt", text) for text in dict.fromkeys(prompts)] + [(name, getattr(request, name)) for name in PROMPTS]
     for field, text in texts:
-        tokens = _text_tokens(parse_networks(text)[0], tools.networks)
-        check_tokens(field, tokens, tools.config)
+        text = encoded_text(text, request.compat, negative=field.endswith("negative_prompt"))
+        check_tokens(field, _text_tokens(text, tools.networks), tools.config)
 
 
 def hires_pass(first: Pass, tools: Tools, warnings: list[str], progress: Progress) -> tuple[Pass | None, Target | None]:

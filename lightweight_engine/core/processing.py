@@ -23,11 +23,11 @@ from ..flux.guidance import Guided, Inpainting, SkipRules
 from ..flux.latents import token_count
 from ..flux.lora_set import NO_LORAS, LoraSet
 from ..flux.noise import ImageNoise, Source
-from ..flux.prompt import parse_networks, plan_negative, plan_prompt
+from ..flux.prompt import PromptPlan, parse_networks, plan_negative, plan_prompt
 from ..flux.sampling import Forecast, SamplerOptions, Schedule, plan, run
 from ..flux.schedules import ScheduleOptions
 from ..flux.velocity import Velocity
-from ..labels import schedule_steps
+from ..labels import Compat, schedule_steps
 from ..request import GenerationRequest
 from ..upscalers.picture import Picture
 from ..upscalers.upscaler import Upscaler
@@ -251,17 +251,30 @@ def refine(job: Job, latent: Tensor, batch: Batch, texts: Texts) -> Drawn:
 
 def encode_prompts(job: Job, batch: Batch) -> Texts:
     """The conditioning of each picture's prompt, and of the negative prompt where guidance needs one."""
-    request, prompts = job.request, batch.prompts
+    request, count = job.request, len(batch.prompts)
     job.networks.adapt(batch.loras)
-    calls = schedule_steps(job.sampler, request.steps)
-    negative = request.negative_prompt if request.compat == "forge" else parse_networks(request.negative_prompt)[0]
-    plans = [plan_prompt(parse_networks(prompt)[0], calls, compat=request.compat) for prompt in prompts]
-    if request.cfg_scale != 1:
-        plans.append(plan_negative(negative, calls))
+    plans = plans_of(request, batch.prompts, job.sampler)
     guidance = resolve_guidance(request.distilled_cfg_scale, job.networks.params.guidance_embed, request.compat)
     made = job.conditioner.adapted(batch.loras.text_key)(plans, guidance, job.warnings)
-    count = len(prompts)
     return made[:count], [made[count].parts[0][1]] * count if len(made) > count else None
+
+
+def plans_of(request: GenerationRequest, prompts: Sequence[str], sampler: str) -> list[PromptPlan]:
+    """What each prompt asks for when; last the negative one, where guidance takes it.
+
+    Schedules count the steps that are asked for, also where a pass that starts from a picture runs fewer, as in the
+    reference.
+    """
+    compat, steps = request.compat, schedule_steps(sampler, request.steps)
+    plans = [plan_prompt(encoded_text(prompt, compat), steps, compat=compat) for prompt in prompts]
+    if request.cfg_scale != 1:
+        plans.append(plan_negative(encoded_text(request.negative_prompt, compat, negative=True), steps))
+    return plans
+
+
+def encoded_text(prompt: str, compat: Compat, *, negative: bool = False) -> str:
+    """What is encoded of a prompt: all but its tags, which ``forge`` leaves in a negative one."""
+    return prompt if negative and compat == "forge" else parse_networks(prompt)[0]
 
 
 def conditionings(positives: Sequence[Composition], negatives: Sequence[Scheduled] | None) -> list[Any]:

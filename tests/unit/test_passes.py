@@ -1,0 +1,71 @@
+"""The passes of a request: what is planned of them is what is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from lightweight_engine import GenerationRequest, LightweightEngine
+from lightweight_engine.core.passes import Pass, first_pass, hires_pass
+from lightweight_engine.errors import RequestError
+from lightweight_engine.flux.conditioner import Conditioner
+from lightweight_engine.flux.prompt import PromptPlan
+
+START = Image.new("RGB", (64, 64), "red")
+SMALL = {"prompt": "a woman", "width": 64, "height": 64, "steps": 4, "seed": 7, "hr_steps": 2, "hr_upscaler": "Latent"}
+SWITCH = "[a cat:a very much longer text:3]"
+
+
+def passes(engine: LightweightEngine, request: GenerationRequest) -> Iterator[Pass]:
+    tools = engine._tools(engine.networks, engine.loras)
+    first = first_pass(request, tools, [], lambda *_: None)
+    second, _ = hires_pass(first, tools, [], lambda *_: None)
+    return filter(None, (first, second))
+
+
+def encoded(engine: LightweightEngine, request: GenerationRequest, patch: pytest.MonkeyPatch) -> list[list[PromptPlan]]:
+    """What each pass of a request has encoded."""
+    seen: list[list[PromptPlan]] = []
+    encode = Conditioner.__call__
+
+    def watched(self: Conditioner, plans: list[PromptPlan], *rest: Any) -> Any:
+        seen.append(plans)
+        return encode(self, plans, *rest)
+
+    patch.setattr(Conditioner, "__call__", watched)
+    engine.run(request)
+    return seen
+
+
+@pytest.mark.parametrize("compat", ["fixed", "forge"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": SWITCH, "image": START, "denoising_strength": 0.3},
+        {"prompt": SWITCH, "sampler": "Heun"},
+        {"prompt": f"{SWITCH} AND a dog", "sampler": "Euler a"},
+        {"cfg_scale": 2.0, "negative_prompt": "<lora:left in forge:1> [bad:worse:0.5]"},
+        {"prompt": SWITCH, "hr_scale": 1.5, "hr_sampler": "Heun"},
+        {"hr_prompt": SWITCH, "hr_scale": 1.5, "hr_cfg": 2.0, "hr_negative_prompt": SWITCH},
+    ],
+    ids=("a start picture", "two evaluations a step", "parts", "tags", "a second pass", "a second pass of its own"),
+)
+def test_what_is_planned_is_what_is_encoded(
+    engine: LightweightEngine, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], compat: str
+) -> None:
+    request = GenerationRequest(**{**SMALL, "compat": compat, **fields})
+    planned = [each.texts for each in passes(engine, request)]
+    assert encoded(engine, request, monkeypatch) == planned
+
+
+@pytest.mark.parametrize("field", ["negative_prompt", "hr_negative_prompt"])
+def test_tags_count_where_they_are_encoded(engine: LightweightEngine, field: str) -> None:
+    """In ``forge`` they are text of the negative prompt, and as long as any other."""
+    tag = f"<lora:{'word ' * 5000}:1>"
+    request = GenerationRequest(**{**SMALL, "compat": "forge", field: tag, "cfg_scale": 2.0, "hr_scale": 1.5})
+    with pytest.raises(RequestError, match=rf"^{field}: [\d,]+ tokens are over the limit"):
+        engine.plan(request)
+    assert engine.plan(request.model_copy(update={"compat": "fixed"})).peak
