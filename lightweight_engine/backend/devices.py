@@ -137,8 +137,17 @@ def memory_figures(device: torch.device) -> dict[str, dict[str, Any]]:
     return figures
 
 
-# What torch's allocator says on a host, and oneDNN where it has no room for a convolution's program or its workspace.
-_RAN_OUT = ("can't allocate memory", "could not create a primitive", "could not execute a primitive")
+# What is said where memory runs out beside torch's own allocator on a GPU, all as RuntimeError or a kind of it.
+_RAN_OUT = (
+    # by torch's allocator on a host, and by oneDNN without room for a convolution's program or its workspace
+    *("can't allocate memory", "could not create a primitive", "could not execute a primitive"),
+    # by CUDA, of a GPU's memory and of a host's where it is page-locked; by the driver; as Triton loads a kernel
+    *("CUDA error: out of memory", "CUDA driver error: out of memory", "Triton Error [CUDA]: out of memory"),
+    "ran out of memory outside PyTorch's allocator",
+    # by cuBLAS and by cuDNN, whose version 9 has other names for it
+    *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+    *("CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED", "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
