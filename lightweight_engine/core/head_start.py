@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 
-from ..backend.host_memory import host_available
+from ..backend.host_memory import host_available, host_total
 from ..backend.page_locked import CudaDriver, Driver, can_lock, page_locked
 from ..backend.read_ahead import Span, joined, read_ahead
 from ..config import EngineConfig
@@ -30,7 +30,7 @@ from .models import ModelLibrary
 from .quantized_names import file_name
 
 MEMORY_SHARE = 0.5
-"""Of the machine's memory: were more read, the first bytes would be gone before they are used."""
+"""Of the memory that this process may have: were more read, the first bytes would be gone before they are used."""
 
 GIB = 1 << 30
 
@@ -138,8 +138,7 @@ def _read(config: EngineConfig, left: Future[ModelLibrary | None]) -> list[Span]
     finally:
         left.set_result(library)  # somebody waits for it, whatever happened
     with suppress(OSError, ValueError, AttributeError):
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        read_ahead(found, int(memory * MEMORY_SHARE))
+        read_ahead(found, int(host_total() * MEMORY_SHARE))
     return found
 
 

@@ -15,9 +15,10 @@ from fresh import called_fresh
 from head_starts import headers_read, started
 
 from lightweight_engine import Config
-from lightweight_engine.backend import read_ahead
+from lightweight_engine.backend import host_memory, read_ahead
 from lightweight_engine.backend.model_files import open_model
 from lightweight_engine.backend.read_ahead import PIECE, Span, joined
+from lightweight_engine.core import head_start
 from lightweight_engine.core.head_start import _index, _read, begin, spans
 from lightweight_engine.core.models import TINY, ModelLibrary
 from lightweight_engine.core.quantized_names import file_name
@@ -145,3 +146,11 @@ def test_nobody_waits_for_headers_that_could_not_be_read(monkeypatch: pytest.Mon
     monkeypatch.setattr(ModelLibrary, "of", fails)
     assert _read(Config(models_dir=TINY, offline=True), begun) == []
     assert begun.done() and begun.result() is None
+
+
+def test_of_what_a_container_may_have_a_share_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[int] = []
+    monkeypatch.setattr(host_memory, "_cgroup_limit", lambda: 1000)
+    monkeypatch.setattr(head_start, "read_ahead", lambda found, limit: limits.append(limit))
+    _read(Config(models_dir=TINY, offline=True), Future())
+    assert limits == [500]
