@@ -99,9 +99,9 @@ class QuantizedCache:
 
     def _open(self, path: Path, part: Part) -> Part | None:
         """The part in a file of the cache, which counts as used now; None where there is none that can be read."""
-        if not path.exists():
-            return None
         try:
+            if not path.exists():
+                return None
             found = find_parts(open_model(path))[part.role]
             found.checkpoint.tensor(
                 next(iter(found.checkpoint.tensors))
@@ -148,7 +148,7 @@ def through_cache(
         try:
             if _is_quantised_on_load(part, storage):
                 stand_ins[role] = cache.part(part, storage.format, device)
-        except OutputError as error:
+        except (OutputError, OSError) as error:
             notes.append(f"quantized_cache: {part.checkpoint.path.name} is quantised at each start: {error}")
     kept = {role: Storage("auto", getattr(precision, role).compute) for role in stand_ins}
     notes += _not_cached(models, precision, stand_ins)

@@ -11,10 +11,14 @@ from .models import files_of
 VERSION = 1
 """Raised whenever the same numbers would be written otherwise."""
 
+MAX_TITLE = 128
+"""Bytes of a model's name: file systems take 255 for the whole."""
+
 
 def file_name(part: Part, format: str) -> str:
     """Tells the source files by path, size and time of change."""
     stats = [(str(path.absolute()), path.stat()) for path in files_of(part)]
     made_from = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     digest = hashlib.sha256(repr((VERSION, part.role, part.prefix, format, made_from)).encode()).hexdigest()
-    return f"{title_of(part.checkpoint.path)}-{part.role}-{format}-{digest[:16]}.safetensors"
+    title = title_of(part.checkpoint.path).encode(errors="ignore")[:MAX_TITLE].decode(errors="ignore")
+    return f"{title}-{part.role}-{format}-{digest[:16]}.safetensors"

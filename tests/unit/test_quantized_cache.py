@@ -101,6 +101,31 @@ def test_one_that_is_too_large_is_no_error(tmp_path: Path) -> None:
     assert files(tmp_path) == {}
 
 
+@pytest.mark.parametrize("fault", [PermissionError(13, "Permission denied"), OSError(116, "Stale file handle")])
+@pytest.mark.parametrize("where", ["stat", "glob"])
+def test_a_folder_that_cannot_be_used_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: OSError, where: str
+) -> None:
+    """As that of another user: whoever tests may be root, to whom every folder is open."""
+    real = getattr(Path, where)
+
+    def fails(path: Path, *arguments: object, **options: object) -> object:
+        if "quantized" in path.parts:
+            raise fault
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, where, fails)
+    engine = LightweightEngine(config(TINY, cache_dir=tmp_path / "cache"))
+    engine.setup()
+    assert any(note.startswith("quantized_cache: tiny") and "at each start" in note for note in engine.notes)
+    assert picture(engine)[0]
+
+
+def test_a_model_may_have_a_long_name(tmp_path: Path) -> None:
+    part = flux(tmp_path, "é" * 115)
+    assert QuantizedCache(tmp_path / "q", GIB).part(part, "nf4", CPU).storage == "nf4"
+
+
 def test_a_damaged_file_is_made_anew_and_an_abandoned_one_removed(tmp_path: Path) -> None:
     part = flux(tmp_path)
     cache = QuantizedCache(tmp_path / "q", GIB)
