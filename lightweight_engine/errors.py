@@ -35,6 +35,7 @@ from contextlib import contextmanager
 
 NAMES_SHOWN = 10
 """Names in a message; a folder may hold hundreds."""
+_LONGEST_SLIP = 255  # characters of what may have been meant as a name; to compare a long text takes seconds
 
 
 class EngineError(Exception):
@@ -222,6 +223,8 @@ def placed(*parts: str | int) -> str:
 
 def closest(name: str, known: Iterable[str]) -> str | None:
     """The known name that ``name`` is probably a slip of, for messages that ask "did you mean"."""
+    if len(name) > _LONGEST_SLIP:
+        return None
     return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
 
 

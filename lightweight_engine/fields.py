@@ -81,6 +81,7 @@ ASKED = {
 """What to give, by kinds that need no word on what is wrong."""
 SWITCH = "switch_for_number"
 """The kind that ``no_switch`` raises."""
+_FAULTS_TOLD = 20  # in one message; a list may hold thousands of wrong values
 COMPARED = ("greater_than_equal", "greater_than", "less_than_equal", "less_than", "int_parsing_size")
 
 
@@ -151,16 +152,18 @@ def _hint(name: str, fields: Collection[str]) -> str:
 
 
 def _one_line(error: ValidationError, model: type[BaseModel]) -> tuple[str, str | None]:
-    """A validation error as one sentence per field, and the name of the first field."""
+    """A validation error as one sentence per field, for the first of them, and the name of the first field."""
     parts, first = [], None
-    for item in error.errors(include_url=False):
+    items = error.errors(include_url=False)
+    for item in items[:_FAULTS_TOLD]:
         name = placed(*item["loc"]) or None
         first = first or name
         message = plain(item, limits_at(model, item["loc"]))
         if item["type"] == "extra_forbidden":
             message = f"there is no such field; {_hint(name or '', model.model_fields)}"
         parts.append(f"{name}: {message}" if name else message)
-    return "; ".join(parts), first
+    more = f"; and {len(items) - _FAULTS_TOLD} more" if len(items) > _FAULTS_TOLD else ""
+    return "; ".join(parts) + more, first
 
 
 def _names(fields: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -17,6 +18,11 @@ from ...errors import RequestError
 from ...request import MODEL_FIELDS
 from .faults import BodyTimeoutError, BodyTooLargeError, MalformedBodyError, MediaTypeError, UnavailableError
 
+MOST_SEPARATORS = 2**16
+"""Commas and brackets of a body, in its texts too: no request needs a tenth. A picture has none, however large it is,
+while each value costs the front some hundred times its bytes."""
+LONGEST_INTEGER = 1000  # digits; no field takes twenty, and the time to read one grows with their square
+LONGEST_AT_ONCE = 2**16  # bytes of a body that are read within milliseconds; a thread reads a longer one
 LONGEST_IDLE = 2**20  # bytes of a body where none is taken, that are looked at
 DEEPEST = 8  # levels of a body in which the place of a fault is looked for; no field lies deeper
 
@@ -76,11 +82,11 @@ class Incoming:
 
 
 async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
-    """The JSON object that a request brings.
+    """The JSON object that a request brings. Others are answered while a long one is read.
 
     Raises:
         MediaTypeError: it is said to be something else.
-        BodyTooLargeError: it is longer than ``max_bytes``; no more than that was read.
+        BodyTooLargeError: it is longer than ``max_bytes``, and no more than that was read; or it has too many values.
         BodyTimeoutError, UnavailableError: as of ``Incoming``.
         MalformedBodyError: it is no JSON object, or has a key twice.
         RequestError: it holds a number that is not finite, or a text that no encoding knows.
@@ -90,15 +96,23 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
         told = f"the body is {kind!r:.80}" if kind else "the body has no type"
         raise MediaTypeError(f"{told}; send JSON, with Content-Type: application/json")
     body = await _read(request, max_bytes)
+    return await asyncio.to_thread(_parsed, body) if len(body) > LONGEST_AT_ONCE else _parsed(body)
+
+
+def _parsed(body: bytes) -> dict[str, Any]:
     if not body.strip():
         raise MalformedBodyError("the body is empty; send an object of fields")
+    if (count := sum(map(body.count, (b",", b"[", b"{")))) > MOST_SEPARATORS:
+        told = f"the body has {count:,} commas and brackets, over the limit of {MOST_SEPARATORS:,}; send fewer values"
+        raise BodyTooLargeError(told)
     odd: list[str] = []
     number = partial(_number, odd=odd)
+    numbers = {"parse_int": _integer, "parse_float": number, "parse_constant": number}
     try:
-        parsed = json.loads(body.decode("utf-8"), object_pairs_hook=_object, parse_constant=number, parse_float=number)
+        parsed = json.loads(body.decode("utf-8"), object_pairs_hook=_object, **numbers)
     except RecursionError:
         raise MalformedBodyError("the body is nested too deeply; send a flat object of fields") from None
-    except ValueError as error:  # also of UTF-8, and of integers with thousands of digits
+    except ValueError as error:  # also of UTF-8, and of integers that are too long
         raise MalformedBodyError(f"the body is not valid JSON ({str(error)[:100]}); correct it") from None
     if b"\\u" in body and not _is_text(parsed):
         raise RequestError("a text holds half a character (a lone surrogate); send whole ones")
@@ -174,10 +188,16 @@ def _too_large(max_bytes: int) -> BodyTooLargeError:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        counts = Counter(name for name, _ in pairs)
+        twice = next(name for name in counts if counts[name] > 1)
         raise MalformedBodyError(f"the key {twice!r:.80} is there twice; send it once", param=twice[:80])
     return made
+
+
+def _integer(text: str) -> int:
+    if len(text) > LONGEST_INTEGER:
+        raise ValueError(f"a number of {len(text):,} digits")
+    return int(text)
 
 
 def _number(text: str, odd: list[str]) -> float:

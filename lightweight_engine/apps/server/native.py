@@ -74,7 +74,7 @@ def _add_generate(router: APIRouter, service: Service) -> None:
         """
         kind = wanted_format(request.headers.get("accept", "*/*"))
         fields = await read_json(request, service.max_body)
-        drawn = _as_request(service, _with_format(fields, kind))
+        drawn = await asyncio.to_thread(_as_request, service, _with_format(fields, kind))
         if kind != "json" and drawn.num_outputs > 1:
             raise NotAcceptableError("an answer that is a picture holds one; ask for num_outputs 1, or accept JSON")
         job = await submit(service, request, drawn)
@@ -93,7 +93,8 @@ def _add_upscale(router: APIRouter, service: Service) -> None:
     async def upscale(request: Request) -> Response:
         """Make pictures larger and wait for them; headers and answers are as of `/generate`."""
         kind = wanted_format(request.headers.get("accept", "*/*"))
-        task = UpscaleRequest(**_with_format(await read_json(request, service.max_body), kind))
+        fields = _with_format(await read_json(request, service.max_body), kind)
+        task = await asyncio.to_thread(lambda: UpscaleRequest(**fields))
         if kind != "json" and len(task.images) > 1:
             raise NotAcceptableError("an answer that is a picture holds one; send one, or accept JSON")
         job = await submit(service, request, task)
@@ -119,7 +120,7 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
         """Take a request, and answer at once. `preview_every`: steps between previews in the stream of events."""
         if not 0 <= preview_every <= 1000:
             raise RequestError("preview_every: give 0 to 1000 steps", field="preview_every")
-        drawn = _as_request(service, await read_json(request, service.max_body))
+        drawn = await asyncio.to_thread(_as_request, service, await read_json(request, service.max_body))
         job = await submit(service, request, drawn, preview_every)
         response.headers["Location"] = f"/jobs/{job.id}"
         return told(job)
@@ -217,6 +218,7 @@ def _with_format(fields: dict[str, Any], kind: str | None) -> dict[str, Any]:
 
 
 def _as_request(service: Service, fields: dict[str, Any]) -> GenerationRequest:
+    """What a body asks for. For a thread: a body may have thousands of fields that are wrong."""
     return GenerationRequest.over(service.config.request_defaults(), fields)
 
 

@@ -122,8 +122,8 @@ class Service:
     ) -> Job:
         """Accept a job, or find the one that its idempotency key stands for.
 
-        What the task names and brings is looked at in a thread, as folders may be slow: a job that would be refused
-        when its turn comes does not wait for that.
+        What the task says, names and brings is looked at in a thread, as folders may be slow and pictures large: a job
+        that would be refused when its turn comes does not wait for that.
 
         Args:
             seconds: that it may wait and run, if less than is configured.
@@ -137,17 +137,15 @@ class Service:
             Refusal: the queue is full, or its caller's share of it; the service ends; or the key stands for another
                 request.
         """
-        check(task, self.config, is_tiny=self.supervisor.facts.get("demonstration"))
-        digest = digest_of(task, save=save) if key is not None else ""
+        is_tiny = self.supervisor.facts.get("demonstration")
+        await asyncio.to_thread(check, task, self.config, is_tiny=is_tiny)
+        digest = await asyncio.to_thread(digest_of, task, save=save) if key is not None else ""
         if key is not None and (known := self.jobs.of_key(key, digest)):
             return known
-        await asyncio.to_thread(self._sources.check, task)
+        await asyncio.to_thread(self._check_files, task, save)
         if key is not None and (known := self.jobs.of_key(key, digest)):  # of the same caller, meanwhile
             return known
         self._check_room(caller)
-        if save:
-            with about("save_images"):
-                check_folder(self.config.output_dir)
         job = Job(
             id=secrets.token_hex(8),
             request=task,
@@ -233,6 +231,13 @@ class Service:
             task.cancel()
         await self.supervisor.stop()
         self.ended.set()
+
+    def _check_files(self, task: Task, save: bool) -> None:
+        """Refuse a task for what it names and brings, and for what it is to be kept in."""
+        self._sources.check(task)
+        if save:
+            with about("save_images"):
+                check_folder(self.config.output_dir)
 
     def _check_room(self, caller: str) -> None:
         if self.draining or self.fatal:
