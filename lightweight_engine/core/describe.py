@@ -193,10 +193,10 @@ def _plain_picture(given: Any) -> str:
     """A picture of a request as it may be written down: its path, its address without secrets, else its hash."""
     if isinstance(given, str) and is_url(given):
         return shown_url(given)
-    if isinstance(given, (str, os.PathLike)) and is_path(given):
+    if isinstance(given, os.PathLike) or (isinstance(given, str) and is_path(given)):
         return os.fspath(given)
-    if isinstance(given, (str, bytes, bytearray)):
-        data = given.encode() if isinstance(given, str) else given
+    if isinstance(given, (str, bytes, bytearray, memoryview)):
+        data = given.encode() if isinstance(given, str) else bytes(given)
         return f"sha256:{hashlib.sha256(data).hexdigest()}"
     return f"sha256:{pixels_sha256(given)}"
 
