@@ -151,6 +151,7 @@ def _job(
         ends=tracker.ends,
         warnings=warnings,
         batches=each.batches,
+        base_steps=each.base_steps,
     )
 
 

@@ -57,7 +57,11 @@ class Tools:
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass of a request, as far as it follows from the request: its walk, its pictures, its memory."""
+    """One pass of a request, as far as it follows from the request: its walk, its pictures, its memory.
+
+    Attributes:
+        base_steps: of ``Job``.
+    """
 
     request: GenerationRequest
     size: tuple[int, int]
@@ -67,6 +71,7 @@ class Pass:
     forecast: Forecast | None
     calls: int
     batches: tuple[Batch, ...]
+    base_steps: int | None = None
 
     @property
     def steps(self) -> int:
@@ -77,7 +82,7 @@ class Pass:
     def texts(self) -> list[PromptPlan]:
         """What each prompt asks for when; the negative one's last, where it takes part."""
         prompts = dict.fromkeys(prompt for batch in self.batches for prompt in batch.prompts)
-        return plans_of(self.request, list(prompts), self.sampler)
+        return plans_of(self.request, list(prompts), self.sampler, self.base_steps)
 
     @property
     def conditionings(self) -> int:
@@ -140,7 +145,7 @@ def hires_pass(first: Pass, tools: Tools, warnings: list[str], progress: Progres
         batches = [replace(batch, loras=loras) for batch in batches]
     walk = _walk(again, networks, entered=True)
     warnings += lost_start(again, walk[2], denoising_strength(again), hires=True)
-    return Pass(again, size, *walk, tuple(batches)), target
+    return Pass(again, size, *walk, tuple(batches), schedule_steps(first.sampler, request.steps)), target
 
 
 @contextmanager

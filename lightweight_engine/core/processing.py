@@ -63,6 +63,7 @@ class Job:
         after_step: called with (step, latent, denoised); raises Interrupted to stop with what there is.
         ends: whether the caller wants the batch as it is, so that what would follow is left out.
         batches: what is drawn at once, in order.
+        base_steps: of a hires pass those of the first, from which schedules of its prompts count on.
         hires: the pass that follows.
         detailing: what is done to the finished pictures.
     """
@@ -83,6 +84,7 @@ class Job:
     ends: Callable[[], bool]
     warnings: list[str]
     batches: tuple[Batch, ...]
+    base_steps: int | None
     hires: Hires | None = None
     detailing: Detailing | None = None
 
@@ -253,22 +255,30 @@ def encode_prompts(job: Job, batch: Batch) -> Texts:
     """The conditioning of each picture's prompt, and of the negative prompt where guidance needs one."""
     request, count = job.request, len(batch.prompts)
     job.networks.adapt(batch.loras)
-    plans = plans_of(request, batch.prompts, job.sampler)
+    plans = plans_of(request, batch.prompts, job.sampler, job.base_steps)
     guidance = resolve_guidance(request.distilled_cfg_scale, job.networks.params.guidance_embed, request.compat)
     made = job.conditioner.adapted(batch.loras.text_key)(plans, guidance, job.warnings)
     return made[:count], [made[count].parts[0][1]] * count if len(made) > count else None
 
 
-def plans_of(request: GenerationRequest, prompts: Sequence[str], sampler: str) -> list[PromptPlan]:
+def plans_of(
+    request: GenerationRequest, prompts: Sequence[str], sampler: str, base_steps: int | None
+) -> list[PromptPlan]:
     """What each prompt asks for when; last the negative one, where guidance takes it.
 
     Schedules count the steps that are asked for, also where a pass that starts from a picture runs fewer, as in the
     reference.
+
+    Args:
+        base_steps: of ``Job``.
     """
     compat, steps = request.compat, schedule_steps(sampler, request.steps)
-    plans = [plan_prompt(encoded_text(prompt, compat), steps, compat=compat) for prompt in prompts]
+    plans = [
+        plan_prompt(encoded_text(prompt, compat), steps, base_steps=base_steps, compat=compat) for prompt in prompts
+    ]
     if request.cfg_scale != 1:
-        plans.append(plan_negative(encoded_text(request.negative_prompt, compat, negative=True), steps))
+        negative = encoded_text(request.negative_prompt, compat, negative=True)
+        plans.append(plan_negative(negative, steps, base_steps=base_steps))
     return plans
 
 

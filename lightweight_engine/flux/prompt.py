@@ -167,7 +167,7 @@ def plan_prompt(text: str, steps: int, *, base_steps: int | None = None, compat:
 
     Args:
         steps: of this pass, doubled for samplers that call the model twice a step.
-        base_steps: of the first pass, when this is the hires pass.
+        base_steps: of the first pass, doubled likewise, when this is the hires pass.
     """
     parts = split_and(text, compat)
     return tuple(PromptPart(weight, tuple(schedule(part, steps, base_steps))) for weight, part in parts)

@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 from lightweight_engine import GenerationRequest, LightweightEngine
+from lightweight_engine.core.describe import pixels_sha256
 from lightweight_engine.core.passes import Pass, first_pass, hires_pass
 from lightweight_engine.errors import RequestError
 from lightweight_engine.flux.conditioner import Conditioner
-from lightweight_engine.flux.prompt import PromptPlan
+from lightweight_engine.flux.prompt import PromptPart, PromptPlan
 
 START = Image.new("RGB", (64, 64), "red")
 SMALL = {"prompt": "a woman", "width": 64, "height": 64, "steps": 4, "seed": 7, "hr_steps": 2, "hr_upscaler": "Latent"}
@@ -69,3 +70,46 @@ def test_tags_count_where_they_are_encoded(engine: LightweightEngine, field: str
     with pytest.raises(RequestError, match=rf"^{field}: [\d,]+ tokens are over the limit"):
         engine.plan(request)
     assert engine.plan(request.model_copy(update={"compat": "fixed"})).peak
+
+
+@pytest.mark.parametrize("compat", ["fixed", "forge"])
+@pytest.mark.parametrize(
+    ("fields", "first", "second"),
+    [
+        ({"prompt": "[cat:dog:0.5]"}, ((2, "cat"), (4, "dog")), ((2, "dog"),)),
+        ({"prompt": "[cat:dog:1.5]"}, ((4, "cat"),), ((1, "cat"), (2, "dog"))),
+        ({"prompt": "[cat:dog:5]"}, ((4, "cat"),), ((1, "cat"), (2, "dog"))),
+        ({"prompt": "[cat:dog:9]", "sampler": "Heun", "hr_sampler": "Euler"}, ((8, "cat"),), ((1, "cat"), (2, "dog"))),
+        ({"prompt": "a", "hr_prompt": "[cat:dog:0.5]"}, ((4, "a"),), ((2, "dog"),)),
+        ({"prompt": "[cat|dog]"}, tuple(zip(range(1, 5), ("cat", "dog") * 2, strict=True)), ((1, "cat"), (2, "dog"))),
+    ],
+    ids=("a share", "a share of the second", "a step of the second", "steps count twice", "its own prompt", "in turns"),
+)
+def test_schedules_go_on_in_the_second_pass(
+    engine: LightweightEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    fields: dict[str, Any],
+    first: tuple[tuple[int, str], ...],
+    second: tuple[tuple[int, str], ...],
+    compat: str,
+) -> None:
+    """As in the reference: steps are counted on from the first pass, and shares above 1 are of the second."""
+    request = GenerationRequest(**{**SMALL, "hr_scale": 1.5, "compat": compat, **fields})
+    expected = [[(PromptPart(1.0, schedule),)] for schedule in (first, second)]
+    assert [each.texts for each in passes(engine, request)] == expected
+    assert encoded(engine, request, monkeypatch) == expected
+
+
+def test_negative_schedules_go_on_too(engine: LightweightEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {"negative_prompt": "[bad:worse:0.5]", "cfg_scale": 2.0, "hr_cfg": 2.0, "hr_scale": 1.5}
+    (_, second) = encoded(engine, GenerationRequest(**{**SMALL, **fields}), monkeypatch)
+    assert second[-1] == (PromptPart(1.0, ((2, "worse"),)),)
+
+
+def test_a_text_of_the_first_half_is_not_drawn_again(engine: LightweightEngine) -> None:
+    def drawn(**fields: Any) -> str:
+        (picture,) = engine.run(GenerationRequest(**{**SMALL, "hr_scale": 1.5, **fields})).images
+        return pixels_sha256(picture)
+
+    before = "[a man with a hat:a smiling woman:0.5]"
+    assert drawn(prompt=before) == drawn(prompt=before, hr_prompt="a smiling woman")
