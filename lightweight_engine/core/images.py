@@ -38,6 +38,7 @@ FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
 _MAX_SIDE = {"PNG": 2**31 - 1, "JPEG": 65500, "WEBP": 16383}
 _READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 PREVIEW_QUALITY = 75
+SMALL_PICTURE = 1 << 20  # bytes that a folder must have room for
 
 
 # --- pixels -------------------------------------------------------------------------------------------------------
@@ -286,7 +287,7 @@ def save(
 def check_folder(folder: str | os.PathLike[str]) -> None:
     """Raise OutputError where a folder cannot be made or written to; nothing is left there.
 
-    It is tried: permissions alone do not tell what root may do, nor what a file system refuses.
+    It is tried: permissions alone do not tell what root may do, nor what a file system refuses, nor a full disk.
     """
     try:
         _try_folder(Path(folder).absolute())
@@ -295,7 +296,7 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
 
 
 def _try_folder(wanted: Path) -> None:
-    """Open a file without a name in a folder. What is missing of it is made in a folder for trial beside its place: a
+    """Write a file without a name in a folder. What is missing of it is made in a folder for trial beside its place: a
     job that makes and fills the folder itself meanwhile is not disturbed.
 
     Raises:
@@ -305,16 +306,21 @@ def _try_folder(wanted: Path) -> None:
     while not os.path.lexists(there):
         there, missing = there.parent, [there.name, *missing]
     if not missing:
-        with tempfile.TemporaryFile(dir=there):
-            return
+        _try_file(there)
+        return
     back = missing.index("..") if ".." in missing else len(missing)
     with tempfile.TemporaryDirectory(dir=there) as trial:
         made = Path(trial, *missing[:back])
         made.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=made):
-            pass
+        _try_file(made)
     if back < len(missing):  # which leads back to what was tried, or to what is there
         _try_folder(there.joinpath(*missing[: back - 1], *missing[back + 1 :]))
+
+
+def _try_file(folder: Path) -> None:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(SMALL_PICTURE))
+        file.flush()
 
 
 def sidecar_path(picture: str | os.PathLike[str]) -> Path:

@@ -376,6 +376,10 @@ def test_a_disk_that_fills_up(tmp_path: Path) -> None:
         said = _save_elsewhere(disk)
         assert "the disk is full; free some space" in said
         assert not list(disk.iterdir())
+        for folder in (disk, disk / "new"):
+            with pytest.raises(OutputError, match="the disk is full; free some space"):
+                check_folder(folder)
+        assert not list(disk.iterdir())
         save(PICTURE, disk, "small", sidecar={"a": 1})
         assert len(list(disk.iterdir())) == 2
     finally:
