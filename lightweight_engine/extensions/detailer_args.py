@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticKnownError
 
-from ..errors import EngineError, RequestError, closest
+from ..errors import EngineError, RequestError, closest, some_of
 from ..fields import PlainNumbers, limits_at, plain
 from ..labels import Compat, resolve_sampler
 
@@ -179,7 +179,7 @@ def _fault(item: Any) -> str:
     name = _name(item)
     if item["type"] == "extra_forbidden":
         meant = closest(name, ADetailerArgs.model_fields)
-        hint = f"did you mean {meant!r}?" if meant else "they are ADetailer's, GET /adetailer/v1/schema lists them"
+        hint = f"did you mean {meant!r}?" if meant else f"there are {some_of(list(ADetailerArgs.model_fields))}"
         return f"{name}: there is no such argument; {hint}"
     return f"{name}: {plain(item, limits_at(ADetailerArgs, item['loc']))}"
 
