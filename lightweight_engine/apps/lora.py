@@ -187,7 +187,7 @@ def _described(use: LoraUse) -> dict[str, Any]:
     return {
         "file": use.name,
         "sha256": use.sha256,
-        "bytes": sum(info.nbytes for info in checkpoint.tensors.values()),
+        "bytes": checkpoint.path.stat().st_size,
         "algorithms": dict(Counter(delta.algorithm for delta in deltas)),
         "ranks": {str(rank): count for rank, count in Counter(d.rank for d in deltas if d.rank).items()},
         "dtypes": dict(Counter(info.dtype for info in checkpoint.tensors.values())),

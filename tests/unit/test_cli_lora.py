@@ -45,6 +45,7 @@ def test_ls(cli: Cli, models: Path) -> None:
 
 def test_inspect_and_check(cli: Cli, models: Path) -> None:
     told = json.loads(cli("lora", "inspect", "dark", "--models-dir", models, "--json").out)
+    assert told["bytes"] == (models / "Lora" / "night.safetensors").stat().st_size, "as lora ls has it"
     assert told["algorithms"] == {"LoRA": 56} and told["ranks"] == {"2": 56}
     assert told["changes"] == {"transformer": 48, "clip": 8}
     assert told["metadata"] == {"ss_output_name": "dark", "ss_network_dim": "2"}
