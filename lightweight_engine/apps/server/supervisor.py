@@ -26,6 +26,9 @@ from .messages import Broken, Cancel, Ended, FromWorker, Interrupt, Moved, Quit,
 
 MAX_RESTARTS = 3
 RESTART_WINDOW = 600.0  # seconds in which they are counted
+START_AGAIN = (1.0, 2.0, 4.0, 8.0)
+"""Seconds before each further try, where the system starts no process: memory may be short just after a worker died of
+that, and comes back."""
 _EXIT_SECONDS = 5.0  # that a worker is given to end when its pipe is closed
 
 State = Literal["starting", "ready", "failed", "stopped"]
@@ -78,13 +81,15 @@ class Supervisor:
         self._ready = asyncio.Event()
         self._gone = asyncio.Event()
         self._current: tuple[str, asyncio.Future[Ended], OnMoved] | None = None
-        self._tended: deque[asyncio.Future[Tended]] = deque()
+        self._tended: deque[tuple[Tend, asyncio.Future[Tended]]] = deque()
         self._deaths: deque[float] = deque()
         self._excused = False
+        self._again: asyncio.TimerHandle | None = None
         self.state: State = "starting"
         self.facts: Mapping[str, Any] = {}
         self.restarts = 0
-        self._outbox = self._open(child)
+        self._outbox: Outbox = queue.SimpleQueue()
+        self._open(child)
 
     @property
     def pid(self) -> int | None:
@@ -98,7 +103,8 @@ class Supervisor:
         """Give a job to the worker, which is ready; what is sent after this call comes after the job.
 
         Returns:
-            How the job ended; UnavailableError, if the worker died meanwhile.
+            How the job ended, with a fault also where it could not be sent; UnavailableError, if the worker died
+            meanwhile.
         """
         ended: asyncio.Future[Ended] = self._loop.create_future()
         self._current = work.job, ended, on_moved
@@ -125,7 +131,7 @@ class Supervisor:
         if self.state not in ("starting", "ready"):
             raise UnavailableError("the service is ending")
         tended: asyncio.Future[Tended] = self._loop.create_future()
-        self._tended.append(tended)
+        self._tended.append((tend, tended))
         self._outbox.put(tend)
         return tended
 
@@ -144,7 +150,10 @@ class Supervisor:
         if self.state == "stopped":
             return
         before, self.state = self.state, "stopped"
-        if before == "starting":  # it does not listen yet, and has nothing to lose
+        if self._again is not None:  # there is none, and none is to come
+            self._again.cancel()
+            self._gone.set()
+        elif before == "starting":  # it does not listen yet, and has nothing to lose
             self._child.process.kill()
         else:
             self._outbox.put(Quit())
@@ -158,29 +167,35 @@ class Supervisor:
         """Memory of the worker's process on the host; 0 where that cannot be known."""
         return resident_bytes(self.pid)
 
-    def _open(self, child: Child) -> Outbox:
+    def _open(self, child: Child) -> None:
         """Talk with a worker, in threads: a long message to one that does not listen must not hold up the front."""
-        outbox: Outbox = queue.SimpleQueue()
+        outbox = self._outbox
 
         def send() -> None:
-            try:
-                while (message := outbox.get()) is not None:
+            while (message := outbox.get()) is not None:
+                try:
                     child.connection.send(message)
-            except OSError:  # it has just died, which the other thread notices
-                pass
+                except OSError:  # it has just died, which the other thread notices
+                    return
+                except Exception:  # of this message alone: nothing of it was sent, and the next ones are to be
+                    log.exception("a message could not be sent to the worker")
+                    self._soon(self._unsent, message)
 
         def receive() -> None:
             try:
                 while True:
                     self._soon(self._told, child.connection.recv())
             except (EOFError, OSError):
-                child.process.join()
-                outbox.put(None)
-                self._soon(self._lost, child)
+                pass
+            except Exception:  # what comes after it cannot be told apart any more
+                log.exception("a message of the worker could not be read")
+                child.process.kill()
+            child.process.join()
+            outbox.put(None)
+            self._soon(self._lost, child)
 
         for function in (send, receive):
             threading.Thread(target=function, name=f"worker {function.__name__}", daemon=True).start()
-        return outbox
 
     def _soon(self, function: Callable[..., None], *args: Any) -> None:
         try:
@@ -197,7 +212,7 @@ class Supervisor:
             self._fail(message.fault, message.exit_code)
         elif isinstance(message, Tended):
             self.facts = message.facts
-            if self._tended and not (tended := self._tended.popleft()).done():
+            if self._tended and not (tended := self._tended.popleft()[1]).done():
                 tended.set_result(message)
         elif self._current is not None and message.job == self._current[0]:
             if isinstance(message, Moved):
@@ -207,10 +222,18 @@ class Supervisor:
                 self._current[1].set_result(message)
                 self._current = None
 
+    def _unsent(self, message: ToWorker) -> None:
+        """Whoever waits for what comes of a message that was not sent is told so."""
+        if isinstance(message, Work):
+            self._told(Ended(message.job, fault=Fault.unexpected(), facts=self.facts))
+        elif isinstance(message, Tend):
+            for tend, tended in [each for each in self._tended if each[0] is message]:
+                self._tended.remove((tend, tended))
+                if not tended.done():
+                    tended.set_result(Tended(self.facts, Fault.unexpected()))
+
     def _lost(self, child: Child) -> None:
-        while self._tended:
-            if not (tended := self._tended.popleft()).done():
-                tended.set_exception(UnavailableError("the worker ended meanwhile", headers={"Retry-After": "10"}))
+        self._drop_tended()
         if self.state in ("stopped", "failed"):
             self._gone.set()
             return
@@ -218,19 +241,37 @@ class Supervisor:
         log.error("the worker died", extra={"exit_code": code})
         self.state = "starting"
         self._ready.clear()
+        self._outbox = queue.SimpleQueue()
         if self._current is not None:
             told = f"the worker ended while it drew (exit code {code}); another is started: send the request again"
             self._current[1].set_exception(UnavailableError(told, headers={"Retry-After": "10"}))
             self._current = None
         excused, self._excused = self._excused, False
         if excused or self._may_restart():
-            self.restarts += 1
-            self._child = self._start()
-            self._outbox = self._open(self._child)
+            self._replace()
         else:
-            self._gone.set()
-            message = f"the worker died {MAX_RESTARTS + 1} times in {RESTART_WINDOW / 60:.0f} minutes; see the log"
-            self._fail(Fault("WorkerLost", message, 503), 1)
+            self._end(f"the worker died {MAX_RESTARTS + 1} times in {RESTART_WINDOW / 60:.0f} minutes; see the log")
+
+    def _replace(self, tries: int = 0) -> None:
+        """Start another worker in place of the one that died, as soon as the system has room for one."""
+        self._again = None
+        try:
+            child = self._start()
+        except Exception:
+            log.exception("no worker could be started")
+            if tries < len(START_AGAIN):
+                self._again = self._loop.call_later(START_AGAIN[tries], self._replace, tries + 1)
+            else:
+                self._end(f"no worker could be started in {sum(START_AGAIN):g} s; see the log")
+            return
+        self.restarts += 1
+        self._child = child
+        self._open(child)
+
+    def _drop_tended(self) -> None:
+        while self._tended:
+            if not (tended := self._tended.popleft()[1]).done():
+                tended.set_exception(UnavailableError("the worker ended meanwhile", headers={"Retry-After": "10"}))
 
     def _may_restart(self) -> bool:
         now = time.monotonic()
@@ -238,6 +279,12 @@ class Supervisor:
             self._deaths.popleft()
         self._deaths.append(now)
         return len(self._deaths) <= MAX_RESTARTS
+
+    def _end(self, told: str) -> None:
+        """There is no worker, and none is started any more."""
+        self._gone.set()
+        self._drop_tended()
+        self._fail(Fault("WorkerLost", told, 503), 1)
 
     def _fail(self, fault: Fault, exit_code: int) -> None:
         self.state = "failed"
