@@ -11,17 +11,31 @@ from typing import Generic, Protocol, TypeVar
 T = TypeVar("T")
 
 
-def files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
-    """Files with one of these suffixes (lower case), in order. Links to folders are followed, each folder once."""
+def folders_below(
+    folder: Path, onerror: Callable[[OSError], object] | None = None
+) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """A folder and those below it, each with the names of its folders and of its files, in order.
+
+    Links to folders are followed, each folder once. Folders whose names are taken out of their list are left out.
+
+    Args:
+        onerror: told of folders that cannot be read.
+    """
     seen: set[str] = set()
-    for current, below, names in os.walk(folder, followlinks=True):
+    for current, below, names in os.walk(folder, followlinks=True, onerror=onerror):
         real = os.path.realpath(current)
         if real in seen:
             below.clear()
             continue
         seen.add(real)
         below.sort()
-        yield from (Path(current, name) for name in sorted(names) if name.lower().endswith(suffixes))
+        yield Path(current), below, sorted(names)
+
+
+def files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+    """Files with one of these suffixes (lower case), in order; see ``folders_below``."""
+    for current, _, names in folders_below(folder):
+        yield from (current / name for name in names if name.lower().endswith(suffixes))
 
 
 class Named(Protocol):

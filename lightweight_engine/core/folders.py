@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from ..backend.kept_files import folders_below
 from ..backend.model_files import CONFIG, INDEX, SHARD
 from ..errors import ModelNotFoundError
 
@@ -45,22 +45,13 @@ def stray_models(root: Path) -> str | None:
 
 
 def models_below(folder: Path) -> Iterator[Path]:
-    """Models below a folder: files, indices of shards, folders of diffusers.
-
-    Links to folders are followed, each folder once.
-    """
-    seen: set[str] = set()
-    for current, below, names in os.walk(folder, followlinks=True, onerror=_raise_unreadable):
-        real = os.path.realpath(current)
-        if real in seen:
+    """Models below a folder: files, indices of shards, folders of diffusers; see ``folders_below``."""
+    for current, below, names in folders_below(folder, _raise_unreadable):
+        if current != folder and is_model_folder(below, names):
             below.clear()
-            continue
-        seen.add(real)
-        if Path(current) != folder and is_model_folder(below, names):
-            below.clear()
-            yield Path(current)
+            yield current
         else:
-            yield from (Path(current, name) for name in _once_each(names))
+            yield from (current / name for name in _once_each(names))
 
 
 def is_model_folder(folders: Collection[str], names: Collection[str]) -> bool:

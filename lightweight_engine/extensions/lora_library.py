@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..backend.checkpoint import open_checkpoint
+from ..backend.kept_files import files_below
 from ..errors import AdapterError, EngineError, ModelNotFoundError, RequestError, closest, some_of
 
 FOLDERS = ("Lora", "loras")
@@ -44,17 +47,19 @@ class LoraLibrary:
         self._read: dict[tuple[Path, int, int], LoraEntry] = {}
 
     def ls(self) -> list[LoraEntry]:
-        """Every file, by name; of two at the same place in different folders, the first. Links that lead out of their
-        folder are problems."""
+        """Every file, by name; of two at the same place in different folders, the first. Links to folders are followed;
+        what is outside of its folder then is a problem, and takes no name from a file that can be read."""
         found: dict[str, LoraEntry] = {}
         read: dict[tuple[Path, int, int], LoraEntry] = {}
         for folder in self._folders():
-            for path in sorted(folder.rglob(f"*{SUFFIX}")):
+            for path in files_below(folder, (SUFFIX,)):
                 found.setdefault(str(path.relative_to(folder).with_suffix("")), self._entry(path, folder, read))
         self._read = read
-        stems = [entry.path.stem for entry in found.values()]
+        stems = Counter(entry.path.stem for entry in found.values())
+        usable = Counter(entry.path.stem for entry in found.values() if not entry.problem)
         entries = [
-            entry if stems.count(entry.path.stem) == 1 else replace(entry, name=place) for place, entry in found.items()
+            entry if (stems if entry.problem else usable)[entry.path.stem] == 1 else replace(entry, name=place)
+            for place, entry in found.items()
         ]
         return sorted(entries, key=lambda entry: entry.name.lower())
 
@@ -98,8 +103,8 @@ class LoraLibrary:
 
     def _entry(self, path: Path, folder: Path, read: dict[tuple[Path, int, int], LoraEntry]) -> LoraEntry:
         """What a file is, read before or now, and noted in ``read``."""
-        if not path.resolve().is_relative_to(folder.resolve()):
-            fault = f"{path.name} is a link that leads out of {folder}; put the file itself there"
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+            fault = f"{path.name} is, or is behind, a link that leads out of {folder}; put the file itself there"
             return LoraEntry(path.stem, path, 0, problem=fault)
         try:
             stat = path.stat()

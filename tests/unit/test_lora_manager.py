@@ -186,6 +186,29 @@ class TestNames:
         with pytest.raises(AdapterError, match="leads out"):
             library.find("inside")
 
+    def test_linked_folders_are_looked_into_once(self, folder: Path, tmp_path: Path) -> None:
+        """Of those that lead out of the folder each file says what to do."""
+        lora_file(folder / "people", PLAIN, name="hat.safetensors")
+        (tmp_path / "elsewhere").mkdir()
+        lora_file(tmp_path / "elsewhere", PLAIN, name="hat.safetensors")
+        lora_file(tmp_path / "elsewhere", PLAIN, name="night.SAFETENSORS")
+        for link, target in (("circle", folder), ("people/again", folder / "people"), ("more", tmp_path / "elsewhere")):
+            (folder / link).symlink_to(target)
+        (folder / "itself.safetensors").symlink_to(folder / "itself.safetensors")
+        library = LoraLibrary([folder.parent])
+        assert [entry.name for entry in library.ls()] == ["hat", "itself", "more/hat", "night"]
+        assert library.find("hat").path == folder / "people" / "hat.safetensors"
+        for name in ("night", "more/hat"):
+            with pytest.raises(AdapterError, match="behind, a link that leads out of .*; put the file itself there"):
+                library.find(name)
+
+    def test_the_folder_itself_may_be_a_link(self, folder: Path, tmp_path: Path) -> None:
+        lora_file(folder, PLAIN, name="hat.safetensors")
+        root = tmp_path / "other"
+        root.mkdir()
+        (root / "Lora").symlink_to(folder)
+        assert not LoraLibrary([root]).find("hat").problem
+
     def test_a_broken_file_is_a_row_of_the_list(self, folder: Path) -> None:
         (folder / "bad.safetensors").write_bytes(b"<html>not found</html>")
         library = LoraLibrary([folder.parent])
