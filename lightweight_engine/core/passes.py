@@ -130,12 +130,11 @@ def hires_pass(first: Pass, tools: Tools, warnings: list[str], progress: Progres
         warnings.append("the hires pass is left out: it is for pictures that start from noise")
         return None, None
     height, width = asked_size(request, networks)
-    target = target_size(
-        width, height, request.hr_scale, request.hr_resize_x, request.hr_resize_y, networks.autoencoder_factor
-    )
+    factor = networks.autoencoder_factor
+    target = target_size(width, height, request.hr_scale, request.hr_resize_x, request.hr_resize_y, factor)
     check_target(target.height, target.width, request, tools.config)
-    cells = target.cells(networks.autoencoder_factor)
-    size = (cells[0] * networks.autoencoder_factor, cells[1] * networks.autoencoder_factor)
+    cells = target.cells(factor)
+    size = (cells[0] * factor, cells[1] * factor)
     again = second_pass(request)
     batches: Sequence[Batch] = first.batches
     if request.hr_prompt:

@@ -220,6 +220,7 @@ def refine(job: Job, latent: Tensor, batch: Batch, texts: Texts) -> Drawn:
     """The hires pass of a batch, from the finished latent of its first pass."""
     assert job.hires is not None
     hires, second = job.hires, job.hires.job
+    factor = second.networks.autoencoder_factor
     kept: dict[str, Tensor] = {}
 
     def decode(finished: Tensor) -> Tensor:
@@ -237,7 +238,7 @@ def refine(job: Job, latent: Tensor, batch: Batch, texts: Texts) -> Drawn:
         return second.attempt("decode", lambda: encode_pixels(second, pixels, batch.seeds))
 
     try:
-        start = hires_start(latent, hires.target, hires.method, Passes(decode, encode, enlarge))
+        start = hires_start(latent, hires.target, hires.method, Passes(decode, encode, enlarge), factor)
     except Interrupted:
         start = None
     if start is None or job.ends():
@@ -246,7 +247,7 @@ def refine(job: Job, latent: Tensor, batch: Batch, texts: Texts) -> Drawn:
         decode(latent)
     stages = kept if job.request.save_stages else {}
     if not second.schedule.levels and "upscaled" in kept:
-        return Drawn(start, hires.target.cut_pixels(kept["upscaled"], second.networks.autoencoder_factor), stages)
+        return Drawn(start, hires.target.cut_pixels(kept["upscaled"], factor), stages)
     latent = walk(second, batch, texts, Start(start)) if second.schedule.levels else start
     return decoded(second, latent, stages)
 

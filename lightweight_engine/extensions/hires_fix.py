@@ -51,7 +51,7 @@ class Target:
         """Whether a picture of ``size`` (height, width) is enlarged, which alone takes an upscaler."""
         return self.height > size[0] or self.width > size[1]
 
-    def cells(self, factor: int = 8) -> tuple[int, int]:
+    def cells(self, factor: int) -> tuple[int, int]:
         """(h, w) of the latent that the second pass works on."""
         return self.height // factor - self.cut_height, self.width // factor - self.cut_width
 
@@ -61,17 +61,21 @@ class Target:
         bottom, right = self.cut_height - top, self.cut_width - left
         return latent[:, :, top : latent.shape[2] - bottom, left : latent.shape[3] - right]
 
-    def cut_pixels(self, pixels: Tensor, factor: int = 8) -> Tensor:
+    def cut_pixels(self, pixels: Tensor, factor: int) -> Tensor:
         """What the cut latent covers of an enlarged picture."""
         top, left = self.cut_height // 2 * factor, self.cut_width // 2 * factor
         height, width = (side * factor for side in self.cells(factor))
         return pixels[:, :, top : top + height, left : left + width]
 
 
-def target_size(width: int, height: int, scale: float, resize_x: int = 0, resize_y: int = 0, cell: int = 8) -> Target:
+def target_size(width: int, height: int, scale: float, resize_x: int, resize_y: int, factor: int) -> Target:
     """The size of the second pass: ``scale`` times the first, or, where a side is given, at the first one's aspect.
 
     With both sides given, the picture covers them and the rest is cut away. No side is rounded.
+
+    Args:
+        resize_x, resize_y: 0 where it is not given.
+        factor: pixels of a latent cell.
     """
     if not resize_x and not resize_y:
         return Target(int(width * scale), int(height * scale))
@@ -82,7 +86,7 @@ def target_size(width: int, height: int, scale: float, resize_x: int = 0, resize
     if not resize_x:
         return Target(*by_height)
     wide, high = by_width if width / height < resize_x / resize_y else by_height
-    return Target(wide, high, (wide - resize_x) // cell, (high - resize_y) // cell)
+    return Target(wide, high, (wide - resize_x) // factor, (high - resize_y) // factor)
 
 
 def second_pass(request: GenerationRequest) -> GenerationRequest:
@@ -121,9 +125,9 @@ class Passes:
     enlarge: Callable[[Callable[[], Tensor]], Tensor] = lambda work: work()
 
 
-def enlarge_latent(latent: Tensor, target: Target, mode: LatentMode, cell: int = 8) -> Tensor:
+def enlarge_latent(latent: Tensor, target: Target, mode: LatentMode, factor: int) -> Tensor:
     """A latent at the target's size, before it is cut."""
-    size = (target.height // cell, target.width // cell)
+    size = (target.height // factor, target.width // factor)
     return F.interpolate(latent, size=size, mode=mode.mode, antialias=mode.antialias)
 
 
@@ -137,10 +141,14 @@ def enlarge_pixels(pixels: Tensor, target: Target, upscaler: Upscaler | None) ->
     return torch.stack([enlarged(picture, size, upscaler) for picture in levels]).float() / 255
 
 
-def start(latent: Tensor, target: Target, method: LatentMode | Upscaler | None, passes: Passes) -> Tensor:
-    """The start latent of the second pass, ``[B, 16, h, w]``, from the finished one of the first."""
+def start(latent: Tensor, target: Target, method: LatentMode | Upscaler | None, passes: Passes, factor: int) -> Tensor:
+    """The start latent of the second pass, ``[B, 16, h, w]``, from the finished one of the first.
+
+    Args:
+        factor: pixels of a latent cell.
+    """
     if isinstance(method, LatentMode):
-        larger = enlarge_latent(latent, target, method)
+        larger = enlarge_latent(latent, target, method, factor)
     else:
         pixels = passes.decode(latent)
         larger = passes.encode(passes.enlarge(lambda: enlarge_pixels(pixels, target, method)))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from factories import AE, network, save, save_drawable
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -15,9 +17,11 @@ from torch import Tensor
 from lightweight_engine import Config, GenerationRequest, LightweightEngine, Progress
 from lightweight_engine.core.describe import pixels_sha256
 from lightweight_engine.core.infotext_parse import request_fields
+from lightweight_engine.core.models import TINY
 from lightweight_engine.core.replay import replay, save_result
 from lightweight_engine.errors import GenerationCancelled, ModelNotFoundError, RequestError
 from lightweight_engine.extensions.hires_fix import LATENT_MODES, Target, enlarge_pixels, second_pass, target_size
+from lightweight_engine.flux.autoencoder import Autoencoder
 from lightweight_engine.upscalers.upscaler import PLAIN
 
 SMALL = {"prompt": "a smiling woman with red hair", "width": 64, "height": 96, "steps": 2, "seed": 7, "hr_steps": 2}
@@ -55,11 +59,11 @@ def request(**fields: object) -> GenerationRequest:
 
 
 def test_both_sides_given_cover_the_target_and_are_cut() -> None:
-    target = target_size(500, 832, 1.0, 1920, 2048)
+    target = target_size(500, 832, 1.0, 1920, 2048, 8)
     assert (target.width, target.height, target.cut_height) == (1920, 3194, 143)
-    assert target.cells() == (256, 240)
+    assert target.cells(8) == (256, 240)
     pixels = torch.arange(3194.0).view(1, 1, -1, 1).expand(1, 1, 3194, 1920)
-    cut = target.cut_pixels(pixels)
+    cut = target.cut_pixels(pixels, 8)
     assert cut.shape[2:] == (2048, 1920) and cut[0, 0, 0, 0] == 71 * 8
 
 
@@ -90,6 +94,17 @@ def test_every_upscaler_gives_the_size(engine: LightweightEngine, upscaler: str)
     assert result.images[0].size == (96, 144)
     assert f"Hires upscaler: {upscaler}" in result.infotexts[0]
     assert "Size: 64x96" in result.infotexts[0]
+
+
+@pytest.mark.parametrize("upscaler", ["Latent", "Lanczos"])
+def test_an_autoencoder_with_other_cells(tmp_path: Path, upscaler: str) -> None:
+    root = save_drawable(tmp_path)
+    save(root / "VAE" / "ae.safetensors", network(Autoencoder, replace(AE, widths=(32, 32, 32))))
+    places = {"models_dir": root, "cache_dir": root / "cache", "tokenizer_dirs": (TINY,)}
+    engine = LightweightEngine(Config(**places, device="cpu", offline=True))
+    result = engine.run(request(hr_upscaler=upscaler, hr_resize_x=80, hr_resize_y=80))
+    assert engine.networks.autoencoder_factor == 4 and result.images[0].size == (80, 80)
+    engine.close()
 
 
 def test_a_picture_does_not_depend_on_its_batch(engine: LightweightEngine) -> None:

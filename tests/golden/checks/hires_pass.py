@@ -38,15 +38,15 @@ def check(case: Case) -> None:
         encoded.append(pixels)
         return fake_encode(pixels)
 
-    target = target_size(case["w"], case["h"], case.get("hr_scale", 2.0), case.get("rx", 0), case.get("ry", 0))
+    target = target_size(case["w"], case["h"], case.get("hr_scale", 2.0), case.get("rx", 0), case.get("ry", 0), 8)
     latent = torch.from_numpy(case.array(f"latent_{case.id}"))
-    first = start(latent, target, method(case["up"]), Passes(decode, encode))
-    assert list(first.shape) == case["x_shape"] == [1, 16, *target.cells()]
+    first = start(latent, target, method(case["up"]), Passes(decode, encode), 8)
+    assert list(first.shape) == case["x_shape"] == [1, 16, *target.cells(8)]
     torch.testing.assert_close(first, torch.from_numpy(case.array(f"x_{case.id}")), rtol=0, atol=1e-4)
     if encoded:
         bytes_in = (encoded[0][0] * 255).round().permute(1, 2, 0).numpy()
         assert np.abs(bytes_in - case.array(f"vae_in_u8_{case.id}")).max() <= 1
-    noise = ImageNoise((16, *target.cells()), [case["seed"]], source="CPU")
+    noise = ImageNoise((16, *target.cells(8)), [case["seed"]], source="CPU")
     assert torch.equal(noise.first(), torch.from_numpy(case.array(f"noise_{case.id}")))
     own = {"hr_steps": case.get("n", 0), "hr_sampler": case.get("sampler") or ""}
     second = second_pass(GenerationRequest(steps=20, sampler="Euler", **own))

@@ -11,12 +11,12 @@ from lightweight_engine.extensions.hires_fix import target_size
 
 def check(case: Case) -> None:
     resize = case["hr_resize_x"], case["hr_resize_y"]
-    target = target_size(case["width"], case["height"], case["hr_scale"], *resize)
+    target = target_size(case["width"], case["height"], case["hr_scale"], *resize, 8)
     assert [target.width, target.height] == case["upscale_to"]
     assert [target.cut_width, target.cut_height] == case["truncate"]
     height, width = case["latent_before_crop_hw"]
     after = list(target.cut(torch.empty(1, 16, height, width)).shape[2:])
-    assert after == list(target.cells()) == case["latent_after_crop_hw"]
+    assert after == list(target.cells(8)) == case["latent_after_crop_hw"]
     assert [8 * side for side in reversed(after)] == case["final_image_wh"]
     facts = HiresFacts(denoising_strength=0.5, scale=case["hr_scale"], resize=resize)
     first = GenerationFacts(prompt="", steps=1, sampler="Euler", seed=0, width=1, height=1)
