@@ -27,7 +27,6 @@ from .detection import Detection, Detector
 log = logging.getLogger(__name__)
 
 FORGE_DISTILLED_CFG = 3.5  # which the reference takes whatever the job has
-SAME_CHECKPOINT, SAME_VAE = "Use same checkpoint", "Use same VAE"
 
 MatchSize = Literal["Off", "Strict (SDXL only)", "Free"]
 
@@ -90,7 +89,6 @@ class Repaint:
 
     Attributes:
         size: that the masked part, or the whole picture, is drawn at.
-        number, count: of the mask among those of its pass; ``model`` is the pass's detector.
     """
 
     picture: Picture = field(repr=False)
@@ -110,13 +108,6 @@ class Repaint:
     only_masked: bool
     padding: int
     noise_multiplier: float | None = None
-    clip_skip: int | None = None
-    checkpoint: str | None = None
-    vae: str | None = None
-    restore_face: bool = False
-    model: str = ""
-    number: int = 0
-    count: int = 1
 
     @property
     def image(self) -> Image.Image:
@@ -198,7 +189,7 @@ class ADetailer:
             if is_skipped(prompt):
                 continue
             negative = negatives[min(number, len(negatives) - 1)]
-            job = self._job(current, target, args, outer, prompt, negative, number, len(targets))
+            job = self._job(current, target, args, outer, prompt, negative, number)
             result = paint(job)
             if result is None:
                 return picture, PassReport(args, picture, tuple(found), tuple(targets))
@@ -214,7 +205,6 @@ class ADetailer:
         prompt: str,
         negative_prompt: str,
         number: int,
-        count: int,
     ) -> Repaint:
         forge = self.options.compat == "forge"
         further = 0 if self.options.same_seed else number
@@ -238,13 +228,6 @@ class ADetailer:
             only_masked=args.ad_inpaint_only_masked,
             padding=args.ad_inpaint_only_masked_padding,
             noise_multiplier=args.ad_noise_multiplier if args.ad_use_noise_multiplier else None,
-            clip_skip=args.ad_clip_skip if args.ad_use_clip_skip else None,
-            checkpoint=_own(args.ad_use_checkpoint, args.ad_checkpoint, SAME_CHECKPOINT),
-            vae=_own(args.ad_use_vae, args.ad_vae, SAME_VAE),
-            restore_face=args.ad_restore_face,
-            model=args.ad_model,
-            number=number,
-            count=count,
         )
 
     def _size(self, target: Target, args: ADetailerArgs, outer: Outer) -> Size:
@@ -283,8 +266,3 @@ def wanted_classes(args: ADetailerArgs, compat: Compat) -> tuple[str, ...]:
 def _of(values: Sequence[int], index: int) -> int:
     """That of the picture; where there are fewer, around and around."""
     return values[index % len(values)]
-
-
-def _own(used: bool, value: str | None, same: str) -> str | None:
-    """A pass's own choice; None where it takes the outer job's."""
-    return value if used and value != same else None

@@ -95,7 +95,6 @@ def test_each_mask_is_painted_on_the_picture_before() -> None:
     assert np.asarray(result.image)[0, 0].tolist() == [2, 0, 0] and result.is_changed
     assert np.asarray(seer.jobs[1].image)[0, 0].tolist() == [1, 0, 0]
     assert [job.seed for job in seer.jobs] == [100, 101] and [job.subseed for job in seer.jobs] == [7, 8]
-    assert [(job.number, job.count) for job in seer.jobs] == [(0, 2), (1, 2)]
     (report,) = result.reports
     assert (len(report.found), len(report.targets), report.painted) == (2, 2, 2)
 
@@ -106,16 +105,16 @@ def test_what_a_pass_takes_over_and_what_it_has_of_its_own() -> None:
     (job,) = seer.jobs
     assert (job.prompt, job.negative_prompt, job.seed, job.size) == ("a woman", "dark", 101, (32, 24))
     assert (job.steps, job.cfg_scale, job.sampler, job.scheduler) == (20, 1.0, "Euler", "Simple")
-    assert (job.noise_multiplier, job.clip_skip, job.checkpoint, job.vae) == (None, None, None, None)
+    assert job.noise_multiplier is None
     own = {"ad_use_steps": True, "ad_steps": 7, "ad_use_cfg_scale": True, "ad_cfg_scale": 3.4, "ad_use_sampler": True}
     own |= {"ad_sampler": "DEIS", "ad_scheduler": "Beta", "ad_use_inpaint_width_height": True, "ad_inpaint_width": 640}
-    own |= {"ad_use_noise_multiplier": True, "ad_noise_multiplier": 1.1, "ad_use_checkpoint": True}
-    run(seer, one(**own, ad_checkpoint="x.safetensors"))
+    own |= {"ad_use_noise_multiplier": True, "ad_noise_multiplier": 1.1}
+    run(seer, one(**own))
     job = seer.jobs[1]
     assert (job.steps, job.cfg_scale, job.sampler, job.scheduler, job.size) == (7, 3.4, "DEIS", "Beta", (640, 512))
-    assert (job.noise_multiplier, job.checkpoint) == (1.1, "x.safetensors")
-    run(seer, one(ad_use_sampler=True, ad_sampler="Use same sampler", ad_use_vae=True, ad_vae="Use same VAE"))
-    assert (seer.jobs[2].sampler, seer.jobs[2].scheduler, seer.jobs[2].vae) == ("Euler", "Simple", None)
+    assert job.noise_multiplier == 1.1
+    run(seer, one(ad_use_sampler=True, ad_sampler="Use same sampler"))
+    assert (seer.jobs[2].sampler, seer.jobs[2].scheduler) == ("Euler", "Simple")
 
 
 def test_the_distilled_scale_is_that_of_the_job() -> None:
@@ -146,7 +145,7 @@ def test_three_hundred_things_are_all_painted() -> None:
 
 def test_an_interrupted_pass_leaves_the_picture_as_it_was() -> None:
     seer = Seer()
-    paint = lambda job: None if job.number else seer.paint(job)
+    paint = lambda job: None if seer.jobs else seer.paint(job)
     image = Image.new("RGB", SIZE)
     result = ADetailer(seer).detail(image, one(), OUTER, paint)
     assert result.image is image and not result.is_changed
@@ -222,6 +221,8 @@ def test_a_mask_that_was_moved_away_is_dropped() -> None:
         ({"ad_model_classes": "foot"}, "ad_model_classes: unknown"),
         ({"ad_restore_face": True}, "ad_restore_face: there are no face restorers.*leave it at False"),
         ({"ad_controlnet_model": "tile"}, "ad_controlnet_model: ControlNet is not run; leave it at 'None'"),
+        ({"ad_use_checkpoint": True, "ad_checkpoint": "x"}, "ad_use_checkpoint: a pass is drawn with the model"),
+        ({"ad_use_vae": True, "ad_vae": "x"}, "ad_use_vae: a pass is drawn with the autoencoder of the job"),
         ({"ad_use_clip_skip": True}, "ad_use_clip_skip: Flux takes no hidden layer"),
     ],
 )

@@ -32,7 +32,6 @@ OPTIONS = {
     "ad_match_inpaint_bbox_size": "match_size",
     "ad_same_seed_for_each_tab": "same_seed",
 }
-OVERRIDES = {"checkpoint": "sd_model_checkpoint", "vae": "sd_vae", "clip_skip": "CLIP_stop_at_last_layers"}
 
 
 def first_pixel(image: Image.Image) -> list[int]:
@@ -64,7 +63,6 @@ class Recorder:
 
     def _event(self, job: Repaint) -> dict[str, Any]:
         box = job.mask.getbbox()
-        overrides = {theirs: getattr(job, ours) for ours, theirs in OVERRIDES.items() if getattr(job, ours) is not None}
         return {
             "event": "inpaint",
             "prompt": job.prompt,
@@ -83,8 +81,6 @@ class Recorder:
             "full_res": job.only_masked,
             "padding": job.padding,
             "noise_mult": 1.0 if job.noise_multiplier is None else job.noise_multiplier,
-            "override_settings": overrides,
-            "restore_faces": job.restore_face,
             "mask_bbox": list(box) if box else None,
             "mask_nonzero": int(np.count_nonzero(np.asarray(job.mask))),
             "init_px": first_pixel(job.image),
@@ -143,6 +139,7 @@ def _ours(event: dict[str, Any], recorder: Recorder) -> dict[str, Any]:
     if event["event"] == "detect":
         return {name: value for name, value in event.items() if name != "model"}
     settled = {"fill": 1, "invert": 0, "resize_mode": 0, "batch_size": 1, "n_iter": 1}
+    settled |= {"override_settings": {}, "restore_faces": False}
     assert {name: event[name] for name in settled} == settled
     assert event["styles"] == recorder.case.get("p", {}).get("styles", [])
     return {name: value for name, value in event.items() if name not in (*settled, "styles")}
