@@ -328,11 +328,6 @@ def sidecar_path(picture: str | os.PathLike[str]) -> Path:
     return Path(picture).with_suffix(".json")
 
 
-def write_sidecar(path: str | os.PathLike[str], data: Mapping[str, Any]) -> None:
-    """Write ``data`` as JSON, whole or not at all. Raises OutputError."""
-    _write_together([(Path(path), _json(data))])
-
-
 def read_sidecar(picture: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The sidecar of a picture (or at its own path); None where there is none, RequestError where it is damaged."""
     path = sidecar_path(picture)

@@ -46,8 +46,6 @@ MOST_TILES = 8  # that an upscaler does at once; a GPU is busy with fewer
 # Stage -> the setting that says what its weights are kept as.
 STORED_BY: dict[StageName, str] = {"encode": "text_storage_dtype", "sample": "storage_dtype"}
 
-TEXT_ROLES: tuple[Role, ...] = ("clip", "t5")
-
 
 @dataclass(frozen=True)
 class AtHand:

@@ -35,7 +35,6 @@ from lightweight_engine.core.images import (
     sidecar_path,
     to_images,
     to_uint8,
-    write_sidecar,
 )
 from lightweight_engine.errors import OutputError, RequestError
 
@@ -268,7 +267,7 @@ def test_sidecars_that_are_not_there_or_damaged(tmp_path: Path) -> None:
         (tmp_path / "x.json").write_text(content)
         with pytest.raises(RequestError, match="x.json"):
             read_sidecar(tmp_path / "x.png")
-    write_sidecar(tmp_path / "x.json", {"a": 1})
+    save(PICTURE, tmp_path, "x", sidecar={"a": 1})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
 
 
