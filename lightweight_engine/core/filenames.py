@@ -1,8 +1,8 @@
-"""Names of saved pictures: patterns such as ``[seed]-[prompt_words]``, running numbers, and what a file system allows.
+"""Names of saved pictures: running numbers, patterns such as ``[seed]-[prompt_words]``, and what a file system allows.
 
-A pattern is plain text with ``[token]`` or ``[token<argument>…]``, in any case. A token that is unknown, or whose value
-is not known, stays as written; one with nothing to say (``[seed_last]`` of a single picture) also takes the text
-before it away. A running number makes the name: ``00012-PATTERN.png``.
+The engine saves as ``00012-SEED``. A pattern, as the reference has them, is plain text with ``[token]`` or
+``[token<argument>…]``, in any case. A token that is unknown, or whose value is not known, stays as written; one with
+nothing to say (``[seed_last]`` of a single picture) also takes the text before it away.
 """
 
 from __future__ import annotations
@@ -10,33 +10,19 @@ from __future__ import annotations
 import hashlib
 import re
 import string
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
-
-DEFAULT_PATTERN = "[seed]"
-FLAT_PATTERN = "[seed]-[prompt_spaces]"
-"""The reference's patterns with and without a folder per day."""
-DEFAULT_FOLDER = "[date]"
 
 MAX_PART = 128
 MAX_WORDS = 8
-MAX_NAME_BYTES = 255
-"""Longest file name of the usual file systems."""
-_EXTENSION_BYTES = 8
 _HASH_DIGITS = 8
-_MOMENT = "%Y%m%d%H%M%S"
-_FREE_NUMBER_TRIES = 500
 
 _FORBIDDEN = dict.fromkeys(map(ord, '#<>:"/\\|?*\n\r\t\0'), "_")
 _TOKEN = re.compile(r"\[([^\[\]]+)\]")
 _ARGUMENTS = re.compile(r"<([^>]*)>")
 _TOKEN_PARTS = re.compile(r"([^<]*)((?:<[^>]*>)*)")
-_SEPARATORS = re.compile(r"[/\\\0]")
 _NO_LETTERS = re.compile(rf"[\s{re.escape(string.punctuation)}]+")
 
 
@@ -68,21 +54,13 @@ class NameFacts:
     steps: int | None = None
     cfg_scale: float | None = None
     sampler: str | None = None
-    scheduler: str | None = None
     denoising_strength: float | None = None
-    clip_skip: int | None = 1
-    model_name: str | None = None
-    model_hash: str | None = None
-    vae_name: str | None = None
-    user: str | None = None
     basename: str = ""
     seeds: tuple[int, ...] = ()
     batch_index: int = 0
     batch_size: int = 1
     iteration: int = 0
     iterations: int = 1
-    now: datetime | None = None
-    job_timestamp: str | None = None
     image: Any = None
 
 
@@ -155,21 +133,6 @@ def _words(facts: NameFacts) -> str | None:
     return _spaced(" ".join(words[:MAX_WORDS] or ["empty"]))
 
 
-def _moment(facts: NameFacts, arguments: _Arguments) -> str | None:
-    """``[datetime<format><zone>]``; an unknown zone is the local one, an impossible format the default."""
-    layout, zone = (*arguments, "", "")[:2]
-    moment = facts.now or datetime.now().astimezone()
-    if zone:
-        try:
-            moment = moment.astimezone(ZoneInfo(zone))
-        except (KeyError, ValueError, OSError):
-            moment = moment.astimezone()
-    try:
-        return _spaced(moment.strftime(layout or _MOMENT))
-    except ValueError:
-        return moment.strftime(_MOMENT)
-
-
 def _has_prompt(facts: NameFacts, arguments: _Arguments) -> str | None:
     """``[hasprompt<word|default>…]``: each word that the prompt has, else its default."""
     if facts.prompt is None:
@@ -183,10 +146,6 @@ def _has_prompt(facts: NameFacts, arguments: _Arguments) -> str | None:
 
 def _seed_at(facts: NameFacts, position: int) -> int | None:
     return facts.seeds[position] if facts.seeds else facts.seed
-
-
-def _sampler_scheduler(facts: NameFacts) -> str | None:
-    return None if facts.sampler is None or facts.scheduler is None else _spaced(f"{facts.sampler} {facts.scheduler}")
 
 
 def _generation(facts: NameFacts) -> _Text:
@@ -206,14 +165,6 @@ TOKENS: dict[str, Callable[[NameFacts, _Arguments], _Text]] = {
     "height": lambda f, a: f.height,
     "styles": lambda f, a: _spaced(", ".join(f.styles) or "None"),
     "sampler": lambda f, a: _spaced(f.sampler),
-    "scheduler": lambda f, a: _spaced(f.scheduler),
-    "sampler_scheduler": lambda f, a: _sampler_scheduler(f),
-    "model_hash": lambda f, a: f.model_hash,
-    "model_name": lambda f, a: _spaced(f.model_name),
-    "vae_filename": lambda f, a: _spaced(f.vae_name),
-    "date": lambda f, a: _moment(f, ("%Y-%m-%d",)),
-    "datetime": _moment,
-    "job_timestamp": lambda f, a: f.job_timestamp,
     "prompt": lambda f, a: _joined(f.prompt),
     "prompt_spaces": lambda f, a: _spaced(f.prompt),
     "prompt_no_styles": lambda f, a: _without_styles(f),
@@ -226,9 +177,7 @@ TOKENS: dict[str, Callable[[NameFacts, _Arguments], _Text]] = {
     "batch_number": lambda f, a: _NOTHING if f.batch_size == 1 else f.batch_index + 1,
     "batch_size": lambda f, a: f.batch_size,
     "generation_number": lambda f, a: _generation(f),
-    "clip_skip": lambda f, a: f.clip_skip,
     "denoising": lambda f, a: f.denoising_strength or _NOTHING,
-    "user": lambda f, a: _joined(f.user),
     "none": lambda f, a: "",
 }
 
@@ -251,47 +200,10 @@ def next_number(folder: Path, basename: str = "") -> int:
     return highest + 1
 
 
-def picture_name(
-    folder: Path,
-    facts: NameFacts,
-    *,
-    pattern: str = DEFAULT_PATTERN,
-    basename: str = "",
-    suffix: str = "",
-    extension: str = "png",
-    numbered: bool = True,
-) -> str:
-    """A free file name in ``folder``, without its extension: ``00012-PATTERN``, or ``BASENAME-0012-PATTERN``.
+def picture_name(folder: Path, seed: int, *, basename: str = "", suffix: str = "") -> str:
+    """A free file name in ``folder``, without its extension: ``00012-SEED``, or ``BASENAME-0012-SEED``.
 
-    ``suffix`` is put behind the pattern ("-before-highres-fix"). Without a number the pattern alone is the name, so a
-    file of that name is replaced; an empty pattern always gets a number. Where 500 numbers are taken, ``unique_name``.
+    ``suffix`` is put behind the seed ("-before-highres-fix").
     """
-    decoration = _SEPARATORS.sub("_", expand(pattern, facts)) + suffix
-    if decoration and not numbered:
-        return _fit(decoration)
-    tail = decoration if decoration == suffix else f"-{decoration}"
-    first = next_number(folder, basename)
-    names = (
-        _fit((f"{basename}-{number:04}" if basename else f"{number:05}") + tail)
-        for number in range(first, first + _FREE_NUMBER_TRIES)
-    )
-    free = (name for name in names if not (folder / f"{name}.{extension}").exists())
-    return next(free, unique_name(facts.seed or 0))
-
-
-def output_folder(root: Path, facts: NameFacts, pattern: str = DEFAULT_FOLDER) -> Path:
-    """The folder that ``pattern`` names below ``root``, never one outside it; an empty pattern is ``root`` itself."""
-    parts = (part.strip(" ") for part in _SEPARATORS.split(expand(pattern, facts)))
-    return root.joinpath(*(part for part in parts if part.strip(".")))
-
-
-def unique_name(seed: int) -> str:
-    """``SEED-UUID``, which no other picture has; the Cog service names its files so."""
-    return f"{seed}-{uuid.uuid4()}"
-
-
-def _fit(name: str) -> str:
-    """``name`` cut, where it is too long, to leave room for an extension."""
-    room = MAX_NAME_BYTES - _EXTENSION_BYTES
-    data = name.encode("utf-8", "replace")
-    return name if len(data) <= room else data[:room].decode("utf-8", "ignore").rstrip(" .")
+    number = next_number(folder, basename)
+    return f"{f'{basename}-{number:04}' if basename else f'{number:05}'}-{seed}{suffix}"

@@ -16,7 +16,7 @@ from ..errors import RequestError
 from ..request import GenerationRequest
 from ..results import GenerationResult
 from .describe import picture_hashes, pixels_sha256, sidecar
-from .filenames import next_number
+from .filenames import picture_name
 from .images import DEFAULT_QUALITY, Saved, open_image, read_infotext, read_sidecar, save
 from .infotext_parse import request_fields
 from .pictures import pictures_in
@@ -36,7 +36,7 @@ def save_result(result: GenerationResult, folder: Path, *, quality: int = DEFAUL
     """
     saved = []
     for index, image in enumerate(result.images):
-        name = f"{next_number(folder):05}-{result.seeds[index]}"
+        name = picture_name(folder, result.seeds[index])
         stages = result.stages[index] if result.stages else {}
         kept = [
             save(

@@ -54,11 +54,7 @@ def _sequence(case: Case) -> None:
                 pytest.skip(f"the row does not say what {sorted(unknown)} do to the name")
             extension = call.get("extension", "png")
             name = call.get("forced_filename") or picture_name(
-                folder,
-                NameFacts(seed=call.get("seed", 5), prompt=call.get("prompt", "a cat, on a mat"), **FIXED),
-                basename=call.get("basename", ""),
-                suffix=call.get("suffix", ""),
-                extension=extension,
+                folder, call.get("seed", 5), basename=call.get("basename", ""), suffix=call.get("suffix", "")
             )
             (folder / f"{name}.{extension}").touch()
             assert f"{name}.{extension}" == Path(row["file"]).name
