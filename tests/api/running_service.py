@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.served import Started, started
 
 PROJECT = Path(__file__).resolve().parents[2]
 SMALL = {"prompt": "a smiling woman", "width": 64, "height": 64, "steps": 1, "seed": 1}
@@ -42,13 +40,8 @@ class Answer:
         return told["error"]
 
 
-@dataclass
-class Running:
-    """A service that runs. ``lines`` is its log."""
-
-    process: subprocess.Popen[str]
-    lines: list[str] = field(default_factory=list)
-    port: int = 0
+class Running(Started):
+    """A service that runs, with the client of the tests."""
 
     def ask(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None, timeout: float = 60
@@ -128,23 +121,6 @@ def service(folder: Path, *options: str, within: Sequence[str] = (), **environ: 
         within: a command that runs the one which follows it, in its place.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    command = [*within, sys.executable, str(PROJECT / "main.py"), "serve", "--port", "0", "--threads", "1", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environ}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=folder, env=environment)
-    running = Running(process)
-
-    def follow() -> None:
-        assert process.stderr is not None
-        for line in process.stderr:
-            running.lines.append(line)
-
-    threading.Thread(target=follow, daemon=True).start()
-    try:
-        url = wait(lambda: next((line for line in list(running.lines) if '"listening"' in line), process.poll()))
-        assert isinstance(url, str), "".join(running.lines)
-        running.port = int(json.loads(url)["url"].rpartition(":")[2])
+    environment = {"OMP_NUM_THREADS": "1", **environ}
+    with started(Running, folder, ("--threads", "1", *options), environment, within) as running:
         yield running
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
