@@ -51,9 +51,9 @@ def assemble(
 
 def read_tokenizers(config: EngineConfig, models: ModelSet) -> tuple[CLIPTokenizer, T5Tokenizer]:
     """The CLIP and the T5 tokenizer, found beside the model or elsewhere, or fetched once."""
-    folders = tokenizer_places(config, models)
+    folders, hub = tokenizer_places(config, models), hub_cache(dict(os.environ))
     clip, t5 = (
-        tokenizer_folder(kind, folders, config.cache_dir, hub=hub_cache(dict(os.environ)), offline=config.offline)
+        tokenizer_folder(kind, folders, config.cache_dir, hub=hub, offline=config.offline, allow=config.allow_hosts)
         for kind in ("clip", "t5")
     )
     return CLIPTokenizer.load(clip), T5Tokenizer.load(t5)

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,7 +75,6 @@ class Downloads:
         url: str,
         *,
         sha256: str | None = None,
-        size: int | None = None,
         progress: Progress = _silent,
         kind: FileKind = "LoRA",
     ) -> Held:
@@ -84,7 +83,6 @@ class Downloads:
         Args:
             kind: of file that is wanted, where it is no LoRA.
             sha256: of the LoRA file, in hex; one that is in the cache already is not fetched.
-            size: of the LoRA file, in bytes.
             progress: told of every piece, and while another fetches the same; what it raises ends the fetch.
 
         Raises:
@@ -94,29 +92,25 @@ class Downloads:
         sha256 = _checked_sha256(sha256)
         source = lora_source(url, self.access.allow, kind)
         key = self.cache.key(source.given)
-        found = self._find(source, key, sha256, size)
+        found = self._find(source, key, sha256)
         if found is not None:
             return found
         if self.offline:
             raise DownloadError(f"{source.name} is not in the cache, and offline is on; switch it off to fetch it")
         with self.cache.filling(key, self.limits.max_seconds, lambda: progress(0, None)):
-            return self._find(source, key, sha256, size) or self._fetch(source, key, sha256, size, progress)
+            return self._find(source, key, sha256) or self._fetch(source, key, sha256, progress)
 
-    def _find(self, source: Source, key: str, sha256: str | None, size: int | None) -> Held | None:
-        """The file in the cache, by its hash or its URL; one that is not what is asked for is none."""
-        held = self.cache.find_content(sha256, source.name) if sha256 else self.cache.find(key)
-        if held is not None and size not in (None, held.size):
-            held.close()
-            return None
-        return held
+    def _find(self, source: Source, key: str, sha256: str | None) -> Held | None:
+        """The file in the cache, by its hash or its URL."""
+        return self.cache.find_content(sha256, source.name) if sha256 else self.cache.find(key)
 
-    def _fetch(self, source: Source, key: str, sha256: str | None, size: int | None, progress: Progress) -> Held:
+    def _fetch(self, source: Source, key: str, sha256: str | None, progress: Progress) -> Held:
         plain = source.member is None
-        wanted = Wanted(source.url, source.token, size if plain else None, sha256 if plain else None)
+        wanted = Wanted(source.url, source.token, sha256 if plain else None)
         got = transfer(wanted, self.cache, key, self.limits, self.access, progress)
         try:
             lora = got if plain else self._extract(source, key, got)
-            _check_content(lora, sha256, size)
+            _check_content(lora, sha256)
         except DownloadError:
             self.cache.drop(key)
             raise
@@ -159,17 +153,16 @@ def _checked_sha256(sha256: str | None) -> str | None:
     return sha256.lower() if sha256 else None
 
 
-def _check_content(got: Received, sha256: str | None, size: int | None) -> None:
+def _check_content(got: Received, sha256: str | None) -> None:
     """Refuse what is not the file that was asked for, or no safetensors file.
 
     Raises:
         WrongContentError: that is so.
     """
-    if (sha256 is not None and got.sha256 != sha256) or (size is not None and got.size != size):
+    if sha256 not in (None, got.sha256):
         raise WrongContentError(
-            f"{got.host} sent another file: {got.size:,} bytes, sha256 {got.sha256}; expected "
-            f"{f'{size:,} bytes' if size is not None else ''}{', ' if size is not None and sha256 else ''}"
-            f"{f'sha256 {sha256}' if sha256 else ''}; correct what is expected, or use another address"
+            f"{got.host} sent another file: {got.size:,} bytes, sha256 {got.sha256}; expected sha256 {sha256}; "
+            "correct what is expected, or use another address"
         )
     try:
         open_checkpoint(got.path)
@@ -305,10 +298,12 @@ def tokenizer_folder(
     *,
     hub: Path | None = None,
     offline: bool = False,
-    files: Iterable[PinnedFile] | None = None,
     allow: Collection[str] = (),
 ) -> Path:
     """The folder of a tokenizer: found in ``folders`` or the Hub's cache, else fetched once into ``cache``.
+
+    Args:
+        allow: hosts that may have private addresses, see ``net.Access``.
 
     Raises:
         ModelNotFoundError: none is found and ``offline`` is set; the message says where to put one by hand.
@@ -321,7 +316,7 @@ def tokenizer_folder(
     if offline:
         raise ModelNotFoundError(f"no {_FOLDERS[kind]} tokenizer was found, and offline mode is on: {told}")
     target = _home(kind, cache)
-    for file in TOKENIZERS[kind] if files is None else files:
+    for file in TOKENIZERS[kind]:
         _fetch_any(file, target, allow, told)
     return target
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..errors import RequestError
@@ -48,18 +48,10 @@ DEFAULTS: dict[str, Any] = {
 """What the reference assumes where a key is absent."""
 
 
-def parse_infotext(
-    text: str,
-    *,
-    defaults: bool = True,
-    loaded_model: str | None = None,
-    loaded_modules: Sequence[str] = (),
-    known_modules: Sequence[str] = (),
-) -> dict[str, Any]:
+def parse_infotext(text: str, *, defaults: bool = True) -> dict[str, Any]:
     """The keys of ``text``, with ``Prompt`` and ``Negative prompt``; sizes as ``KEY-1`` (width) and ``KEY-2``.
 
-    With ``defaults``: what is absent is filled in, ``Model`` is dropped where it is ``loaded_model``, and module names
-    among ``known_modules`` become ``VAE/TE`` (where they differ from ``loaded_modules``) and ``Hires VAE/TE``.
+    With ``defaults`` what is absent is filled in, as where no model or module is known.
     """
     lines = text.strip().split("\n")
     last = _mend_civitai(lines[-1])
@@ -72,7 +64,7 @@ def parse_infotext(
     parsed: dict[str, Any] = {"Prompt": prompt, "Negative prompt": negative}
     for key, quoted in pairs:
         parsed.update(_sized(key, unquote(quoted)))
-    return _fill(parsed, loaded_model, loaded_modules, known_modules) if defaults else parsed
+    return _fill(parsed) if defaults else parsed
 
 
 def unquote(text: str) -> str:
@@ -114,20 +106,14 @@ def _mend_civitai(line: str) -> str:
     return re.sub(r"(?<![\w ])( ?)CFG scale: ", r"\1CFG scale: 1, Distilled CFG Scale: ", line)
 
 
-def _fill(parsed: dict[str, Any], model: str | None, loaded: Sequence[str], known: Sequence[str]) -> dict[str, Any]:
+def _fill(parsed: dict[str, Any]) -> dict[str, Any]:
     filled = {**DEFAULTS, **parsed}
     if filled["FP8 weight"] != "Disable":
         filled.setdefault("Cache FP16 weight for LoRA", False)
     if has_weights(filled["Prompt"]) or has_weights(filled["Negative prompt"]):
         filled.setdefault("Emphasis", "Original")
-    if model is not None and filled.get("Model") == model:
-        del filled["Model"]
-    modules = [name for name in _numbered(parsed, "Module") if name in known]
-    if modules and sorted(modules) != sorted(loaded):
-        filled["VAE/TE"] = modules
     hires = _numbered(parsed, "Hires Module")
-    same = not hires or SAME_CHOICES in hires
-    filled["Hires VAE/TE"] = [SAME_CHOICES] if same else [name for name in hires if name in known]
+    filled["Hires VAE/TE"] = [SAME_CHOICES] if not hires or SAME_CHOICES in hires else []
     return filled
 
 

@@ -36,11 +36,10 @@ SPOILT = (WrongContentError, DownloadTooLargeError, CacheStorageError)
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is fetched. ``size`` and ``sha256`` are of the bytes as the server sends them, where they are known."""
+    """What is fetched. ``sha256`` is of the bytes as the server sends them, where it is known."""
 
     url: str
     token: str | None = None
-    size: int | None = None
     sha256: str | None = None
 
 
@@ -87,7 +86,8 @@ def _attempt(
     part = cache.part(key)
     resume = _resume(cache.state(key), _size(part), pinned=wanted.sha256 is not None)
     with get(wanted.url, limits, access, resume=resume, token=wanted.token) as response:
-        _check_answer(response, wanted)
+        if response.is_page:
+            raise page_error(response.url)
         if not response.start:  # before its mark is replaced: marks and bytes of two versions must never be together
             part.unlink(missing_ok=True)
         room = _Room(cache, key, response, limits.max_bytes)
@@ -108,15 +108,6 @@ def _resume(state: PartState, have: int, *, pinned: bool) -> Resume | None:
         return None
     start = have if state.size is None else min(have, state.size - 1)  # of a whole one, the last byte, as a check
     return Resume(start, state.size, state.validator) if start > 0 else None
-
-
-def _check_answer(response: Response, wanted: Wanted) -> None:
-    if response.is_page:
-        raise page_error(response.url)
-    if wanted.size is not None and response.size is not None and response.size != wanted.size:
-        raise WrongContentError(
-            f"{response.url} offers {response.size:,} bytes where {wanted.size:,} are expected; check the address"
-        )
 
 
 class _Room:

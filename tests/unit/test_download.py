@@ -11,8 +11,12 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from factories import save_family
 
+from lightweight_engine import Config
+from lightweight_engine.core.assembly import read_tokenizers
 from lightweight_engine.core.download import TOKENIZERS, PinnedFile, fetch, tokenizer_folder
+from lightweight_engine.core.models import ModelLibrary
 from lightweight_engine.errors import DownloadError, ModelNotFoundError
 from lightweight_engine.flux.tokenizers import CLIPTokenizer
 
@@ -99,14 +103,17 @@ def pinned(name: str, site: str, *paths: str) -> PinnedFile:
 
 
 class TestTokenizerFolder:
-    def test_fetched_from_the_first_place_that_has_it(self, site: tuple[str, Path], tmp_path: Path) -> None:
+    def test_fetched_from_the_first_place_that_has_it(
+        self, site: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         name, folder = site
         for file, body in FILES.items():
             (folder / file).write_bytes(body)
-        files = [pinned("vocab.json", name, "gone", "vocab.json"), pinned("merges.txt", name, "merges.txt")]
+        files = (pinned("vocab.json", name, "gone", "vocab.json"), pinned("merges.txt", name, "merges.txt"))
+        monkeypatch.setitem(TOKENIZERS, "clip", files)
         models, cache = tmp_path / "models", tmp_path / "cache"
         models.mkdir()
-        found = tokenizer_folder("clip", [models], cache, files=files, allow=[name])
+        found = tokenizer_folder("clip", [models], cache, allow=[name])
         assert found == cache / "tokenizers" / "clip_l"
         assert CLIPTokenizer.load(found).encode("a") == [2]
         assert list(models.iterdir()) == []  # a models folder is the user's
@@ -126,10 +133,17 @@ class TestTokenizerFolder:
         assert str(tmp_path / "models" / "tokenizers") in str(caught.value)
         assert all(name in str(caught.value) for name in names)
 
-    def test_a_failed_fetch_says_so_too(self, site: tuple[str, Path], tmp_path: Path) -> None:
-        files = [pinned("vocab.json", site[0], "gone")]
-        with pytest.raises(DownloadError, match=r"404.*put vocab\.json"):
-            tokenizer_folder("clip", [], tmp_path / "cache", files=files, allow=[site[0]])
+    def test_a_failed_fetch_says_so_too(
+        self, site: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As an engine reads them, from private hosts where its settings allow them."""
+        monkeypatch.setitem(TOKENIZERS, "clip", (pinned("vocab.json", site[0], "gone"),))
+        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+        models = ModelLibrary([save_family(tmp_path)]).choose()
+        for allow, told in (((site[0],), r"404.*put vocab\.json"), ((), r"add it to allow_hosts.*put vocab\.json")):
+            config = Config(models_dir=tmp_path, cache_dir=tmp_path / "cache", allow_hosts=allow)
+            with pytest.raises(DownloadError, match=told):
+                read_tokenizers(config, models)
 
 
 def test_the_pins_are_well_formed() -> None:

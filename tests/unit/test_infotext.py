@@ -152,15 +152,11 @@ def test_weights_in_a_prompt_fill_in_the_emphasis() -> None:
     assert "Emphasis" not in parse_infotext(f"a cat BREAK <lora:x:0.5>{line}")
 
 
-def test_loaded_model_and_modules() -> None:
-    text = "p\nSteps: 1, Model: m, Module 1: ae, Hires Module 1: clip_l, FP8 weight: Enable"
-    parsed = parse_infotext(text, loaded_model="m", known_modules=("ae", "clip_l"))
-    assert "Model" not in parsed
-    assert parsed["VAE/TE"] == ["ae"]
-    assert parsed["Hires VAE/TE"] == ["clip_l"]
-    assert parsed["Cache FP16 weight for LoRA"] is False
-    assert "VAE/TE" not in parse_infotext(text, loaded_modules=("ae",), known_modules=("ae",))
-    assert parse_infotext(text)["Model"] == "m"
+def test_models_and_modules_are_told_as_they_are() -> None:
+    parsed = parse_infotext("p\nSteps: 1, Model: m, Module 1: ae, Hires Module 1: clip_l, FP8 weight: Enable")
+    assert (parsed["Model"], parsed["Module 1"], parsed["Hires VAE/TE"]) == ("m", "ae", [])
+    assert "VAE/TE" not in parsed and parsed["Cache FP16 weight for LoRA"] is False
+    assert parse_infotext("p\nSteps: 1, Seed: 2, Size: 8x8")["Hires VAE/TE"] == ["Use same choices"]
 
 
 def test_civitai_is_mended_only_where_it_should() -> None:
