@@ -51,6 +51,8 @@ log = logging.getLogger(__name__)
 
 EMBEDDING_CACHE_BYTES = 256 << 20
 
+NO_HASH = "{name}: the file is not there any more, or cannot be read, so that its hash is not told"
+
 T = TypeVar("T")
 
 ENDED_EARLY = "the job was interrupted: pictures may be missing, unfinished, or without their later passes"
@@ -387,7 +389,12 @@ class LightweightEngine:
             infotexts += [describe(job, batch, seed, subseed, files) for seed, subseed in rows]
         jobs = (job, *workshop.jobs)
         tracker.finish()
-        notes = (*self._model.notes, *(text for each in jobs for text in each.warnings))
+        unread = [file.name for file in files if file.sha256 is None] if hashed and infotexts else []
+        notes = (
+            *self._model.notes,
+            *(text for each in jobs for text in each.warnings),
+            *(NO_HASH.format(name=name) for name in unread),
+        )
         return GenerationResult(
             images=tuple(images),
             stages=tuple(stages),

@@ -41,11 +41,17 @@ class HashCache:
             try:
                 self._begin(path)
             except OSError:
-                pass  # whoever needs the hash is told
+                pass  # whoever asks for the hash is told
 
-    def sha256_of(self, files: Sequence[Path]) -> str:
-        """That of the one file; of several, the SHA-256 of theirs, one a line."""
-        return _together([self.sha256(path) for path in files])
+    def sha256_of(self, files: Sequence[Path]) -> str | None:
+        """That of the one file; of several, the SHA-256 of theirs, one a line. None where one cannot be read.
+
+        A hash is information: what was made with a file is not lost with it.
+        """
+        try:
+            return _together([self.sha256(path) for path in files])
+        except OSError:
+            return None
 
     def known(self, files: Sequence[Path]) -> str | None:
         """The same of files that were hashed before; None where one was not, or has changed since."""
@@ -58,9 +64,12 @@ class HashCache:
         return _together(found) if len(found) == len(each) else None
 
     def wait(self, files: Iterable[Path], check: Callable[[], None]) -> None:
-        """Until all of them are hashed; ``check`` is called now and then, and may raise."""
+        """Until all of them that are there are hashed; ``check`` is called now and then, and may raise."""
         for path in files:
-            found = self._begin(path)
+            try:
+                found = self._begin(path)
+            except OSError:
+                continue
             while not found.done():
                 check()
                 wait([found], timeout=LOOK_SECONDS)

@@ -245,7 +245,10 @@ def _differences(data: Mapping[str, Any] | None, result: GenerationResult) -> li
     found = []
     hashes = {file["role"]: file["sha256"] for file in data.get("models", ())}
     for file in result.models:
-        if hashes.get(file.role) != file.sha256:
+        before = hashes.get(file.role, "")
+        if before is None or file.sha256 is None:
+            found.append(f"perhaps another {file.role} file: {file.name}, whose hash is not known")
+        elif before != file.sha256:
             found.append(f"another {file.role} file: {file.name}")
     for name, value in data.get("settings", {}).items():
         if result.settings.get(name) != value:
