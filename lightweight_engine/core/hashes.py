@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class HashCache:
         self._reading: dict[str, Future[str]] = {}
         self._lock = threading.Lock()
         self._turns = threading.Semaphore(AT_ONCE)
+        self._told = False
 
     def begin(self, files: Iterable[Path]) -> None:
         """Hash files that nothing is known of, in threads that a process does not wait for when it ends."""
@@ -125,8 +127,14 @@ class HashCache:
             temporary.write_text(json.dumps(known), encoding="utf-8")
             temporary.replace(self.path)
         except OSError as error:
-            log.warning("hashes are not kept: %s", error)
-            temporary.unlink(missing_ok=True)
+            if not self._told:
+                folder, reason = self.path.parent, error.strerror or error
+                log.warning(
+                    "hashes are read anew at each start, as %s cannot be written (%s): set cache_dir", folder, reason
+                )
+            self._told = True
+            with suppress(OSError):
+                temporary.unlink()
 
 
 def _together(each: Sequence[str]) -> str:

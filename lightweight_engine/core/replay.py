@@ -180,10 +180,19 @@ class Replay:
 
 
 def picture_of(path: Path) -> Path:
-    """The picture that a sidecar lies beside; of any other file, the file itself."""
-    if path.suffix.lower() != ".json":
+    """The picture that a sidecar lies beside; of any other file, the file itself.
+
+    Raises:
+        RequestError: there is none.
+    """
+    if path.suffix.lower() != ".json" or not path.is_file():
         return path
-    return next((each for each in map(path.with_suffix, SUFFIXES) if each.is_file()), path)
+    beside = [path.with_suffix(suffix) for suffix in SUFFIXES]
+    found = next((each for each in beside if each.is_file()), None)
+    if found is None:
+        names = " or ".join(each.name for each in beside)
+        raise RequestError(f"{path}: its picture ({names}) is not beside it; put it there", field="image")
+    return found
 
 
 def _whole_of(stage: Path) -> str:

@@ -521,6 +521,10 @@ def test_replay_makes_the_same_picture_again(cli: Cli, models: Path) -> None:
     assert done.code == 0, done.err
     assert done.out.startswith("identical")
     assert cli("replay", path, "--device", "cpu", "--json").out.count('"identical": true') == 1
+    sidecar = Path(path).with_suffix(".json")
+    lonely = sidecar.rename(sidecar.with_name("lonely.json"))
+    done = cli("replay", lonely, "--device", "cpu")
+    assert done.code == 2 and "its picture (lonely.png or lonely.jpg or lonely.webp) is not beside it" in done.err
 
 
 def test_replay_has_the_settings_of_then(cli: Cli, models: Path) -> None:

@@ -57,3 +57,14 @@ def test_hashes_of_files_that_are_not_there(tmp_path: Path) -> None:
     assert cache.sha256_of(files) is None and cache.sha256_of(files[1:]) == cache.known(files[1:])
     with pytest.raises(FileNotFoundError):
         cache.sha256(files[0])
+
+
+def test_a_cache_that_cannot_be_written_is_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "taken").write_text("a file")
+    files = [tmp_path / name for name in "abc"]
+    for path in files:
+        path.write_text(path.name)
+    cache = HashCache(tmp_path / "taken" / "hashes.json")
+    assert all(cache.sha256_of([path]) for path in files)
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1 and f"{tmp_path / 'taken'} cannot be written" in told[0] and "set cache_dir" in told[0]
