@@ -53,12 +53,12 @@ def to_uint8(pixels: Any) -> Any:
     import numpy as np
 
     if hasattr(pixels, "detach"):
-        return to_levels(pixels).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return quantised(pixels).permute(0, 2, 3, 1).contiguous().cpu().numpy()
     levels = np.nan_to_num(np.asarray(pixels, dtype=np.float32), nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1) * 255
     return np.ascontiguousarray(levels.astype(np.uint8).transpose(0, 2, 3, 1))
 
 
-def to_levels(pixels: Any) -> Any:
+def quantised(pixels: Any) -> Any:
     """A tensor of pixels [B, 3, H, W] as levels of the same shape on its device, as ``to_uint8`` has them."""
     return pixels.detach().float().nan_to_num(nan=0.0, posinf=1.0, neginf=0.0).clamp(0, 1).mul(255).byte()
 

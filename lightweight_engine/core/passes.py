@@ -34,7 +34,7 @@ from .processing import Batch, denoising_strength, encoded_text, plan_schedule, 
 NATIVE_SIZE = (1344, 768)
 TINY_SIZE = (256, 256)
 
-USUAL_SCALE = 4  # of upscaling networks
+NETWORK_SCALE = 4  # of upscaling networks
 FLOAT, DOUBLE = 4, 8  # bytes of a number
 
 
@@ -257,9 +257,9 @@ def _upscaling(first: Pass, target: Target, tools: Tools) -> Upscaling | None:
     if entry is None:
         return Upscaling(0, 0, 3 * FLOAT * count * (before + after))
     by = max(target.height / first.size[0], target.width / first.size[1])
-    rounds = 1 if by <= USUAL_SCALE else 2
-    made = before * USUAL_SCALE ** (2 * rounds)
-    tile = tile_bytes(entry.family.tiling.tile, USUAL_SCALE)
+    rounds = 1 if by <= NETWORK_SCALE else 2
+    made = before * NETWORK_SCALE ** (2 * rounds)
+    tile = tile_bytes(entry.family.tiling.tile, NETWORK_SCALE)
     pictures = 3 * (count * FLOAT * (before + after) + DOUBLE * made)
     return Upscaling(network_bytes(entry.path.stat().st_size), tile, pictures)
 

@@ -33,7 +33,7 @@ from ..upscalers.picture import Picture
 from ..upscalers.upscaler import Upscaler
 from .coding import Start, decode_latent, encode_pixels, start_of
 from .finite import check_finite
-from .images import to_images, to_levels
+from .images import quantised, to_images
 from .networks import Networks
 from .progress import Interrupted
 from .recovery import Recovery
@@ -319,7 +319,7 @@ def finished(
         pixels: ``[B, 3, H, W]`` in 0..1.
         refine: what is done to them before that.
     """
-    results = refine([Picture(levels) for levels in to_levels(pixels)])
+    results = refine([Picture(levels) for levels in quantised(pixels)])
     if job.begin is None:
         return results
     return [job.begin.finish(result, batch.first + i) for i, result in enumerate(results)]

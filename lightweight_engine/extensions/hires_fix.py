@@ -17,7 +17,7 @@ from torch import Tensor
 from ..request import GenerationRequest
 from ..upscalers.upscaler import Upscaler, enlarged
 
-DEFAULT_STRENGTH = 0.7
+HIRES_STRENGTH = 0.7
 """Where a request names none; the reference fails there."""
 
 
@@ -91,7 +91,7 @@ def target_size(width: int, height: int, scale: float, resize_x: int, resize_y: 
 
 def second_pass(request: GenerationRequest) -> GenerationRequest:
     """The request of the hires pass: image-to-image that runs exactly its steps, with what the request has for it."""
-    strength = DEFAULT_STRENGTH if request.denoising_strength is None else request.denoising_strength
+    strength = HIRES_STRENGTH if request.denoising_strength is None else request.denoising_strength
     own = {
         "prompt": request.hr_prompt or request.prompt,
         "negative_prompt": request.hr_negative_prompt or request.negative_prompt,
