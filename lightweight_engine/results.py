@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from pydantic import Field
@@ -23,6 +23,11 @@ class Progress(Frozen):
     image_index: int = 0
     image_count: int = 1
     preview: Any = None  # a PIL image, where previews are on
+
+
+OnBytes = Callable[[int, int | None], None]
+"""Called with the bytes of a file that are here and those there will be (None: not told); what it raises ends the
+fetch."""
 
 
 class ModelFile(Frozen):

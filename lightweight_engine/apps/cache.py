@@ -67,7 +67,8 @@ def prune(
 ) -> None:
     """Remove unfinished files, and those used longest ago until the rest of each kind fits; files in use stay."""
     with Console(json=json, debug=debug) as console:
-        from ..core.download import GIB, cache_of
+        from ..backend.host_memory import GIB
+        from ..core.download import cache_of
 
         gib, days = _number("--to", to, "GiB"), _number("--unused", unused, "days")
         config = load_config(settings)

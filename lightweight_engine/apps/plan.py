@@ -81,7 +81,7 @@ def planned_card(console: Console, given: str | None, name: str | None) -> Card 
         return None
     vram = read_number("--vram", given, Annotated[float, Field(gt=0, le=1024)], unit="GiB")
     from ..backend.devices import RATES, Card
-    from ..core.plan import GIB
+    from ..backend.host_memory import GIB
 
     if name is not None and not any(known in name for known in RATES):
         console.warn(f"--card: the speed of {name!r} is not known; known are {', '.join(RATES)}")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+GIB = 1 << 30
+MIB = 1 << 20
+
 NO_LIMIT = 1 << 62
 
 

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .devices import Card, card_of
+from .host_memory import MIB
 
 VRAMState = Literal["NO_VRAM", "LOW_VRAM", "NORMAL_VRAM", "HIGH_VRAM", "SHARED"]
-
-GIB = 1 << 30
-MIB = 1 << 20
 
 # A slot holds one unit: two let the copy of one overlap with the computing of the other.
 SLOTS = 2

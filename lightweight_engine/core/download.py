@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..backend.checkpoint import file_sha256, open_checkpoint
+from ..backend.host_memory import GIB
 from ..backend.net import Access, Limits, get
 from ..backend.tar_member import find_member
 from ..errors import (
@@ -27,18 +28,17 @@ from ..errors import (
     WrongContentError,
 )
 from ..flux.tokenizers import Kind, find_tokenizer, is_tokenizer
+from ..results import OnBytes
 from .file_cache import FileCache, Held
 from .lora_sources import Kind as FileKind
 from .lora_sources import Source, lora_source
-from .transfer import Progress, Received, Wanted, transfer
+from .transfer import Received, Wanted, transfer
 
 if TYPE_CHECKING:
     from ..config import EngineConfig
     from .models import ModelSet
 
 log = logging.getLogger(__name__)
-
-GIB = 1 << 30
 
 # --- LoRAs, through the cache -----------------------------------------------------------------------------------
 
@@ -75,7 +75,7 @@ class Downloads:
         url: str,
         *,
         sha256: str | None = None,
-        progress: Progress = _silent,
+        progress: OnBytes = _silent,
         kind: FileKind = "LoRA",
     ) -> Held:
         """The LoRA file of a URL, held in the cache until it is closed. A URL that was fetched is not asked again.
@@ -104,7 +104,7 @@ class Downloads:
         """The file in the cache, by its hash or its URL."""
         return self.cache.find_content(sha256, source.name) if sha256 else self.cache.find(key)
 
-    def _fetch(self, source: Source, key: str, sha256: str | None, progress: Progress) -> Held:
+    def _fetch(self, source: Source, key: str, sha256: str | None, progress: OnBytes) -> Held:
         plain = source.member is None
         wanted = Wanted(source.url, source.token, sha256 if plain else None)
         got = transfer(wanted, self.cache, key, self.limits, self.access, progress)

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 
-from ..backend.host_memory import host_available, host_total
+from ..backend.host_memory import GIB, host_available, host_total
 from ..backend.page_locked import CudaDriver, Driver, can_lock, page_locked
 from ..backend.read_ahead import Span, joined, read_ahead
 from ..config import EngineConfig
@@ -31,8 +31,6 @@ from .quantized_names import file_name
 
 MEMORY_SHARE = 0.5
 """Of the memory that this process may have: were more read, the first bytes would be gone before they are used."""
-
-GIB = 1 << 30
 
 SETTING: dict[Role, str] = {"transformer": "storage_dtype", "t5": "text_storage_dtype", "clip": "text_storage_dtype"}
 

@@ -14,8 +14,9 @@ import torch
 
 from ..backend import kernels
 from ..backend.devices import Card
+from ..backend.host_memory import GIB, MIB
 from ..backend.lora_layers import NO_COST, Cost
-from ..backend.memory_manager import BOUNDS, GIB, MIB, SLOTS, Budget, MemoryManager, Residency, place
+from ..backend.memory_manager import BOUNDS, SLOTS, Budget, MemoryManager, Residency, place
 from ..errors import MemoryBudgetError
 from ..flux.footprint import (
     LIBRARIES,

@@ -9,7 +9,8 @@ import torch
 
 from ..backend import eight_bit
 from ..backend.devices import Card, compute_dtype
-from ..backend.memory_manager import GIB, MemoryManager
+from ..backend.host_memory import GIB
+from ..backend.memory_manager import MemoryManager
 from ..backend.quantize import ROWS
 from ..config import EngineConfig
 from ..flux.footprint import inventory

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import GenerationCancelled
-from ..results import Progress
+from ..results import OnBytes, Progress
 
 if TYPE_CHECKING:
     from ..backend.pace import Laps
@@ -87,7 +87,7 @@ class Watch:
             raise GenerationCancelled("the job was cancelled by its caller")
 
 
-def fetching(watch: Watch) -> Callable[[int, int | None], None]:
+def fetching(watch: Watch) -> OnBytes:
     """Tells the caller how much of a file was fetched, in MiB, as steps of the stage ``load``; stops where asked to."""
 
     def tell(received: int, size: int | None) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ..backend.memory_manager import GIB
+from ..backend.host_memory import GIB
 from ..backend.model_files import open_model
 from ..backend.satellites import WRITABLE
 from ..config import EngineConfig

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 import torch
 
 from ..backend.devices import available_memory, is_out_of_memory, release_cached, what_ran_out
+from ..backend.host_memory import GIB
 from ..errors import MemoryBudgetError
 from .networks import Networks
-from .plan import GIB, Plan, StageName, lowered
+from .plan import Plan, StageName, lowered
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -19,12 +18,10 @@ from ..errors import (
     DownloadTooLargeError,
     WrongContentError,
 )
+from ..results import OnBytes
 from .file_cache import FileCache, PartState
 
 log = logging.getLogger(__name__)
-
-Progress = Callable[[int, int | None], None]
-"""Called with the bytes that are here and those there will be (None: not told); what it raises ends the fetch."""
 
 ATTEMPTS = 5
 STEP = 16 << 20  # room that is made at a time where a size is not told
@@ -51,9 +48,7 @@ class Received:
     host: str
 
 
-def transfer(
-    wanted: Wanted, cache: FileCache, key: str, limits: Limits, access: Access, progress: Progress
-) -> Received:
+def transfer(wanted: Wanted, cache: FileCache, key: str, limits: Limits, access: Access, progress: OnBytes) -> Received:
     """Fetch a file into the part of ``key``, whose lock the caller holds. A lost connection is taken up again.
 
     What has come stays for a later call after a loss, a timeout or the end of the process, and goes after all else.
@@ -80,9 +75,7 @@ def transfer(
     raise DownloadTimeoutError(f"the file did not come whole within {limits.max_seconds:g} s; try again")
 
 
-def _attempt(
-    wanted: Wanted, cache: FileCache, key: str, limits: Limits, access: Access, progress: Progress
-) -> Received:
+def _attempt(wanted: Wanted, cache: FileCache, key: str, limits: Limits, access: Access, progress: OnBytes) -> Received:
     part = cache.part(key)
     resume = _resume(cache.state(key), _size(part), pinned=wanted.sha256 is not None)
     with get(wanted.url, limits, access, resume=resume, token=wanted.token) as response:
@@ -147,7 +140,7 @@ def _digest_of(file: BinaryIO, start: int) -> hashlib._Hash:
     return digest
 
 
-def _copy(response: Response, file: BinaryIO, digest: hashlib._Hash, room: _Room, progress: Progress) -> int:
+def _copy(response: Response, file: BinaryIO, digest: hashlib._Hash, room: _Room, progress: OnBytes) -> int:
     """Write the body behind what is here; the bytes of the whole."""
     received, head = response.start, b""
     for piece in response.chunks():

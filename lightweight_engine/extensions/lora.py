@@ -22,19 +22,19 @@ from ..flux.prompt import NetworkTag, parse_networks, read_lora_tag
 from ..labels import Compat
 from ..lora_spec import MAX_LORA_SCALE, LoraSpec
 from ..request import MAX_LORAS, GenerationRequest
-from ..results import AppliedLora
+from ..results import AppliedLora, OnBytes
 from .lora_library import LoraLibrary
 
 # LoRA files that stay open, those used last: their pages are given back, and they need not be read and checked again.
 FILES_KEPT = 8
 
-Progress = Callable[[int, int | None], None]
+Progress = OnBytes
 
 
 class Fetch(Protocol):
     """Gets the LoRA file of a URL, which stays in its place inside the context."""
 
-    def __call__(self, url: str, *, sha256: str | None, progress: Progress) -> AbstractContextManager[Any]: ...
+    def __call__(self, url: str, *, sha256: str | None, progress: OnBytes) -> AbstractContextManager[Any]: ...
 
 
 def specs_of(request: GenerationRequest, prompt: str, warnings: list[str]) -> list[LoraSpec]:
@@ -121,7 +121,7 @@ class LoRAManager:
         self,
         specs: Sequence[LoraSpec],
         compat: Compat = "fixed",
-        progress: Progress = lambda *_: None,
+        progress: OnBytes = lambda *_: None,
         field_of: Callable[[LoraSpec], str | None] = lambda _: None,
     ) -> LoraSet:
         """The LoRAs that are asked for, ready to act.
@@ -153,7 +153,7 @@ class LoRAManager:
         """Close every file."""
         self._open.clear()
 
-    def _use(self, spec: LoraSpec, compat: Compat, progress: Progress) -> LoraUse:
+    def _use(self, spec: LoraSpec, compat: Compat, progress: OnBytes) -> LoraUse:
         if spec.url is not None:
             with self._fetch(spec.url, sha256=spec.sha256, progress=progress) as held:
                 return self._made(spec, held.path, held.name, self._shown(spec.url), held.sha256, compat)

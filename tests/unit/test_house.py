@@ -55,7 +55,7 @@ ARROWS = {
     "backend.page_locked": "read_ahead",
     "backend.staging": "checkpoint page_locked",
     "backend.pages": "checkpoint devices streaming",
-    "backend.memory_manager": "devices",
+    "backend.memory_manager": "devices host_memory",
     "backend.quantize": "block_types fp8 gguf nf4 packed",
     "backend.kernels": "kernels.launch",
     "backend.kernels.convolution": "kernels.launch kernels.lines kernels.taps",

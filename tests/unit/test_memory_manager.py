@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from lightweight_engine.backend.devices import Card, card_of
+from lightweight_engine.backend.host_memory import GIB, MIB
 from lightweight_engine.backend.memory_manager import (
-    GIB,
     MARGIN,
     MARGIN_SHARE,
-    MIB,
     PRESETS,
     SLOTS,
     MemoryManager,

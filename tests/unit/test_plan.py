@@ -16,7 +16,8 @@ from sparse_files import Hole, write_safetensors
 from lightweight_engine import Config, GenerationRequest, LightweightEngine
 from lightweight_engine.backend.checkpoint import open_checkpoint
 from lightweight_engine.backend.devices import RATES, Card
-from lightweight_engine.backend.memory_manager import GIB, PRESETS, SLOTS, MemoryManager
+from lightweight_engine.backend.host_memory import GIB
+from lightweight_engine.backend.memory_manager import PRESETS, SLOTS, MemoryManager
 from lightweight_engine.backend.packed import GPU_PIECE, TEMPORARIES
 from lightweight_engine.core.plan import AtHand, Network, Plan, Shape, StageName, lowered, make_plan
 from lightweight_engine.errors import MemoryBudgetError

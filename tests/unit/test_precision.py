@@ -13,7 +13,7 @@ from factories import save_drawable
 from lightweight_engine import Config, GenerationRequest, LightweightEngine
 from lightweight_engine.apps.settings import ON_A_CPU
 from lightweight_engine.backend.devices import Card
-from lightweight_engine.backend.memory_manager import GIB
+from lightweight_engine.backend.host_memory import GIB
 from lightweight_engine.core import precision
 from lightweight_engine.core.models import TINY, ModelLibrary, ModelSet
 from lightweight_engine.core.precision import Precision, choose_precision, in_effect, memory_manager

@@ -13,7 +13,8 @@ import torch
 from factories import save_drawable
 
 from lightweight_engine import Config, GenerationRequest, LightweightEngine
-from lightweight_engine.backend.memory_manager import GIB, PRESETS
+from lightweight_engine.backend.host_memory import GIB
+from lightweight_engine.backend.memory_manager import PRESETS
 from lightweight_engine.backend.pages import PageStream
 from lightweight_engine.core import networks
 from lightweight_engine.core.describe import pixels_sha256
