@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...backend.host_memory import GIB
 from ...config import EngineConfig
 from ...core.choice import choose_models
-from ...core.download import GIB, Downloads
+from ...core.download import Downloads
 from ...core.engine import LightweightEngine
 from ...core.file_cache import FileCache, Held
 from ...core.pictures import PictureReader
