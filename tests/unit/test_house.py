@@ -182,10 +182,12 @@ ARROWS = {
     "apps.doctor": "console options",
     # the service: what both processes share, then the worker, then the front from its heart outwards
     "apps.serve": "console options server.logs server.run server.supervisor",
+    "apps.server.faults": "wording",
+    "apps.server.logs": "wording",
     "apps.server.messages": "server.faults",
-    "apps.server.facts": "server.faults",
+    "apps.server.facts": "wording",
     "apps.server.sources": "server.names",
-    "apps.server.worker": "server.facts server.faults server.logs server.messages server.sources",
+    "apps.server.worker": "server.facts server.faults server.logs server.messages server.sources wording",
     "apps.server.supervisor": "server.faults server.messages server.worker",
     "apps.server.jobs": "server.faults server.messages",
     "apps.server.metrics": "server.messages",
@@ -209,7 +211,7 @@ ARROWS = {
     "apps.server.sdapi.options": "server.sdapi.models",
     "apps.server.sdapi.catalogue": "server.faults server.sdapi.options server.service",
     "apps.server.sdapi.translate": "server.faults server.sdapi.catalogue server.sdapi.fields server.sdapi.models "
-    "server.sdapi.options server.sdapi.scripts",
+    "server.sdapi.options server.sdapi.scripts wording",
     "apps.server.sdapi.answers": "server.jobs server.schemas server.sdapi.models server.sdapi.translate",
     "apps.server.sdapi.session": "server.faults server.jobs server.sdapi.options server.service",
     "apps.server.sdapi.generation": "server.asking server.bodies server.faults server.native server.queries "
@@ -235,8 +237,7 @@ ARROWS = {
     "apps.server.run": "server.app server.protocol server.service server.supervisor",
     # predict() under Cog
     "apps.predictor.requests": "predictor.inputs",
-    "apps.predictor.predictor": "predictor.inputs predictor.outputs predictor.postback predictor.requests "
-    "server.faults server.logs",
+    "apps.predictor.predictor": "predictor.inputs predictor.outputs predictor.postback predictor.requests wording",
     "apps.predictor.start": "predictor.predictor server.logs",
 }
 

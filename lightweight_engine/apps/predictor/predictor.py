@@ -23,8 +23,7 @@ from ...core.warm_up import draw_once
 from ...errors import EngineError, about
 from ...request import GenerationRequest
 from ...results import GenerationResult, Progress
-from ..server.faults import in_their_words, their_name, without_paths
-from ..server.logs import Redactor
+from ..wording import Redactor, their_name, with_their_names, without_paths
 from .inputs import read_inputs
 from .outputs import OutputFolder
 from .postback import Postback
@@ -145,7 +144,7 @@ class Predictor:
 
 def _told(error: EngineError, names: Mapping[str, str]) -> str:
     """Kind, input and text of an error; ``names`` are those of inputs by the fields that they became."""
-    field, text = error.field, in_their_words(str(error), names)
+    field, text = error.field, with_their_names(str(error), names)
     field = field and their_name(field, names)
     where = f"{field}: " if field and not text.startswith(field) else ""
     return f"{type(error).__name__}: {where}{text}"

@@ -24,7 +24,7 @@ from ...errors import EngineError
 from ...extensions.lora_library import LoraLibrary
 from ...upscalers.files import Entry, UpscalerFiles
 from ...upscalers.upscaler import PLAIN
-from .faults import without_paths
+from ..wording import without_paths
 
 log = logging.getLogger(__name__)
 

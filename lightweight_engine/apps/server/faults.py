@@ -2,40 +2,18 @@
 
     {"error": {"type", "message", "param", "request_id"}, "detail": message}
 
-``detail`` is where clients of other engines' APIs look. No traceback, folder or secret is part of a message, and one
-that advises what a caller cannot do says who can.
+``detail`` is where clients of other engines' APIs look. No traceback, folder or secret is part of a message: see
+``wording``.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...config import EngineConfig
 from ...errors import EngineError
-from ...request import GenerationRequest
-
-# An absolute path in a message; its last part is what tells a caller which file is meant.
-_PATH = re.compile(r"(?<![\w.:/…-])/(?:[^\s/'\",;:()]+/)+([^\s/'\",;:()]*)")
-
-# Settings by whole words; those that a request has as well are a caller's.
-_SETTINGS = [name for name in EngineConfig.model_fields if "_" in name and name not in GenerationRequest.model_fields]
-_ADVICE = (
-    rf"(?:add|set|raise|choose|see)\b[^;,]*?(?:the setting \w+|output folder|`tokens`|\b(?:{'|'.join(_SETTINGS)})\b)",
-    r"(?:change|check|mend)\b[^;,]*? permissions",
-    r"pip install",
-    r"put (?:it|the file|\S+ of FLUX)",
-    r"free (?:some )?space",
-    r"switch it off",
-)
-_OPERATORS = re.compile(rf"\b(?:{'|'.join(_ADVICE)})[^;,]*?(?=,? or |[;,]|$)")
-"""Advice on settings, packages, files and disks, to where it ends."""
-
-# The field that a message begins with, and its place where the field is a list.
-_FIELD = re.compile(r"(?P<name>\w+)(?P<place>\[\d+\])?")
-_FIRST_FIELDS = re.compile(r"^\w+(?:\[\d+\])?(?:(?=[:.])|(?:, \w+)*(?= had no effect ))")
+from ..wording import for_callers, without_paths
 
 
 class Refusal(EngineError):
@@ -185,38 +163,3 @@ class Fault:
         message = for_callers(self.message)
         told = {"type": self.type, "message": message, "param": self.param, "request_id": request_id}
         return {"error": told, "detail": message}
-
-
-def without_paths(text: str) -> str:
-    """A message with the folders of absolute paths left out."""
-    return _PATH.sub(r"…/\1", text)
-
-
-def for_callers(text: str) -> str:
-    """A message whose advice is for the operator of the service alone, with a word on that where it is first given."""
-    return _OPERATORS.sub(r"\g<0> (as the operator of this service can)", text, count=1)
-
-
-def their_name(field: str, names: Mapping[str, str]) -> str:
-    """What a caller knows a field as.
-
-    Args:
-        names: theirs by ours, with ``[]`` where the place in a list belongs; without a place, all of the list is meant.
-            A field with its place may have a name of its own. What follows a dot stays.
-    """
-    found = _FIELD.match(field)
-    rest = field[found.end() :] if found else ""
-    if found is None or (rest and not rest.startswith(".")):
-        return field
-    if found["place"] and found[0] in names:
-        return names[found[0]] + rest
-    if found["name"] not in names:
-        return field
-    name, _, within = names[found["name"]].partition("[]")
-    placed = found["place"] and "[]" in names[found["name"]]
-    return (f"{name}{found['place']}{within}" if placed else name) + rest
-
-
-def in_their_words(message: str, names: Mapping[str, str]) -> str:
-    """A message that begins with a field, or with those that had no effect, with the names that its reader knows."""
-    return _FIRST_FIELDS.sub(lambda found: ", ".join(their_name(each, names) for each in found[0].split(", ")), message)

@@ -4,32 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import sys
 import time
 from collections.abc import Iterable
 from contextvars import ContextVar
 from typing import Any
 
+from ..wording import Redactor
+
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 JOB_ID: ContextVar[str | None] = ContextVar("job_id", default=None)
 
-# The query of an address may hold a token, and what stands before its @ a password.
-_ADDRESS = re.compile(r"(https?://)(?:[^\s/@'\"]*@)?([^\s?#'\"]*)(?:[?#][^\s'\"]*)?", re.IGNORECASE)
-_BEARER = re.compile(r"\b(bearer|basic)\s+[!-~]+", re.IGNORECASE)
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
-
-
-class Redactor:
-    """Takes secrets out of a text: those that are known, and what looks like one."""
-
-    def __init__(self, secrets: Iterable[str] = ()) -> None:
-        known = sorted(filter(None, secrets), key=len, reverse=True)
-        self._known = re.compile("|".join(map(re.escape, known))) if known else None
-
-    def __call__(self, text: str) -> str:
-        text = self._known.sub("***", text) if self._known else text
-        return _BEARER.sub(r"\1 ***", _ADDRESS.sub(r"\1\2", text))
 
 
 class JsonLines(logging.Formatter):

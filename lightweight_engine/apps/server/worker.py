@@ -28,8 +28,9 @@ from ...core.warm_up import warm_up
 from ...errors import EngineError, OutputError
 from ...request import UpscaleRequest
 from ...results import GenerationResult, Progress, UpscaleResult
+from ..wording import without_paths
 from .facts import Facts
-from .faults import Fault, without_paths
+from .faults import Fault
 from .logs import JOB_ID, REQUEST_ID, set_up_logs
 from .messages import Broken, Cancel, Ended, FromWorker, Interrupt, Moved, Outcome, Ready, Tend, Tended, ToWorker, Work
 from .sources import check_models, reader_of, with_pictures

@@ -16,7 +16,7 @@ from ..bodies import read_json
 from ..jobs import Job
 from ..queries import without_effect
 from ..schemas import as_base64
-from .generation import FAILURES, in_their_words, json_answer
+from .generation import FAILURES, faults_renamed, json_answer
 from .models import ExtraBatchRequest, ExtraBatchResponse, ExtraRequest, ExtraSingleRequest, ExtraSingleResponse
 from .options import NO_CHOICE
 from .session import PREFIX, Session
@@ -67,7 +67,7 @@ async def _enlarged(
     session: Session, request: Request, model: type[ExtraSingleRequest | ExtraBatchRequest]
 ) -> Response:
     service = session.service
-    with in_their_words({**NAMES, "images": _PICTURES[model]}):
+    with faults_renamed({**NAMES, "images": _PICTURES[model]}):
         raw = await read_json(request, service.max_body)
         body = model.read(raw)
         job = await submit(service, request, upscale_request(body, session.options.output_format))

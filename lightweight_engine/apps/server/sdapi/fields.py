@@ -92,4 +92,4 @@ NAMES = {
     "noise_source": "override_settings.randn_source",
     "background_color": "override_settings.img2img_background_color",
 }
-"""What a caller of this API knows our fields as, where that is another name; see ``faults.their_name``."""
+"""What a caller of this API knows our fields as, where that is another name; see ``wording.their_name``."""

@@ -26,7 +26,7 @@ FAILURES = errors(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503, 504, 50
 
 
 @contextmanager
-def in_their_words(names: Mapping[str, str]) -> Iterator[None]:
+def faults_renamed(names: Mapping[str, str]) -> Iterator[None]:
     """Faults that name a field name it as callers of this API do: ``names`` are theirs by ours."""
     try:
         yield
@@ -65,7 +65,7 @@ def generation_routes(session: Session) -> APIRouter:
 async def _drawn(session: Session, request: Request, model: type[TextToImageRequest | ImageToImageRequest]) -> Response:
     service = session.service
     names: dict[str, str] = {}
-    with in_their_words(names):
+    with faults_renamed(names):
         raw = await read_json(request, service.max_body)
         body: Body = model.read(raw)
         names |= names_of(body)

@@ -13,7 +13,7 @@ from ..native import errors
 from ..service import Service
 from ..tasks import check
 from .catalogue import Catalogue
-from .generation import in_their_words
+from .generation import faults_renamed
 from .options import Options, options_by_field, without_effect
 from .session import PREFIX, Session
 
@@ -58,7 +58,7 @@ def _check(service: Service, options: Options) -> None:
     Raises:
         JobFailed: with the fault of the first, by the option's name.
     """
-    with in_their_words(options_by_field()):
+    with faults_renamed(options_by_field()):
         request = GenerationRequest(image="any", **options.fields())  # with one, what acts on it is looked at too
         check(request, service.config, is_tiny=service.supervisor.facts.get("demonstration"))
 

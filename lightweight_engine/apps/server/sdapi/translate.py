@@ -15,7 +15,8 @@ from ....errors import RequestError
 from ....flux.prompt import parse_networks
 from ....labels import resolve_sampler
 from ....request import GenerationRequest, profile_defaults
-from ..faults import Fault, Refusal, in_their_words, their_name
+from ...wording import their_name, with_their_names
+from ..faults import Fault, Refusal
 from .catalogue import Catalogue
 from .fields import (
     CONFIGURED,
@@ -91,13 +92,13 @@ def translate(
 def renamed(fault: Fault, names: Mapping[str, str]) -> Fault:
     """A fault that names a field, with the name that the field has in this API."""
     param = fault.param and their_name(fault.param, names)
-    return replace(fault, message=in_their_words(fault.message, names), param=param)
+    return replace(fault, message=with_their_names(fault.message, names), param=param)
 
 
 def retold(sentences: Iterable[str], body: Body) -> list[str]:
     """What the engine says of a body's job, likewise."""
     names = names_of(body)
-    return [in_their_words(each, names) for each in sentences]
+    return [with_their_names(each, names) for each in sentences]
 
 
 def names_of(body: Body) -> dict[str, str]:
