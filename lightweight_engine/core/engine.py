@@ -13,7 +13,7 @@ from weakref import WeakMethod, ref
 
 import torch
 
-from ..backend.devices import Card, PeakMemory, pick_device
+from ..backend.devices import Card, PeakMemory
 from ..config import EngineConfig
 from ..errors import ConfigError, RequestError
 from ..extensions.detection import Detection
@@ -25,7 +25,7 @@ from ..request import GenerationRequest, UpscaleRequest
 from ..results import GenerationResult, UpscaleResult
 from ..upscalers.library import UpscalerLibrary
 from .assembly import assemble
-from .current_model import CurrentModel
+from .current_model import CurrentModel, ready_device
 from .describe import describe, device_name, versions
 from .detailing import find
 from .finite import settle
@@ -238,7 +238,7 @@ class LightweightEngine:
         pictures = [reader.read(each, "images") for each in request.images]
         with self._lock:
             networks = self._model.networks
-            device = networks.device if networks else pick_device(self.config.device)
+            device = networks.device if networks else ready_device(self.config)
             self._upscalers.device = device
             memory, begin = PeakMemory(device), time.perf_counter()
             try:
@@ -416,7 +416,7 @@ class LightweightEngine:
 
     def _assembled(self, settings: EngineConfig, card: Card | None, notes: list[str]) -> Networks:
         """The networks of a model that is only looked at, on the device or for a card that need not be there."""
-        device = pick_device(self.config.device) if card is None else torch.device(card.kind)
+        device = ready_device(self.config) if card is None else torch.device(card.kind)
         models = self._model.chosen(settings, notes)
         return assemble(models, settings, device, card or self._model.card_without(device), notes, load=False)
 

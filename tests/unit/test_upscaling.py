@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from first_device import threads_after
+from fresh import called_fresh
 from PIL import Image
 
 from lightweight_engine import Config, LightweightEngine, Progress
@@ -172,3 +175,9 @@ def test_the_target_of_a_cut_of_odd_sides(engine: LightweightEngine) -> None:
     request = UpscaleRequest(images=(noise(),), width=100, height=33, crop=True)
     target = target_of(request, (40, 24), engine.config)
     assert target.size == (100, 60) and target.box == (0, 14, 100, 47)
+
+
+@pytest.mark.parametrize("work", ["upscale", "find"])
+def test_settings_of_the_device_hold_where_no_model_is_ready(tmp_path: Path, work: str) -> None:
+    asked, used = called_fresh(threads_after, work, str(tmp_path))
+    assert used == asked
