@@ -9,9 +9,25 @@ from typing import Any
 import pytest
 
 from lightweight_engine.apps.server import jobs
-from lightweight_engine.apps.server.faults import ConflictError, DeadlineError, Fault, GoneError, UnknownJobError
+from lightweight_engine.apps.server.faults import (
+    ConflictError,
+    DeadlineError,
+    Fault,
+    GoneError,
+    UnavailableError,
+    UnknownJobError,
+)
 from lightweight_engine.apps.server.jobs import Job, JobStore
 from lightweight_engine.apps.server.messages import Moved, Outcome
+from lightweight_engine.errors import (
+    DownloadError,
+    DownloadTimeoutError,
+    EngineError,
+    GenerationCancelled,
+    InvalidURLError,
+    MemoryBudgetError,
+    RequestError,
+)
 
 
 def job(name: str, **fields: Any) -> Job:
@@ -43,6 +59,66 @@ def test_the_newest_come_first() -> None:
         store.add(job(name, caller=caller))
     assert [each.id for each in store.newest(2)] == ["d", "c"]
     assert [each.id for each in store.newest(9, "x")] == ["d", "c", "a"]
+
+
+def test_a_job_is_known_to_its_caller() -> None:
+    store = JobStore(250, 60.0)
+    mine = job("a", caller="x")
+    store.add(mine)
+    assert store.get("a", "x") is mine and store.get("a") is mine
+    with pytest.raises(UnknownJobError):
+        store.get("a", "y")
+
+
+@pytest.mark.parametrize(
+    ("error", "hurried", "counted"),
+    [
+        (DeadlineError("late"), True, "timed_out"),
+        (DeadlineError("late"), False, "failed"),
+        (DownloadTimeoutError("slow"), True, "failed"),
+        (UnavailableError("ending"), True, "failed"),
+        (RequestError("wrong"), True, "refused"),
+        (GenerationCancelled("enough"), True, "cancelled"),
+    ],
+)
+def test_a_fault_is_counted_for_whose_it_is(error: EngineError, hurried: bool, counted: str) -> None:
+    over = job("a", hurried=hurried)
+    over.fail(Fault.of(error))
+    assert over.counted_as == counted
+
+
+def test_what_may_pass_frees_its_key() -> None:
+    store = JobStore(1000, 60.0)
+    for error, kept in (
+        (DownloadError("the server of a LoRA is down"), False),
+        (DownloadTimeoutError("it is slow"), False),
+        (UnavailableError("ending"), False),
+        (MemoryBudgetError("too much"), False),
+        (RequestError("wrong"), True),
+        (InvalidURLError("no address"), True),
+    ):
+        failed = job(str(error))
+        failed.fail(Fault.of(error))
+        store.add(failed, failed.id, "digest")
+        assert (store.of_key(failed.id, "digest") is failed) == kept, error
+
+
+def test_a_sentence_says_what_a_job_is() -> None:
+    told = job("a")
+    sentences = [told.told]
+    told.start()
+    sentences.append(told.told)
+    told.fail(Fault.unexpected())
+    stopped = job("b")
+    stopped.fail(Fault.of(GenerationCancelled("enough")))
+    sentences += [told.told, stopped.told, done("c").told]
+    assert sentences == [
+        "job a waits",
+        "job a is running",
+        "job a has failed",
+        "job b was cancelled",
+        "job c has succeeded",
+    ]
 
 
 def test_pictures_are_kept_for_a_time() -> None:

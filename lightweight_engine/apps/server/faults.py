@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...errors import EngineError
+from ...errors import DownloadError, EngineError
 from ..wording import for_callers, without_paths
 
 
@@ -157,6 +157,11 @@ class Fault:
     def unexpected(cls) -> Fault:
         """Anything else; what it was is for the log alone."""
         return cls("InternalError", "an error that should not have happened; the log has it under request_id", 500)
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the same request may succeed later: it failed by the service, or by a server that it asked."""
+        return self.status >= 500 or self.status == DownloadError.http_status
 
     def body(self, request_id: str | None) -> dict[str, Any]:
         """The answer to a request that ended so."""

@@ -10,10 +10,18 @@ from itertools import islice
 from typing import Any, Literal
 
 from ...request import Task
-from .faults import ConflictError, Fault, GoneError, UnknownJobError
+from .faults import ConflictError, DeadlineError, Fault, GoneError, UnknownJobError
 from .messages import Moved, Outcome
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+_SAID: dict[State, str] = {
+    "queued": "waits",
+    "running": "is running",
+    "succeeded": "has succeeded",
+    "failed": "has failed",
+    "cancelled": "was cancelled",
+}
+"""How a sentence about a job goes on."""
 
 KEY_SECONDS = 24 * 3600.0  # that an idempotency key is remembered
 MAX_REMEMBERED = 10_000  # jobs that are over, and keys
@@ -44,6 +52,7 @@ class Job:
     Attributes:
         deadline: on the clock of ``time.monotonic``.
         bound: what that comes from, in words: a header or a setting, and its seconds.
+        hurried: it comes from the header, and so from its caller.
         cost: megapixel-steps, roughly.
         caller: who waits for it, as a name for a key or an address.
         interrupted: its pictures are not all that was asked for, or not finished, as its caller wanted it.
@@ -58,6 +67,7 @@ class Job:
     deadline: float
     cost: float
     bound: str = ""
+    hurried: bool = False
     caller: str = ""
     preview_every: int = 0
     save: bool = False
@@ -82,14 +92,23 @@ class Job:
         return self.state in ("succeeded", "failed", "cancelled")
 
     @property
-    def refused(self) -> bool:
-        """Whether it failed by what its caller asked for, and not by a fault of the service."""
-        return self.state == "failed" and self.fault is not None and self.fault.status < 500
+    def counted_as(self) -> str:
+        """Its state, or where it failed by what its caller asked for, and by no fault of the service, how."""
+        if self.state != "failed" or self.fault is None:
+            return self.state
+        if self.hurried and self.fault.type == DeadlineError.__name__:
+            return "timed_out"
+        return "refused" if self.fault.status < 500 else self.state
 
     @property
     def to_repeat(self) -> bool:
         """Whether the same request may bring more another time."""
-        return self.interrupted or self.state == "cancelled" or (self.fault is not None and self.fault.status >= 500)
+        return self.interrupted or self.state == "cancelled" or (self.fault is not None and self.fault.may_pass)
+
+    @property
+    def told(self) -> str:
+        """What it is and where, as a sentence begins."""
+        return f"job {self.id} {_SAID[self.state]}"
 
     def start(self) -> None:
         self.state, self.started = "running", time.time()
@@ -139,7 +158,7 @@ class Job:
         if self.gone:
             raise GoneError(f"the pictures of job {self.id} are not kept any more; send the request again")
         if self.outcome is None:
-            raise ConflictError(f"job {self.id} is {self.state} and has no pictures")
+            raise ConflictError(f"{self.told} and has no pictures")
         return self.outcome
 
 
@@ -170,13 +189,14 @@ class JobStore:
         if key is not None:
             self._keys[key] = _Key(digest, job, time.monotonic() + KEY_SECONDS)
 
-    def get(self, job_id: str) -> Job:
-        """
+    def get(self, job_id: str, caller: str | None = None) -> Job:
+        """A job of one caller, or of any.
+
         Raises:
-            UnknownJobError: there is none of that id.
+            UnknownJobError: there is none of that id, as far as that caller is to know.
         """
         job = self._jobs.get(job_id)
-        if job is None:
+        if job is None or caller not in (None, job.caller):
             raise UnknownJobError(f"there is no job {job_id!r:.80}; it may be too long ago")
         return job
 

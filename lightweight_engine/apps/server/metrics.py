@@ -63,7 +63,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.requests = Histogram("lwe_http_request_seconds", "Requests by method, route and status.")
-        self.jobs = Counter("lwe_jobs_total", "Jobs that are over, by state; refused: a wrong request.")
+        self.jobs = Counter("lwe_jobs_total", "Jobs that are over, by state; refused, timed_out: by their request.")
         self.refused = Counter("lwe_jobs_refused_total", "Jobs that were not accepted, by reason.")
         self.canaries = Counter("lwe_canaries_total", "Tiny jobs of the service's own, by result.")
         self.errors = Counter("lwe_errors_total", "Errors that callers were told, by type.")

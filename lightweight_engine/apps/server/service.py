@@ -152,6 +152,7 @@ class Service:
             request_id=request_id,
             deadline=time.monotonic() + min(seconds or math.inf, self.config.job_seconds),
             bound=_bound(seconds, self.config.job_seconds),
+            hurried=seconds is not None and seconds < self.config.job_seconds,
             cost=cost_of(task),
             caller=caller,
             preview_every=preview_every,
@@ -173,7 +174,7 @@ class Service:
         if job.over:
             if job.state == "cancelled":
                 return
-            raise ConflictError(f"job {job.id} is over: it {job.state}")
+            raise ConflictError(f"{job.told} already")
         job.cancelled = True
         if job in self.waiting:
             self.waiting.remove(job)
@@ -199,7 +200,7 @@ class Service:
 
     def _interrupt(self, job: Job, *, skip: bool) -> None:
         if job.over:
-            raise ConflictError(f"job {job.id} is over: it {job.state}")
+            raise ConflictError(f"{job.told} already")
         if job in self.waiting:
             raise ConflictError(f"job {job.id} has not begun, and has no pictures yet; cancel it instead")
         self.supervisor.interrupt(job.id, skip=skip)
@@ -331,7 +332,7 @@ class Service:
             self.metrics.made(ended.outcome)
         else:
             job.fail(fault or Fault.unexpected())
-        self.metrics.jobs.add(state="refused" if job.refused else job.state)
+        self.metrics.jobs.add(state=job.counted_as)
         told = {"state": job.state, "seconds": round(time.time() - job.accepted, 3)}
         log.info("finished", extra={"job": job.id, "request_id": job.request_id, **told, "error": fault and fault.type})
         self.jobs.tidy()
