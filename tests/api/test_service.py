@@ -91,6 +91,30 @@ def test_what_cannot_be_accepted(server: Running, accept: str, fields: dict[str,
     assert answer.status == 406 and answer.error["type"] == "NotAcceptableError"
 
 
+@pytest.mark.parametrize(
+    ("accept", "fields", "kind"),
+    [
+        ("application/json;q=0.5, image/png", {"num_outputs": 2}, "application/json"),
+        ("image/png, */*;q=0.1", {"output_format": "webp"}, "application/json"),
+        ("image/png, image/webp;q=0.5", {"output_format": "webp"}, "image/webp"),
+        ("image/webp;q=0.5, application/json;q=0.6", {}, "application/json"),
+    ],
+)
+def test_the_most_wanted_form_that_can_be_given(
+    server: Running, accept: str, fields: dict[str, Any], kind: str
+) -> None:
+    answer = server.post("/generate", {**SMALL, **fields}, Accept=accept)
+    assert (answer.status, answer.headers["content-type"]) == (200, kind)
+    if kind == "application/json":
+        assert answer.json["format"] == fields.get("output_format", "png")
+
+
+def test_an_answer_names_its_job(server: Running) -> None:
+    drawn = server.generate()
+    enlarged = server.post("/upscale", {"images": drawn.json["images"], "by": 2, "upscaler": "Lanczos"})
+    assert [answer.headers["x-job-id"] for answer in (drawn, enlarged)] == [drawn.json["id"], enlarged.json["id"]]
+
+
 def test_a_job_and_its_events(server: Running) -> None:
     created = server.post("/jobs?preview_every=2", {**SMALL, "steps": 4})
     assert created.status == 202 and created.headers["location"] == f"/jobs/{created.json['id']}"
@@ -137,6 +161,19 @@ def test_a_key_sees_its_own_jobs(tmp_path: Path) -> None:
         assert running.get("/jobs").status == 401
 
 
+def test_a_job_of_another_key_is_unknown(tmp_path: Path) -> None:
+    whole = [("GET", ""), ("GET", "/events"), ("GET", "/images/0"), ("POST", "/interrupt"), ("POST", "/skip")]
+    with service(tmp_path, LWE_API_KEYS="a-first-key,a-second-key") as running:
+        running.ready()
+        job = running.post("/jobs", LONG, X_API_Key="a-first-key").json["id"]
+        for method, path in (*whole, ("DELETE", "")):
+            answer = running.ask(method, f"/jobs/{job}{path}", headers={"X-API-Key": "a-second-key"})
+            assert answer.status == 404 and answer.error["type"] == "UnknownJobError", path
+        mine = {"X-API-Key": "a-first-key"}
+        assert running.get(f"/jobs/{job}", **mine).json["state"] in ("queued", "running")
+        assert running.ask("DELETE", f"/jobs/{job}", headers=mine).status == 200
+
+
 def test_previews(server: Running) -> None:
     job = server.post("/jobs?preview_every=1", {**LONG, "width": 64, "height": 64, "steps": 12}).json["id"]
     told = events(server.get(f"/jobs/{job}/events").body)
@@ -157,7 +194,7 @@ def test_a_job_that_fails(server: Running) -> None:
     job = told["id"]
     assert (told["error"]["type"], told["error"]["param"]) == ("RequestError", "image") and told["result"] is None
     assert events(server.get(f"/jobs/{job}/events").body)[-1][0] == "error"
-    assert server.get(f"/jobs/{job}/images/0").status == 409
+    assert server.get(f"/jobs/{job}/images/0").error["message"] == f"job {job} has failed and has no pictures"
 
 
 def test_cancel(server: Running) -> None:
@@ -170,6 +207,10 @@ def test_cancel(server: Running) -> None:
     assert server.until(running, "cancelled")["error"]["type"] == "GenerationCancelled"
     assert time.monotonic() - begin < 5
     assert server.ask("DELETE", f"/jobs/{running}").status == 200  # once more changes nothing
+    for late in ("interrupt", "skip"):
+        refused = server.post(f"/jobs/{running}/{late}", None)
+        assert refused.status == 409 and refused.error["message"] == f"job {running} was cancelled already"
+    assert server.get(f"/jobs/{running}/images/0").error["message"].endswith("was cancelled and has no pictures")
     assert server.generate().status == 200
 
 
@@ -181,10 +222,18 @@ def test_who_hangs_up_cancels(server: Running) -> None:
     server.idle()
 
 
+def jobs_by_state(server: Running) -> dict[str, float]:
+    """What the metrics count, for the states that there were."""
+    lines = (line.rsplit(" ", 1) for line in server.get("/metrics").body.decode().splitlines())
+    return {name.split('"')[1]: float(value) for name, value in lines if name.startswith("lwe_jobs_total{")}
+
+
 def test_a_deadline_while_running(server: Running) -> None:
+    before = jobs_by_state(server)
     answer = server.post("/generate", LONG, X_Request_Timeout="0.5")
     assert answer.status == 504 and answer.error["type"] == "DeadlineError"
     assert answer.error["message"].endswith("took longer than it was given: the header X-Request-Timeout has 0.5 s")
+    assert jobs_by_state(server) == {**before, "timed_out": before.get("timed_out", 0) + 1}
     server.idle()
 
 
@@ -208,6 +257,7 @@ def test_a_deadline_says_which_bound_it_was(tmp_path: Path) -> None:
         assert plain.error["message"].endswith("given: the setting job_seconds is 0.5 s")
         assert "job_seconds is 0.5 s; the header X-Request-Timeout asked for 900 s" in more.error["message"]
         assert less.error["message"].endswith("given: the header X-Request-Timeout has 0.2 s")
+        assert jobs_by_state(running) == {"failed": 2, "timed_out": 1}
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "soon", "nan", "inf"])
@@ -403,6 +453,10 @@ def test_the_description(server: Running) -> None:
     sent = {"X-Job-ID", "X-Seed", "X-Warnings", "X-Warnings-Text"}
     assert all(set(each["responses"]["200"]["headers"]) == sent for each in answers)
     assert [row["name"] for row in told["paths"]["/livez"]["get"]["parameters"]] == ["X-Request-ID"]
+    forges = [f"/sdapi/v1/{name}" for name in ("txt2img", "img2img", "extra-single-image", "extra-batch-images")]
+    for path in ("/generate", "/upscale", *forges):
+        assert {"424", "499", "500", "501", "503", "504"} <= set(told["paths"][path]["post"]["responses"]), path
+    assert all("500" in each["responses"] for row in told["paths"].values() for each in row.values())
     assert "securitySchemes" not in told["components"], "no key is needed here"
 
 

@@ -37,7 +37,7 @@ def build_app(service: Service) -> FastAPI:
         description=DESCRIPTION,
         docs_url=None,
         redoc_url=None,
-        responses=errors(403, 421, 503),  # of the guard, which every request passes
+        responses=errors(403, 421, 500, 503),  # of the guard, which every request passes
     )
     app.include_router(native_routes(service))
     app.include_router(status_routes(service))

@@ -50,11 +50,14 @@ async def submit(service: Service, request: Request, task: Task, preview_every: 
     )
 
 
+def owner_of(service: Service, request: Request) -> str | None:
+    """Whose jobs a caller may know of: its key's; None where there are no keys, and so anybody's."""
+    return request.state.caller if service.config.api_keys else None
+
+
 def _who_waits(service: Service, request: Request) -> str:
     """Whose share of the queue a job takes: a key's, or where there are none, an address'."""
-    if service.config.api_keys:
-        return request.state.caller
-    return request.client.host if request.client else ""
+    return owner_of(service, request) or (request.client.host if request.client else "")
 
 
 def seconds_of(text: str) -> float | None:

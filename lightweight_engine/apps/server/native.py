@@ -11,8 +11,8 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.responses import StreamingResponse
 
 from ...errors import RequestError
-from ...request import GenerationRequest, UpscaleRequest
-from .asking import CLIENT_GONE, finished, seconds_of, submit
+from ...request import GenerationRequest, Task, UpscaleRequest
+from .asking import CLIENT_GONE, finished, owner_of, seconds_of, submit
 from .bodies import read_json, refuse_fields
 from .events import Events
 from .faults import ConflictError, NotAcceptableError, UnknownJobError
@@ -33,8 +33,8 @@ _PICTURES = {kind: {"schema": {"type": "string", "format": "binary"}} for kind i
 PICTURE_HEADERS: dict[str, Any] = {
     name: {"description": told, "schema": {"type": kind}}
     for name, kind, told in (
-        ("X-Job-ID", "string", "Of an answer that is a picture: its job, for /jobs/{job_id}."),
-        ("X-Seed", "integer", "Likewise: the seed that it was drawn with."),
+        ("X-Job-ID", "string", "The job, for /jobs/{job_id}."),
+        ("X-Seed", "integer", "Of an answer that is a picture: the seed that it was drawn with."),
         ("X-Warnings", "integer", "Likewise: how many warnings there are."),
         ("X-Warnings-Text", "string", "The warnings, a JSON list in ASCII; not all, where they are longer than 4 KiB."),
     )
@@ -43,7 +43,7 @@ _BARE: dict[str, Any] = {"dependencies": [Depends(refuse_fields)]}  # a route th
 MAX_LISTED = 1000  # jobs in one answer
 MAX_WARNINGS_TEXT = 4096  # bytes in a header, as proxies take no more than some KiB of all
 
-_WAITING = (400, 401, 404, 406, 408, 409, 413, 415, 422, 424, 429, 501, 503, 504, 507)
+_WAITING = (400, 401, 404, 406, 408, 409, 413, 415, 422, 424, 429, 499, 501, 503, 504, 507)
 """What may become of a job that is waited for."""
 
 _FORMATS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "image/*": None}
@@ -72,15 +72,11 @@ def _add_generate(router: APIRouter, service: Service) -> None:
         Headers: `X-Request-Timeout` (seconds that the job may wait and run), `Idempotency-Key`. A caller who hangs up
         cancels the job, unless it has such a key.
         """
-        kind = wanted_format(request.headers.get("accept", "*/*"))
+        wanted = wanted_forms(request.headers.get("accept", "*/*"))
         fields = await read_json(request, service.max_body)
-        drawn = await asyncio.to_thread(_as_request, service, _with_format(fields, kind))
-        if kind != "json" and drawn.num_outputs > 1:
-            raise NotAcceptableError("an answer that is a picture holds one; ask for num_outputs 1, or accept JSON")
-        job = await submit(service, request, drawn)
-        if not await finished(service, request, job):
-            return Response(status_code=CLIENT_GONE)
-        return await asyncio.to_thread(_told, Generated, job) if kind == "json" else _picture(job, 0)
+        drawn = await asyncio.to_thread(_as_request, service, fields)
+        form = form_of(wanted, drawn.num_outputs, drawn.output_format if "output_format" in fields else None)
+        return await _made(service, request, drawn, form, Generated)
 
 
 def _add_upscale(router: APIRouter, service: Service) -> None:
@@ -92,15 +88,23 @@ def _add_upscale(router: APIRouter, service: Service) -> None:
     )
     async def upscale(request: Request) -> Response:
         """Make pictures larger and wait for them; headers and answers are as of `/generate`."""
-        kind = wanted_format(request.headers.get("accept", "*/*"))
-        fields = _with_format(await read_json(request, service.max_body), kind)
+        wanted = wanted_forms(request.headers.get("accept", "*/*"))
+        fields = await read_json(request, service.max_body)
         task = await asyncio.to_thread(lambda: UpscaleRequest(**fields))
-        if kind != "json" and len(task.images) > 1:
-            raise NotAcceptableError("an answer that is a picture holds one; send one, or accept JSON")
-        job = await submit(service, request, task)
-        if not await finished(service, request, job):
-            return Response(status_code=CLIENT_GONE)
-        return await asyncio.to_thread(_told, Upscaled, job) if kind == "json" else _picture(job, 0)
+        form = form_of(wanted, len(task.images), task.output_format if "output_format" in fields else None)
+        return await _made(service, request, task, form, Upscaled)
+
+
+async def _made(
+    service: Service, request: Request, task: Task, form: str | None, whole: type[Generated] | type[Upscaled]
+) -> Response:
+    """What came of a task that is waited for, in the form that is wanted: ``whole`` as JSON, or its picture."""
+    if form not in (None, "json"):
+        task = task.model_copy(update={"output_format": form})
+    job = await submit(service, request, task)
+    if not await finished(service, request, job):
+        return Response(status_code=CLIENT_GONE)
+    return await asyncio.to_thread(_told, whole, job) if form == "json" else _picture(job, 0)
 
 
 def _add_jobs(router: APIRouter, service: Service) -> None:
@@ -108,6 +112,9 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
 
     def told(job: Job) -> JobAnswer:
         return JobAnswer.of(job, service.position(job))
+
+    def own(request: Request, job_id: str) -> Job:
+        return service.jobs.get(job_id, owner_of(service, request))
 
     @router.post(
         "/jobs",
@@ -128,32 +135,32 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
     @router.get("/jobs", response_model=JobList, responses=errors(401))
     async def list_jobs(request: Request, limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 100) -> JobList:
         """The jobs that are remembered, the newest first; where keys are needed, those of the caller's key."""
-        owner = request.state.caller if service.config.api_keys else None
-        return JobList.of(service.jobs.newest(limit, owner), service.waiting, busy=service.running is not None)
+        newest = service.jobs.newest(limit, owner_of(service, request))
+        return JobList.of(newest, service.waiting, busy=service.running is not None)
 
     @router.get("/jobs/{job_id}", response_model=JobAnswer, responses=errors(401, 404))
-    async def get_job(job_id: str) -> JobAnswer:
+    async def get_job(request: Request, job_id: str) -> JobAnswer:
         """Where a job is, and what came of it."""
-        return told(service.jobs.get(job_id))
+        return told(own(request, job_id))
 
     @router.delete("/jobs/{job_id}", response_model=JobAnswer, responses=errors(401, 404, 409), **_BARE)
-    async def cancel_job(job_id: str) -> JobAnswer:
+    async def cancel_job(request: Request, job_id: str) -> JobAnswer:
         """Cancel a job: at once if it waits, within a step if it runs. Once more changes nothing."""
-        job = service.jobs.get(job_id)
+        job = own(request, job_id)
         service.cancel(job)
         return told(job)
 
     @router.post("/jobs/{job_id}/interrupt", response_model=JobAnswer, responses=errors(401, 404, 409), **_BARE)
-    async def interrupt_job(job_id: str) -> JobAnswer:
+    async def interrupt_job(request: Request, job_id: str) -> JobAnswer:
         """End a running job within a step with the pictures so far: the one being drawn is taken as it is then."""
-        job = service.jobs.get(job_id)
+        job = own(request, job_id)
         service.interrupt(job)
         return told(job)
 
     @router.post("/jobs/{job_id}/skip", response_model=JobAnswer, responses=errors(401, 404, 409), **_BARE)
-    async def skip_batch(job_id: str) -> JobAnswer:
+    async def skip_batch(request: Request, job_id: str) -> JobAnswer:
         """End the batch that is being drawn likewise, and go on with the next."""
-        job = service.jobs.get(job_id)
+        job = own(request, job_id)
         service.skip(job)
         return told(job)
 
@@ -162,12 +169,12 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
         response_class=StreamingResponse,
         responses={200: {"content": {"text/event-stream": {}}}, **errors(401, 404)},
     )
-    async def job_events(job_id: str) -> StreamingResponse:
+    async def job_events(request: Request, job_id: str) -> StreamingResponse:
         """Server-sent events: `progress` (state, position, stage, step, ETA, preview), then `result` or `error`.
 
         Previews are JPEGs in base64. Whoever reads slowly is told the latest, not everything.
         """
-        return StreamingResponse(events.of(service.jobs.get(job_id)), media_type="text/event-stream")
+        return StreamingResponse(events.of(own(request, job_id)), media_type="text/event-stream")
 
     @router.get(
         "/jobs/{job_id}/images/{n}",
@@ -177,44 +184,53 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
             **errors(401, 404, 409, 410),
         },
     )
-    async def job_image(job_id: str, n: int) -> Response:
+    async def job_image(request: Request, job_id: str, n: int) -> Response:
         """A picture of a finished job, as a file."""
-        return _picture(service.jobs.get(job_id), n)
+        return _picture(own(request, job_id), n)
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What OpenAPI says of the failures of a route."""
-    return {status: {"model": ErrorAnswer} for status in statuses}
+    told = {499: {"description": "The job was cancelled"}}  # a status of no standard, and so of no name
+    return {status: {"model": ErrorAnswer, **told.get(status, {})} for status in statuses}
 
 
-def wanted_format(accept: str) -> str | None:
-    """What an Accept header asks for: ``json``, a format, or None for a picture of any format.
+def wanted_forms(accept: str) -> list[str | None]:
+    """What an Accept header asks for, the most wanted first: ``json``, a format, or None for a picture of any format.
 
     Raises:
         NotAcceptableError: nothing that can be given.
     """
     ranked = sorted((_weighed(part) for part in accept.split(",")), key=lambda row: -row[1])
-    for kind, weight in ranked:
-        if weight > 0 and kind in _JSON:
-            return "json"
-        if weight > 0 and kind in _FORMATS:
-            return _FORMATS[kind]
-    raise NotAcceptableError(f"{accept!r:.80} cannot be given; accept application/json, {', '.join(_FORMATS)}")
+    known = [kind for kind, weight in ranked if weight > 0 and kind in (*_JSON, *_FORMATS)]
+    if not known:
+        raise NotAcceptableError(f"{accept!r:.80} cannot be given; accept application/json, {', '.join(_FORMATS)}")
+    return ["json" if kind in _JSON else _FORMATS[kind] for kind in known]
+
+
+def form_of(wanted: Sequence[str | None], pictures: int, asked: str | None) -> str | None:
+    """The form of an answer: the most wanted of those that its request leaves.
+
+    Args:
+        wanted: as ``wanted_forms`` has it.
+        pictures: that are asked for; a picture is an answer to one.
+        asked: the format that the request names, if it does.
+
+    Raises:
+        NotAcceptableError: it leaves none.
+    """
+    for form in wanted:
+        if form == "json" or (pictures == 1 and (form is None or asked in (None, form))):
+            return form
+    if pictures > 1:
+        raise NotAcceptableError("an answer that is a picture holds one; ask for one, or accept JSON")
+    raise NotAcceptableError(f"output_format is {asked!r}, and not what is accepted")
 
 
 def _weighed(part: str) -> tuple[str, float]:
     kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
     weight = next((text[2:] for text in parameters if text.startswith("q=")), "1")
     return kind, seconds_of(weight) or 0.0
-
-
-def _with_format(fields: dict[str, Any], kind: str | None) -> dict[str, Any]:
-    """The fields, with the format that a picture is accepted in."""
-    if kind in (None, "json"):
-        return fields
-    if fields.setdefault("output_format", kind) != kind:
-        raise NotAcceptableError(f"output_format is {fields['output_format']!r:.20}, and not what is accepted")
-    return fields
 
 
 def _as_request(service: Service, fields: dict[str, Any]) -> GenerationRequest:
@@ -224,7 +240,7 @@ def _as_request(service: Service, fields: dict[str, Any]) -> GenerationRequest:
 
 def _told(kind: type[Generated] | type[Upscaled], job: Job) -> Response:
     """All of a result. It may be long: it is written in a thread of its own, and not looked through once more."""
-    return Response(kind.of(job).model_dump_json(), media_type="application/json")
+    return Response(kind.of(job).model_dump_json(), media_type="application/json", headers={"X-Job-ID": job.id})
 
 
 def _picture(job: Job, n: int) -> Response:

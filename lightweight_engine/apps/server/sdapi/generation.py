@@ -22,7 +22,7 @@ from .models import GenerationResponse, ImageToImageRequest, TextToImageRequest
 from .session import PREFIX, Session
 from .translate import Body, names_of, renamed, translate
 
-FAILURES = errors(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503, 504, 507)
+FAILURES = errors(400, 401, 403, 404, 408, 409, 413, 415, 422, 424, 429, 499, 501, 503, 504, 507)
 
 
 @contextmanager
