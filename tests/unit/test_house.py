@@ -221,16 +221,14 @@ ARROWS = {
     "apps.server.sdapi.progress": "server.bodies server.native server.schemas server.sdapi.answers "
     "server.sdapi.models server.sdapi.session",
     "apps.server.sdapi.pictures": "server.bodies server.faults server.native server.sdapi.models server.sdapi.session",
-    "apps.server.sdapi.adetailer": "server.native server.sdapi.session",
     "apps.server.sdapi.extras": "server.asking server.bodies server.jobs server.queries server.schemas "
     "server.sdapi.generation server.sdapi.models server.sdapi.options server.sdapi.session",
     "apps.server.sdapi.files": "server.asking server.messages server.native server.sdapi.catalogue "
     "server.sdapi.models server.sdapi.session",
     "apps.server.sdapi.settings": "server.bodies server.native server.sdapi.catalogue server.sdapi.generation "
     "server.sdapi.options server.sdapi.session server.service server.tasks",
-    "apps.server.sdapi.routes": "server.sdapi.adetailer server.sdapi.extras server.sdapi.files "
-    "server.sdapi.generation server.sdapi.lists server.sdapi.pictures server.sdapi.progress server.sdapi.session "
-    "server.sdapi.settings server.service",
+    "apps.server.sdapi.routes": "server.sdapi.extras server.sdapi.files server.sdapi.generation server.sdapi.lists "
+    "server.sdapi.pictures server.sdapi.progress server.sdapi.session server.sdapi.settings server.service",
     "apps.server.description": "server.asking server.guards server.schemas server.sdapi.models",
     "apps.server.app": "server.asking server.bodies server.description server.faults server.guards server.native "
     "server.sdapi.routes server.service server.status",

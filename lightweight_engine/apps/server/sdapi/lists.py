@@ -1,4 +1,4 @@
-"""What can be asked for by name, in the shapes of Forge's lists."""
+"""What can be asked for by name, in the shapes of Forge's lists and ADetailer's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from ....extensions.detailer_args import ADetailerArgs
+from ....extensions.detailer_infotext import VERSION
 from ....labels import AUTOMATIC, LATENT_UPSCALERS, SAMPLERS, SCHEDULERS
 from ..native import errors
 from .scripts import SCRIPTS
@@ -99,3 +101,25 @@ def _add_scripts(router: APIRouter) -> None:
             for name in SCRIPTS
             for img2img in (False, True)
         ]
+
+
+def adetailer_routes(session: Session) -> APIRouter:
+    """What clients ask of the ADetailer extension: whose version is spoken, its arguments, its detectors."""
+    router = APIRouter(prefix="/adetailer/v1", responses=errors(401))
+
+    @router.get("/version")
+    async def version() -> dict[str, str]:
+        """The version of ADetailer that this detailer is like."""
+        return {"version": VERSION}
+
+    @router.get("/schema")
+    async def schema() -> dict[str, Any]:
+        """The arguments of a pass, as a JSON schema."""
+        return ADetailerArgs.model_json_schema()
+
+    @router.get("/ad_model")
+    async def ad_model() -> dict[str, list[str]]:
+        """Values of ad_model, as of the last job."""
+        return {"ad_model": list(session.service.supervisor.facts.get("detectors", []))}
+
+    return router

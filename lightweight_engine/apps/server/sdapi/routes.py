@@ -5,11 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from ..service import Service
-from .adetailer import adetailer_routes
 from .extras import extras_routes
 from .files import file_routes
 from .generation import generation_routes
-from .lists import list_routes
+from .lists import adetailer_routes, list_routes
 from .pictures import controlnet_routes, picture_routes
 from .progress import internal_routes, progress_routes
 from .session import Session
