@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..backend.processes import collector_paused
@@ -27,12 +28,13 @@ def check_request(request: GenerationRequest, config: EngineConfig) -> None:
     """Refuse now, before anything is loaded, what the engine would refuse as soon as it is ready."""
     from ..core.choice import choose_models
     from ..core.limits import check_fields
+    from ..core.loras import check_loras, lora_library
     from ..core.named import check_named
     from ..core.pictures import PictureReader
 
     check_models_dir(config)
     check_fields(request, config)
-    check_loras(request, config)
+    check_loras(request, config, partial(lora_library, config))
     check_named(request, config, is_tiny=choose_models(config.with_model_of(request), []).is_tiny)
     reader = PictureReader.of(config)
     for field in ("image", "mask"):
@@ -42,20 +44,6 @@ def check_request(request: GenerationRequest, config: EngineConfig) -> None:
                 check_url(given.strip(), config.allow_hosts)
         elif isinstance(given, str):
             reader.read(given, field)
-
-
-def check_loras(request: GenerationRequest, config: EngineConfig) -> None:
-    """Refuse addresses of LoRAs that would not be asked, and names and tags of those that are not there or cannot be
-    read."""
-    from ..core.loras import check_lora_urls, lora_library, lora_names
-
-    check_lora_urls(request, config)
-    names = list(lora_names(request))
-    library = lora_library(config) if names else None
-    for field, name in names:
-        assert library is not None
-        with about(field):
-            library.find(name)
 
 
 def start_engine(console: Console, config: EngineConfig) -> LightweightEngine:

@@ -38,7 +38,27 @@ def lora_library(config: EngineConfig, *, with_tiny: bool | None = None) -> Lora
     return LoraLibrary([config.models_dir, *([TINY] if with_tiny and config.models_dir != TINY else [])])
 
 
-def lora_names(request: GenerationRequest) -> Iterator[tuple[str, str]]:
+def check_loras(request: GenerationRequest, config: EngineConfig, library: Callable[[], LoraLibrary]) -> None:
+    """Refuse addresses of LoRAs that would not be asked, or are of nothing that is read, as far as they tell it
+    themselves; and names and tags of those that are not there or cannot be read. Nothing is looked up or fetched.
+
+    Args:
+        library: gives the files that may be named; it is asked where one is.
+
+    Raises:
+        EngineError: the one that applying them would raise, which names the field.
+    """
+    for field, url in _lora_urls(request):
+        with about(field):
+            lora_source(url, config.allow_hosts)
+    if names := list(_lora_names(request)):
+        there = library()
+        for field, name in names:
+            with about(field):
+                there.find(name)
+
+
+def _lora_names(request: GenerationRequest) -> Iterator[tuple[str, str]]:
     """The LoRAs that are named, each with the field that does so. Prompts of later passes are left to their turn."""
     for number, spec in enumerate(request.loras):
         if spec.name is not None:
@@ -46,18 +66,6 @@ def lora_names(request: GenerationRequest) -> Iterator[tuple[str, str]]:
     for tag in parse_networks(request.prompt)[1]:
         if tag.kind == "lora":
             yield "prompt", read_lora_tag(tag).name
-
-
-def check_lora_urls(request: GenerationRequest, config: EngineConfig) -> None:
-    """Refuse addresses of LoRAs that would not be asked, or are of nothing that is read, as far as they tell it
-    themselves: nothing is looked up.
-
-    Raises:
-        DownloadError: the one that fetching it would raise, which names the field.
-    """
-    for field, url in _lora_urls(request):
-        with about(field):
-            lora_source(url, config.allow_hosts)
 
 
 def _lora_urls(request: GenerationRequest) -> Iterator[tuple[str, str]]:

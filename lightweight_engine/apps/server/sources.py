@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ...backend.urls import check_url
 from ...config import EngineConfig
 from ...core.choice import choose_models
-from ...core.loras import check_lora_urls, lora_library, lora_names
-from ...core.models import ModelLibrary
+from ...core.loras import check_loras, lora_library
+from ...core.models import ModelLibrary, ModelSet
 from ...errors import about
 from ...extensions.lora_library import LoraLibrary
 from ...request import GenerationRequest, Task
@@ -53,15 +53,13 @@ class Sources:
             _each_picture(task, lambda given, field: self._check_picture(reader, given, field))
 
     def _check_files(self, request: GenerationRequest) -> None:
-        check_lora_urls(request, self._config)
-        names = list(lora_names(request))
-        if not names and not any(getattr(request, setting) for setting in MODEL_FILES):
-            return
-        check_models(request, self._models)
-        models = choose_models(self._config.with_model_of(request), [], self._models.refresh())
-        for field, name in names:
-            with about(field):
-                self._loras_with(models.is_tiny).find(name)
+        if any(getattr(request, setting) for setting in MODEL_FILES):
+            check_models(request, self._models)
+            self._chosen(request)
+        check_loras(request, self._config, lambda: self._loras_with(self._chosen(request).is_tiny))
+
+    def _chosen(self, request: GenerationRequest) -> ModelSet:
+        return choose_models(self._config.with_model_of(request), [], self._models.refresh())
 
     def _loras_with(self, tiny: bool) -> LoraLibrary:
         if tiny not in self._loras:
