@@ -139,7 +139,9 @@ class CurrentModel:
         if self.networks is not None:
             self.networks.release_all()
         card, of_cache = card_of(device), []
-        networks = assemble(models, settings, device, card, notes, of_cache, load=True)
+        networks = within_memory(  # weights may be quantised for the cache
+            device, lambda: assemble(models, settings, device, card, notes, of_cache, load=True)
+        )
         loras = self.loras_of(models)
         with ExitStack() as failed:
             failed.callback(networks.release_all)

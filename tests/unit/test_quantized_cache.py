@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from lightweight_engine import Config, GenerationRequest, LightweightEngine
 from lightweight_engine.core.describe import pixels_sha256
 from lightweight_engine.core.models import TINY, ModelLibrary
 from lightweight_engine.core.quantized_cache import QuantizedCache, file_name
-from lightweight_engine.errors import OutputError
+from lightweight_engine.errors import MemoryBudgetError, OutputError
 from lightweight_engine.flux.convert import converted_size
 from lightweight_engine.flux.keymaps import Part
 
@@ -152,3 +153,15 @@ def test_planning_writes_nothing(tmp_path: Path) -> None:
     engine = LightweightEngine(config(TINY, cache_dir=tmp_path / "cache"))
     assert engine.plan(engine.request(prompt="a man")).storages["transformer"] == "nf4"
     assert files(tmp_path) == {}
+
+
+def test_memory_that_runs_out_while_weights_are_quantised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crowded(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("injected")
+
+    with closing(LightweightEngine(config(tmp_path))) as engine:
+        with monkeypatch.context() as patch, pytest.raises(MemoryBudgetError, match="injected"):
+            patch.setattr("lightweight_engine.core.quantized_cache.convert_part", crowded)
+            engine.setup()
+        engine.setup()
+        assert picture(engine)
