@@ -12,7 +12,7 @@ from ..config import EngineConfig
 from ..errors import EngineError, RequestError
 from ..extensions.detectors import DetectorLibrary
 from ..extensions.hires_fix import LATENT_MODES, Target, second_pass, target_size
-from ..extensions.lora import LoRAManager, Progress, field_of, specs_of
+from ..extensions.lora import LoRAManager, field_of, specs_of
 from ..flux.chunks import t5_length
 from ..flux.conditioner import EmbeddingCache
 from ..flux.noise import random_seed
@@ -21,6 +21,7 @@ from ..flux.samplers import SAMPLERS
 from ..flux.sampling import Forecast, Schedule, forecast
 from ..labels import resolve_sampler, schedule_steps
 from ..request import MAX_SEED, GenerationRequest
+from ..results import OnBytes
 from ..upscalers.library import UpscalerLibrary
 from ..upscalers.networks import network_bytes, tile_bytes
 from .idle_fields import lost_start
@@ -92,7 +93,7 @@ class Pass:
 
 
 def first_pass(
-    request: GenerationRequest, tools: Tools, warnings: list[str], progress: Progress, prompts: Sequence[str] = ()
+    request: GenerationRequest, tools: Tools, warnings: list[str], progress: OnBytes, prompts: Sequence[str] = ()
 ) -> Pass:
     check_prompts(request, prompts, tools)
     size = picture_size(request, tools.networks, warnings)
@@ -117,7 +118,7 @@ def check_prompts(request: GenerationRequest, prompts: Sequence[str], tools: Too
         check_tokens(field, _text_tokens(text, tools.networks), tools.config)
 
 
-def hires_pass(first: Pass, tools: Tools, warnings: list[str], progress: Progress) -> tuple[Pass | None, Target | None]:
+def hires_pass(first: Pass, tools: Tools, warnings: list[str], progress: OnBytes) -> tuple[Pass | None, Target | None]:
     """The second pass of a request, and the size that its picture is enlarged to; None where there is none.
 
     Raises:
@@ -188,7 +189,7 @@ def with_loras(
     batches: Sequence[Batch],
     loras: LoRAManager,
     warnings: list[str],
-    progress: Progress = lambda *_: None,
+    progress: OnBytes = lambda *_: None,
 ) -> tuple[Batch, ...]:
     """The batches with the LoRAs of their prompts; one whose prompts ask for different LoRAs is drawn in parts.
 

@@ -28,8 +28,6 @@ from .lora_library import LoraLibrary
 # LoRA files that stay open, those used last: their pages are given back, and they need not be read and checked again.
 FILES_KEPT = 8
 
-Progress = OnBytes
-
 
 class Fetch(Protocol):
     """Gets the LoRA file of a URL, which stays in its place inside the context."""
