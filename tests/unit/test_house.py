@@ -215,7 +215,7 @@ ARROWS = {
     "apps.server.sdapi.answers": "server.jobs server.schemas server.sdapi.models server.sdapi.translate",
     "apps.server.sdapi.session": "server.faults server.jobs server.sdapi.options server.service",
     "apps.server.sdapi.generation": "server.asking server.bodies server.faults server.native server.queries "
-    "server.sdapi.answers server.sdapi.catalogue server.sdapi.fields server.sdapi.models server.sdapi.session "
+    "server.sdapi.answers server.sdapi.catalogue server.sdapi.models server.sdapi.options server.sdapi.session "
     "server.sdapi.translate",
     "apps.server.sdapi.lists": "server.native server.sdapi.scripts server.sdapi.session",
     "apps.server.sdapi.progress": "server.bodies server.native server.schemas server.sdapi.answers "
@@ -403,6 +403,19 @@ def test_the_table_of_arrows_is_of_this_house() -> None:
         prefix = folder(source)
         gone = [t for t in targets.split() if (f"{prefix}.{t}" if prefix else t) not in sources()]
         assert gone == [], source
+
+
+def test_the_page_of_the_house_names_every_module() -> None:
+    page = (PROJECT / "docs/architecture.md").read_text(encoding="utf-8").split("```")[1]
+    parts = re.split(r"^(?:\d|  ?)? ?(\w+)/ ", page, flags=re.MULTILINE)
+    told = {name: set(re.findall(r"\w+", text)) for name, text in zip(parts[1::2], parts[2::2], strict=True)}
+    missing = [
+        name
+        for name in sources()
+        if "." in name and not name.endswith("__") and not name.startswith("backend.kernels.")
+        if name.rpartition(".")[2] not in told[name.split(".")[0]]
+    ]
+    assert not missing, "docs/architecture.md does not say where they belong"
 
 
 def test_no_circles() -> None:
