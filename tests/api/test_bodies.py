@@ -7,22 +7,30 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Iterator
 from multiprocessing import Pipe
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
 from starlette.requests import Request
 
 from lightweight_engine import Config
 from lightweight_engine.apps.server import bodies, service, tasks
+from lightweight_engine.apps.server.asking import JobFailed
 from lightweight_engine.apps.server.bodies import LONGEST_AT_ONCE, MOST_SEPARATORS, read_json
 from lightweight_engine.apps.server.faults import BodyTooLargeError, MalformedBodyError
+from lightweight_engine.apps.server.sdapi import extras, generation, settings
+from lightweight_engine.apps.server.sdapi.models import LONGEST_INFOTEXT
+from lightweight_engine.apps.server.sdapi.session import Session
 from lightweight_engine.apps.server.service import Service
 from lightweight_engine.apps.server.sources import Sources
 from lightweight_engine.apps.server.supervisor import Child
-from lightweight_engine.errors import EngineError
+from lightweight_engine.errors import EngineError, RequestError
 from lightweight_engine.request import GenerationRequest
 
 ROOM = 64 << 20
@@ -102,7 +110,11 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, threading.Thre
     seen: dict[str, threading.Thread] = {}
 
     def noting(name: str) -> Any:
-        return lambda *args, **options: seen.setdefault(name, threading.current_thread())
+        def note(*args: Any, **options: Any) -> None:
+            seen[name] = threading.current_thread()
+            time.sleep(0.02)  # as slow folders take
+
+        return note
 
     monkeypatch.setattr(tasks, "check_named", noting("names"))
     monkeypatch.setattr(Sources, "check", noting("sources"))
@@ -123,6 +135,61 @@ def test_folders_are_looked_at_in_threads(looked: dict[str, threading.Thread], t
     asyncio.run(submit())
     assert looked.keys() == {"names", "sources", "folder"}
     assert threading.main_thread() not in looked.values()
+
+
+def post(router: APIRouter, path: str, body: dict[str, Any]) -> Any:
+    routes = [each for each in router.routes if isinstance(each, APIRoute) and "POST" in each.methods]
+    (route,) = (each for each in routes if each.path == f"/sdapi/v1/{path}")
+    return route.endpoint(request(json.dumps(body).encode()))
+
+
+def session_of(config: Config) -> Session:
+    front = SimpleNamespace(config=config, max_body=ROOM, supervisor=SimpleNamespace(facts={"demonstration": True}))
+    return Session(front)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "path"),
+    [(generation, "translate", "txt2img"), (extras, "upscale_request", "extra-single-image")],
+)
+def test_long_requests_are_translated_in_threads(
+    monkeypatch: pytest.MonkeyPatch, module: Any, name: str, path: str
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def translated(*args: Any) -> None:
+        threads.append(threading.current_thread())
+        raise RequestError("as far as here", field=None)
+
+    monkeypatch.setattr(module, name, translated)
+    routes = {generation: generation.generation_routes, extras: extras.extras_routes}[module]
+    with pytest.raises(JobFailed, match="as far as here"):
+        asyncio.run(post(routes(session_of(Config())), path, {"image": "A"}))
+    assert len(threads) == 1 and threads[0] is not threading.main_thread()
+
+
+def test_options_are_tried_in_threads_and_none_is_lost(looked: dict[str, threading.Thread]) -> None:
+    """Each caller's are added to those of the one before."""
+
+    async def change() -> Session:
+        session = session_of(Config())
+        router = settings.settings_routes(session)
+        given: list[dict[str, Any]] = [{"eta_ancestral": 0.5}, {"s_noise": 0.5}, {"s_churn": 0.5}]
+        await asyncio.gather(*(post(router, "options", each) for each in given))
+        return session
+
+    options = asyncio.run(change()).options
+    assert (options.eta_ancestral, options.s_noise, options.s_churn) == (0.5, 0.5, 0.5)
+    assert looked["names"] is not threading.main_thread()
+
+
+def test_texts_of_forges_api_are_bounded() -> None:
+    with pytest.raises(JobFailed, match=f"infotext: give at most {LONGEST_INFOTEXT:,} characters"):
+        router = generation.generation_routes(session_of(Config()))
+        asyncio.run(post(router, "txt2img", {"infotext": "a" * (LONGEST_INFOTEXT + 1)}))
+    with pytest.raises(JobFailed, match="prompt: .* characters are over the limit of 20,000"):
+        body = {"prompt": "<lora:a:1>" * 2001, "disable_extra_networks": True}
+        asyncio.run(post(router, "txt2img", body))
 
 
 def test_thousands_of_wrong_values_are_told_as_some() -> None:

@@ -69,13 +69,21 @@ async def _enlarged(
     service = session.service
     with faults_renamed({**NAMES, "images": _PICTURES[model]}):
         raw = await read_json(request, service.max_body)
-        body = model.read(raw)
-        job = await submit(service, request, upscale_request(body, session.options.output_format))
+        body, task = await asyncio.to_thread(_asked, model, raw, session.options.output_format)
+        job = await submit(service, request, task)
         session.follow(job)
         if not await finished(service, request, job):
             return Response(status_code=CLIENT_GONE)
     idle = [*_idle(body, raw), *without_effect(request)]
     return await asyncio.to_thread(lambda: json_answer(_answer(body, idle, job)))
+
+
+def _asked(
+    model: type[ExtraSingleRequest | ExtraBatchRequest], raw: Mapping[str, Any], output_format: str
+) -> tuple[ExtraSingleRequest | ExtraBatchRequest, UpscaleRequest]:
+    """A body, and what it asks for. For a thread, as it may be long."""
+    body = model.read(raw)
+    return body, upscale_request(body, output_format)
 
 
 def upscale_request(body: ExtraSingleRequest | ExtraBatchRequest, output_format: str) -> UpscaleRequest:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from ....config import EngineConfig
 from ....errors import EngineError
 from ..asking import CLIENT_GONE, JobFailed, finished, submit
 from ..bodies import read_json
@@ -19,8 +20,9 @@ from ..queries import without_effect
 from .answers import generation_answer
 from .catalogue import Catalogue
 from .models import GenerationResponse, ImageToImageRequest, TextToImageRequest
+from .options import Options
 from .session import PREFIX, Session
-from .translate import Body, names_of, renamed, translate
+from .translate import Body, Translation, names_of, renamed, translate
 
 FAILURES = errors(400, 401, 403, 404, 408, 409, 413, 415, 422, 424, 429, 499, 501, 503, 504, 507)
 
@@ -62,14 +64,27 @@ def generation_routes(session: Session) -> APIRouter:
     return router
 
 
+def _asked(
+    model: type[TextToImageRequest | ImageToImageRequest],
+    raw: Mapping[str, Any],
+    names: dict[str, str],
+    options: Options,
+    catalogue: Catalogue,
+    config: EngineConfig,
+) -> tuple[Body, Translation]:
+    """A body, and what it asks for; ``names`` are filled first. For a thread, as its texts may be long."""
+    body: Body = model.read(raw)
+    names |= names_of(body)
+    return body, translate(body, raw, options, catalogue, config)
+
+
 async def _drawn(session: Session, request: Request, model: type[TextToImageRequest | ImageToImageRequest]) -> Response:
     service = session.service
     names: dict[str, str] = {}
     with faults_renamed(names):
         raw = await read_json(request, service.max_body)
-        body: Body = model.read(raw)
-        names |= names_of(body)
-        asked = translate(body, raw, session.options, Catalogue.of(service), service.config)
+        catalogue = Catalogue.of(service)
+        body, asked = await asyncio.to_thread(_asked, model, raw, names, session.options, catalogue, service.config)
         asked.warnings.extend(without_effect(request))
         job = await submit(service, request, asked.request, asked.options.preview_every, save=body.save_images)
         session.follow(job, body.force_task_id, body.n_iter or 1)

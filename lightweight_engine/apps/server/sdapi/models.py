@@ -18,6 +18,10 @@ from ....fields import PlainNumbers, limits_at, plain
 from ....request import limits_of
 from .fields import HIRES, IMAGE, SHARED
 
+LONGEST_INFOTEXT = 2**20
+"""Characters; the prompts of all passes are far below. Keys are found in a text at one go, and nobody is answered
+meanwhile."""
+
 
 class _Model(PlainNumbers):
     model_config = ConfigDict(extra="ignore")
@@ -111,7 +115,7 @@ class _Generation(_Model):
     send_images: bool = True
     save_images: bool = False
     alwayson_scripts: dict = Field(default_factory=dict)
-    infotext: str | None = None
+    infotext: str | None = Field(None, max_length=LONGEST_INFOTEXT)
 
 
 class TextToImageRequest(_Generation):

@@ -11,7 +11,7 @@ from ....core.infotext_parse import parse_infotext
 from ..bodies import read_json
 from ..faults import NotOfferedError, NotSupportedError
 from ..native import errors
-from .models import PngInfoRequest, PngInfoResponse
+from .models import LONGEST_INFOTEXT, PngInfoRequest, PngInfoResponse
 from .session import PREFIX, Session
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _read(session: Session, given: str) -> PngInfoResponse:
         str(name): value for name, value in picture.info.items() if isinstance(value, str) and name not in _NO_TEXT
     }
     items.pop("parameters", None)
-    parsed: dict[str, Any] = parse_infotext(text) if text else {}
+    parsed: dict[str, Any] = parse_infotext(text) if 0 < len(text) <= LONGEST_INFOTEXT else {}
     return PngInfoResponse(info=text, items=items, parameters=parsed)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 def settings_routes(session: Session) -> APIRouter:
     """``GET`` and ``POST /options``."""
     router = APIRouter(prefix=PREFIX)
+    turn = asyncio.Lock()
 
     @router.get("/options", responses=errors(401))
     async def get_options() -> dict[str, Any]:
@@ -40,16 +43,26 @@ def settings_routes(session: Session) -> APIRouter:
         Names that do not exist here are ignored, and listed in the log.
         """
         given = await read_json(request, session.service.max_body)
-        shown = shown_options(session)
-        fresh = {name: value for name, value in given.items() if name not in shown or shown[name] != value}
-        changed = session.options.changed(fresh, "")
-        Catalogue.of(session.service).fields(changed)  # refuses names of models that are none
-        _check(session.service, changed)
-        for sentence in without_effect(fresh, changed):
-            log.warning("POST /sdapi/v1/options: %s", sentence)
-        session.options = changed
+        async with turn:  # what is changed are the options as the last caller left them
+            session.options = await asyncio.to_thread(_changed, session, given)
 
     return router
+
+
+def _changed(session: Session, given: Mapping[str, Any]) -> Options:
+    """The options with those that a body has. For a thread, as folders are looked at for them.
+
+    Raises:
+        EngineError, JobFailed: one cannot be had; names it.
+    """
+    shown = shown_options(session)
+    fresh = {name: value for name, value in given.items() if name not in shown or shown[name] != value}
+    changed = session.options.changed(fresh, "")
+    Catalogue.of(session.service).fields(changed)  # refuses names of models that are none
+    _check(session.service, changed)
+    for sentence in without_effect(fresh, changed):
+        log.warning("POST /sdapi/v1/options: %s", sentence)
+    return changed
 
 
 def _check(service: Service, options: Options) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ....config import EngineConfig
 from ....core.infotext_parse import REQUEST_FIELDS, parse_infotext, request_fields, unknown_keys
+from ....core.limits import check_length
 from ....errors import RequestError
 from ....flux.prompt import parse_networks
 from ....labels import resolve_sampler
@@ -169,7 +170,7 @@ def _fields(body: Body, config: EngineConfig, warnings: list[str]) -> dict[str, 
     given |= {name: value for name, value in from_text.items() if name not in chosen}
     given |= _numbers(body, given, warnings, config.max_outputs)
     if body.disable_extra_networks:
-        _strip_networks(given, warnings)
+        _strip_networks(given, warnings, config)
     return given
 
 
@@ -294,8 +295,9 @@ def _numbers(body: Body, given: Mapping[str, Any], warnings: list[str], most: in
     return {"num_outputs": rounds * len(pictures), "image": pictures * min(rounds, most)}
 
 
-def _strip_networks(given: dict[str, Any], warnings: list[str]) -> None:
+def _strip_networks(given: dict[str, Any], warnings: list[str], config: EngineConfig) -> None:
     for name in ("prompt", "negative_prompt", "hr_prompt", "hr_negative_prompt"):
+        check_length(name, given.get(name, ""), config)
         text, tags = parse_networks(given.get(name, ""))
         if tags:
             given[name] = text
