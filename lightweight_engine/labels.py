@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -122,6 +122,7 @@ def resolve_sampler(
     *,
     default_scheduler: str = DEFAULT_SCHEDULER,
     fields: tuple[str, str] = ("sampler", "scheduler"),
+    offered: tuple[Sequence[str], Sequence[str]] | None = None,
 ) -> tuple[str, str]:
     """The sampler and scheduler labels that a request's two names mean.
 
@@ -132,6 +133,7 @@ def resolve_sampler(
 
     Args:
         fields: what the two are called where they were given; errors name them so.
+        offered: names that can be given there; errors list those of them that are valid.
 
     Raises:
         RequestError: (``fixed`` only) a name is unknown or not valid for a flow model; the message lists valid ones.
@@ -141,15 +143,27 @@ def resolve_sampler(
     name, suffix = _split_suffix(sampler or "Euler", ignore_case=True)
     chosen = _find_scheduler(scheduler or AUTOMATIC, ignore_case=True)
     row = _find(SAMPLERS, name, ignore_case=True)
+    samplers, schedulers = _valid_of(offered) if offered else (sampler_labels(), scheduler_labels())
     if row is None or not row.valid:
-        raise _refusal(fields[0], sampler, row is not None, sampler_labels())
+        raise _refusal(fields[0], sampler, row is not None, samplers)
     if chosen is None or not chosen.valid:
-        raise _refusal(fields[1], scheduler, chosen is not None, scheduler_labels())
+        raise _refusal(fields[1], scheduler, chosen is not None, schedulers)
     if suffix and chosen.label in (AUTOMATIC, default_scheduler):
         chosen = suffix
         if not chosen.valid:
-            raise _refusal(fields[0], sampler, True, sampler_labels())
+            raise _refusal(fields[0], sampler, True, samplers)
     return row.label, chosen.label if chosen.label != AUTOMATIC else row.scheduler or DEFAULT_SCHEDULER
+
+
+def _valid_of(offered: tuple[Sequence[str], Sequence[str]]) -> tuple[list[str], list[str]]:
+    """Those of samplers' and of schedulers' names that are valid for Flux."""
+    samplers = []
+    for name in offered[0]:
+        row = _find(SAMPLERS, _split_suffix(name, ignore_case=True)[0], ignore_case=True)
+        if row is not None and row.valid:
+            samplers.append(name)
+    rows = ((name, _find_scheduler(name, ignore_case=True)) for name in offered[1])
+    return samplers, [name for name, row in rows if row is not None and row.valid]
 
 
 def own_scheduler(sampler: str, scheduler: str) -> str:
@@ -206,7 +220,7 @@ def _refusal(field: str, given: str | None, known: bool, valid: list[str]) -> Re
     folded = {_folded(label): label for label in valid}
     meant = None if known or not given else closest(_folded(given), folded)
     hint = f" (did you mean {folded[meant]!r}?)" if meant else ""
-    return RequestError(f"{field}: {given!r} {why}{hint}; choose one of: {', '.join(valid)}", field=field)
+    return RequestError(f"{field}: {given!r:.80} {why}{hint}; choose one of: {', '.join(valid)}", field=field)
 
 
 def _folded(name: str) -> str:

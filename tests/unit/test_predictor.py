@@ -152,7 +152,12 @@ def test_bad_values_are_refused_whatever_cog_lets_through(values: dict[str, Any]
 def test_choices_without_meaning_for_flux_list_the_valid_ones(values: dict[str, str]) -> None:
     with pytest.raises(RequestError, match=r"choose one of: .*(DEIS|Beta)") as caught:
         request(**values)
-    assert caught.value.field == next(iter(values))
+    (field,) = values
+    assert caught.value.field == field
+    listed = str(caught.value).partition("choose one of: ")[2].split(", ")
+    assert set(listed) < set(INPUTS[field].choices or ()) and values[field] not in listed
+    for name in listed:
+        request(**{field: name})
 
 
 def test_plain_inputs_become_the_profile() -> None:

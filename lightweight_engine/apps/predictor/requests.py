@@ -15,7 +15,7 @@ from ...core.pictures import PictureReader
 from ...errors import ModelNotFoundError, RequestError
 from ...labels import resolve_sampler, storage_name
 from ...request import GenerationRequest
-from .inputs import ASPECT_RATIOS, AUTOMATIC, INPUTS
+from .inputs import ASPECT_RATIOS, AUTOMATIC, INPUTS, SAMPLERS, SCHEDULERS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,7 +50,8 @@ def request_of(inputs: Mapping[str, Any], reader: PictureReader) -> GenerationRe
         RequestError: a value has no meaning for Flux, or the picture cannot be read.
         DownloadError: the picture's URL may not be asked, or does not give it.
     """
-    resolve_sampler(inputs["sampler"], inputs["scheduler"])  # before a picture is fetched for nothing
+    # Before a picture is fetched for nothing.
+    resolve_sampler(inputs["sampler"], inputs["scheduler"], offered=(SAMPLERS, SCHEDULERS))
     fields = {row.field: inputs[name] for name, row in INPUTS.items() if row.field}
     if inputs["lora_urls"]:
         fields["lora_scales"] = inputs["lora_scales"]
