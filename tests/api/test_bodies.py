@@ -23,7 +23,7 @@ from lightweight_engine import Config
 from lightweight_engine.apps.server import bodies, service, tasks
 from lightweight_engine.apps.server.asking import JobFailed
 from lightweight_engine.apps.server.bodies import LONGEST_AT_ONCE, MOST_SEPARATORS, read_json
-from lightweight_engine.apps.server.faults import BodyTooLargeError, MalformedBodyError
+from lightweight_engine.apps.server.faults import LONGEST_MESSAGE, BodyTooLargeError, Fault, MalformedBodyError
 from lightweight_engine.apps.server.sdapi import extras, generation, settings
 from lightweight_engine.apps.server.sdapi.models import LONGEST_INFOTEXT
 from lightweight_engine.apps.server.sdapi.session import Session
@@ -195,6 +195,16 @@ def test_texts_of_forges_api_are_bounded() -> None:
 def test_thousands_of_wrong_values_are_told_as_some() -> None:
     with pytest.raises(EngineError, match=r"k19: there is no such field; .*; and 980 more$"):
         GenerationRequest(**{f"k{n}": 0 for n in range(1000)})
+
+
+def test_a_long_name_is_not_told_whole() -> None:
+    with pytest.raises(RequestError) as caught:
+        GenerationRequest(**{"n" * 10**6: 0})
+    fault = Fault.of(caught.value)
+    assert fault.message.startswith("nnn") and len(fault.message) == LONGEST_MESSAGE
+    assert fault.param == "n" * 255
+    with pytest.raises(RequestError, match=r"^sampler: 'n{79} is not known; choose one of"):
+        tasks.check(GenerationRequest(sampler="n" * 10**6), Config())
 
 
 def test_a_long_text_in_the_place_of_a_name_is_compared_with_none(monkeypatch: pytest.MonkeyPatch) -> None:

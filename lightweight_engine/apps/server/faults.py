@@ -15,6 +15,11 @@ from typing import Any
 from ...errors import DownloadError, EngineError
 from ..wording import for_callers, without_paths
 
+LONGEST_MESSAGE = 2**14
+"""Characters: a memory plan has some thousand. A name that a caller gave may have millions, which are worded and sent
+while nobody else is answered."""
+_LONGEST_FIELD = 255
+
 
 class Refusal(EngineError):
     """Base of what the service itself refuses; the status of each is in ``http_status``."""
@@ -147,9 +152,9 @@ class Fault:
         param = getattr(error, "field", None) or getattr(error, "param", None)
         return cls(
             type=type(error).__name__,
-            message=without_paths(str(error)),
+            message=without_paths(str(error)[:LONGEST_MESSAGE]),
             status=error.http_status,
-            param=param,
+            param=param and param[:_LONGEST_FIELD],
             headers=getattr(error, "headers", {}),
         )
 
