@@ -26,7 +26,7 @@ LONG = {**SMALL, "width": 256, "height": 256, "num_inference_steps": 200}
 
 @contextmanager
 def cog(folder: Path, **environ: str) -> Iterator[Running]:
-    """The server, ready; its log goes on in ``lines``."""
+    """The server, ready; its log is ``cog.log`` in the folder."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = {
