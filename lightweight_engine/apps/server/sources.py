@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...backend.urls import check_url
 from ...config import EngineConfig
 from ...core.choice import choose_models
 from ...core.loras import check_loras, lora_library
-from ...core.models import ModelLibrary, ModelSet
+from ...core.models import ModelLibrary
 from ...errors import about
 from ...extensions.lora_library import LoraLibrary
 from ...request import GenerationRequest, Task
@@ -53,13 +54,11 @@ class Sources:
             _each_picture(task, lambda given, field: self._check_picture(reader, given, field))
 
     def _check_files(self, request: GenerationRequest) -> None:
+        chosen = cache(lambda: choose_models(self._config.with_model_of(request), [], self._models.refresh()))
         if any(getattr(request, setting) for setting in MODEL_FILES):
             check_models(request, self._models)
-            self._chosen(request)
-        check_loras(request, self._config, lambda: self._loras_with(self._chosen(request).is_tiny))
-
-    def _chosen(self, request: GenerationRequest) -> ModelSet:
-        return choose_models(self._config.with_model_of(request), [], self._models.refresh())
+            chosen()
+        check_loras(request, self._config, lambda: self._loras_with(chosen().is_tiny))
 
     def _loras_with(self, tiny: bool) -> LoraLibrary:
         if tiny not in self._loras:
