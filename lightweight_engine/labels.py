@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -122,7 +122,7 @@ def resolve_sampler(
     *,
     default_scheduler: str = DEFAULT_SCHEDULER,
     fields: tuple[str, str] = ("sampler", "scheduler"),
-    offered: tuple[Sequence[str], Sequence[str]] | None = None,
+    offered: tuple[Iterable[str], Iterable[str]] = (SAMPLERS, SCHEDULERS),
 ) -> tuple[str, str]:
     """The sampler and scheduler labels that a request's two names mean.
 
@@ -143,27 +143,25 @@ def resolve_sampler(
     name, suffix = _split_suffix(sampler or "Euler", ignore_case=True)
     chosen = _find_scheduler(scheduler or AUTOMATIC, ignore_case=True)
     row = _find(SAMPLERS, name, ignore_case=True)
-    samplers, schedulers = _valid_of(offered) if offered else (sampler_labels(), scheduler_labels())
     if row is None or not row.valid:
-        raise _refusal(fields[0], sampler, row is not None, samplers)
+        raise _refusal(fields[0], sampler, row is not None, _valid_samplers(offered[0]))
     if chosen is None or not chosen.valid:
-        raise _refusal(fields[1], scheduler, chosen is not None, schedulers)
+        raise _refusal(fields[1], scheduler, chosen is not None, _valid_schedulers(offered[1]))
     if suffix and chosen.label in (AUTOMATIC, default_scheduler):
         chosen = suffix
         if not chosen.valid:
-            raise _refusal(fields[0], sampler, True, samplers)
+            raise _refusal(fields[0], sampler, True, _valid_samplers(offered[0]))
     return row.label, chosen.label if chosen.label != AUTOMATIC else row.scheduler or DEFAULT_SCHEDULER
 
 
-def _valid_of(offered: tuple[Sequence[str], Sequence[str]]) -> tuple[list[str], list[str]]:
-    """Those of samplers' and of schedulers' names that are valid for Flux."""
-    samplers = []
-    for name in offered[0]:
-        row = _find(SAMPLERS, _split_suffix(name, ignore_case=True)[0], ignore_case=True)
-        if row is not None and row.valid:
-            samplers.append(name)
-    rows = ((name, _find_scheduler(name, ignore_case=True)) for name in offered[1])
-    return samplers, [name for name, row in rows if row is not None and row.valid]
+def _valid_samplers(names: Iterable[str]) -> list[str]:
+    rows = ((name, _find(SAMPLERS, _split_suffix(name, ignore_case=True)[0], ignore_case=True)) for name in names)
+    return [name for name, row in rows if row is not None and row.valid]
+
+
+def _valid_schedulers(names: Iterable[str]) -> list[str]:
+    rows = ((name, _find_scheduler(name, ignore_case=True)) for name in names)
+    return [name for name, row in rows if row is not None and row.valid]
 
 
 def own_scheduler(sampler: str, scheduler: str) -> str:
