@@ -15,12 +15,11 @@ from torch import Tensor
 from ..backend.devices import is_out_of_memory
 from ..errors import RequestError
 from ..upscalers.picture import Picture
-from ..upscalers.resampling import resample
+from ..upscalers.resampling import HOST, resample
 from .boxes import Found, Letterbox, masks_of, select
 
 # Pixels [1, 3, H, W] in 0..1 to boxes, scores and coefficients [4 + K + M, N], and the prototypes [M, H/4, W/4].
 Network = Callable[[Tensor], tuple[Tensor, Tensor | None]]
-HOST = torch.device("cpu")
 
 log = logging.getLogger(__name__)
 

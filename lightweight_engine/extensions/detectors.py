@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ..backend.kept_files import KeptFiles
 from ..errors import UnsupportedCheckpointError
+from ..upscalers.resampling import HOST
 from ..upscalers.visits import Visitor
-from .detection import HOST, Detector, YOLODetector
+from .detection import Detector, YOLODetector
 from .detector_files import DetectorFile, open_detector
 from .detector_list import DetectorList, Entry
 from .yolov8 import YOLOv8, build, skeleton

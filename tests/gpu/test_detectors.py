@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from test_upscalers import noise
 
+from lightweight_engine.extensions.boxes import Letterbox
 from lightweight_engine.extensions.detection import YOLODetector
 from lightweight_engine.extensions.detectors import visiting
 from lightweight_engine.extensions.yolov8 import YOLOv8, build
@@ -36,8 +37,6 @@ def detector(scale: str, device: torch.device, *, segmentation: bool = False, **
 
 
 def seen(each: YOLODetector, picture: Picture) -> tuple[torch.Tensor, torch.Tensor | None]:
-    from lightweight_engine.extensions.boxes import Letterbox
-
     with torch.inference_mode():
         return each._seen(picture, Letterbox.of(*picture.size, each.image_size))
 
