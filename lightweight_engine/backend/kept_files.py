@@ -6,7 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -54,6 +54,23 @@ def by_name(entries: Iterable[N]) -> list[N]:
     return sorted(found.values(), key=lambda entry: entry.name.lower())
 
 
+class FileVersion(NamedTuple):
+    """What a file is at a moment: one that is changed or replaced has another size or time of change.
+
+    The number that its file system has for it is left out: some on a network give another one at each look.
+    """
+
+    path: str
+    size: int
+    changed: int  # in nanoseconds
+
+    @classmethod
+    def of(cls, path: Path) -> FileVersion:
+        """That of the file at ``path``; raises OSError where there is none."""
+        stat = path.stat()
+        return cls(str(path), stat.st_size, stat.st_mtime_ns)
+
+
 class KeptFiles(Generic[T]):
     """What was read from files, the last used ones; a file that has changed is read anew.
 
@@ -63,12 +80,11 @@ class KeptFiles(Generic[T]):
 
     def __init__(self, keep: int) -> None:
         self.keep = keep
-        self._kept: OrderedDict[Path, tuple[tuple[int, int], T]] = OrderedDict()
+        self._kept: OrderedDict[Path, tuple[FileVersion, T]] = OrderedDict()
 
     def get(self, path: Path, read: Callable[[], T]) -> T:
         """What ``read`` makes of the file at ``path``, or made of it before."""
-        status = path.stat()
-        version = (status.st_mtime_ns, status.st_size)
+        version = FileVersion.of(path)
         kept = self._kept.pop(path, None)
         if kept is None or kept[0] != version:
             kept = version, read()

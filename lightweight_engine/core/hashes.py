@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from ..backend.checkpoint import file_sha256
+from ..backend.kept_files import FileVersion
 
 log = logging.getLogger(__name__)
 
@@ -143,5 +144,4 @@ def _together(each: Sequence[str]) -> str:
 
 def _state(path: Path) -> str:
     """A file's path, size and time of change, by which its hash is kept."""
-    stat = path.stat()
-    return f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
+    return "|".join(map(str, FileVersion.of(path)))

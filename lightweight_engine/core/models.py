@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from ..backend.kept_files import FileVersion
 from ..backend.model_files import INDEX, open_model
 from ..errors import EngineError, ModelNotFoundError, UnsupportedCheckpointError, about, closest, some_of
 from ..flux.keymaps import Part, Role, find_parts, read_params
@@ -162,10 +163,9 @@ class ModelSet:
         return [path for each in self._paths.values() for path in each]
 
     @property
-    def key(self) -> tuple[tuple[str, int, int], ...]:
-        """What the parts' files are, cheaply: path, size and time of change."""
-        stats = [(path, path.stat()) for path in self.paths]
-        return tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats)
+    def key(self) -> tuple[FileVersion, ...]:
+        """What the parts' files are, cheaply."""
+        return tuple(map(FileVersion.of, self.paths))
 
     def files(self, hashes: HashCache | None = None) -> tuple[ModelFile, ...]:
         """Every file with the roles that it plays, hashed where a cache of hashes is given."""
@@ -180,8 +180,8 @@ class ModelSet:
         )
 
 
-State = tuple[tuple[int, int] | None, ...]
-"""Size and time of change of files; None of one that cannot be looked at, which may be another at any time."""
+State = tuple[FileVersion | None, ...]
+"""What files are; None of one that cannot be looked at, which may be another at any time."""
 
 
 @dataclass(frozen=True)
@@ -357,12 +357,11 @@ def _states(files: Iterable[Path]) -> State:
     return tuple(map(_state, files))
 
 
-def _state(path: Path) -> tuple[int, int] | None:
+def _state(path: Path) -> FileVersion | None:
     try:
-        stat = path.stat()
+        return FileVersion.of(path)
     except OSError:
         return None
-    return stat.st_size, stat.st_mtime_ns
 
 
 def _tell_choice(what: str, names: Sequence[str], rule: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+from ..backend.kept_files import FileVersion
 from ..flux.keymaps import Part
 from .folders import title_of
 from .models import files_of
@@ -17,8 +18,7 @@ MAX_TITLE = 128
 
 def file_name(part: Part, format: str) -> str:
     """Tells the source files by path, size and time of change."""
-    stats = [(str(path.absolute()), path.stat()) for path in files_of(part)]
-    made_from = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    made_from = [tuple(FileVersion.of(path.absolute())) for path in files_of(part)]
     digest = hashlib.sha256(repr((VERSION, part.role, part.prefix, format, made_from)).encode()).hexdigest()
     title = title_of(part.checkpoint.path).encode(errors="ignore")[:MAX_TITLE].decode(errors="ignore")
     return f"{title}-{part.role}-{format}-{digest[:16]}.safetensors"

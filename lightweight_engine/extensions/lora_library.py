@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..backend.checkpoint import open_checkpoint
-from ..backend.kept_files import files_below
+from ..backend.kept_files import FileVersion, files_below
 from ..errors import AdapterError, EngineError, ModelNotFoundError, RequestError, closest, some_of
 
 FOLDERS = ("Lora", "loras")
@@ -44,13 +44,13 @@ class LoraLibrary:
 
     def __init__(self, roots: Sequence[Path]) -> None:
         self.roots = tuple(roots)
-        self._read: dict[tuple[Path, int, int], LoraEntry] = {}
+        self._read: dict[FileVersion, LoraEntry] = {}
 
     def ls(self) -> list[LoraEntry]:
         """Every file, by name; of two at the same place in different folders, the first. Links to folders are followed;
         what is outside of its folder then is a problem, and takes no name from a file that can be read."""
         found: dict[str, LoraEntry] = {}
-        read: dict[tuple[Path, int, int], LoraEntry] = {}
+        read: dict[FileVersion, LoraEntry] = {}
         for folder in self._folders():
             for path in files_below(folder, (SUFFIX,)):
                 found.setdefault(str(path.relative_to(folder).with_suffix("")), self._entry(path, folder, read))
@@ -101,19 +101,18 @@ class LoraLibrary:
         folder = (*self.roots, Path("models"))[0] / FOLDERS[0]
         return f"there are: {names}; put the file into {folder}, or give its URL"
 
-    def _entry(self, path: Path, folder: Path, read: dict[tuple[Path, int, int], LoraEntry]) -> LoraEntry:
+    def _entry(self, path: Path, folder: Path, read: dict[FileVersion, LoraEntry]) -> LoraEntry:
         """What a file is, read before or now, and noted in ``read``."""
         if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
             fault = f"{path.name} is, or is behind, a link that leads out of {folder}; put the file itself there"
             return LoraEntry(path.stem, path, 0, problem=fault)
         try:
-            stat = path.stat()
+            version = FileVersion.of(path)
         except OSError as error:
             fault = f"{path.name} cannot be read ({error.strerror}); remove it or mend its permissions"
             return LoraEntry(path.stem, path, 0, problem=fault)
-        key = (path, stat.st_size, stat.st_mtime_ns)
-        read[key] = self._read.get(key) or _read_entry(path, stat.st_size)
-        return read[key]
+        read[version] = self._read.get(version) or _read_entry(path, version.size)
+        return read[version]
 
 
 def _read_entry(path: Path, size: int) -> LoraEntry:
