@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import CorruptCheckpointError, UnsupportedCheckpointError
+from .kept_files import FileVersion
 
 if TYPE_CHECKING:
     from torch import Tensor, UntypedStorage
@@ -95,17 +95,37 @@ class Checkpoint:
         return self.files[self.tensors[name].file] if self.files else self.path
 
     @cached_property
-    def _storages(self) -> dict[Path, tuple[UntypedStorage, int, int]]:
-        """The files that are mapped by now, with address and size."""
+    def _storages(self) -> dict[Path, tuple[UntypedStorage, int, FileVersion]]:
+        """The files that are mapped by now, with address and version."""
         return {}
+
+    @cached_property
+    def _asked(self) -> dict[Path, FileVersion]:
+        """What files were that are not mapped, as far as somebody has asked."""
+        return {}
+
+    def version_of(self, path: Path) -> FileVersion:
+        """What one of the files was when it was mapped; before it is, what it was when this was first asked.
+
+        Raises:
+            OSError: it is not there any more.
+        """
+        if path in self._storages:
+            return self._storages[path][2]
+        if path not in self._asked:
+            self._asked[path] = FileVersion.of(path)
+        return self._asked[path]
 
     def _storage(self, path: Path) -> UntypedStorage:
         import torch
 
         if path not in self._storages:
-            size = os.path.getsize(path)
-            mapped: Any = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
-            self._storages.setdefault(path, (mapped, mapped.data_ptr(), size))
+            version = FileVersion.of(path)
+            mapped: Any = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=version.size)
+            if FileVersion.of(path) != version:
+                told = "it is changed or replaced at this moment; wait until it is there whole, and ask again"
+                raise CorruptCheckpointError(f"{path.name}: {told}")
+            self._storages.setdefault(path, (mapped, mapped.data_ptr(), version))
         return self._storages[path][0]
 
     def tensor(self, name: str) -> Tensor:
@@ -144,7 +164,7 @@ class Checkpoint:
     @property
     def mapped(self) -> list[tuple[Path, int, int]]:
         """The files that are mapped by now, with address and size."""
-        return [(path, address, size) for path, (_, address, size) in list(self._storages.items())]
+        return [(path, address, version.size) for path, (_, address, version) in list(self._storages.items())]
 
     def place_of(self, tensor: Tensor) -> tuple[Path, int] | None:
         """File and first byte of a tensor that is a view of the mapped files; None for any other."""

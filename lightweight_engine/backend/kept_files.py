@@ -65,9 +65,9 @@ class FileVersion(NamedTuple):
     changed: int  # in nanoseconds
 
     @classmethod
-    def of(cls, path: Path) -> FileVersion:
-        """That of the file at ``path``; raises OSError where there is none."""
-        stat = path.stat()
+    def of(cls, path: Path, opened: int | None = None) -> FileVersion:
+        """That of the file at ``path``, or of the one that was opened there; raises OSError where there is none."""
+        stat = os.stat(path if opened is None else opened)
         return cls(str(path), stat.st_size, stat.st_mtime_ns)
 
 

@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 EMBEDDING_CACHE_BYTES = 256 << 20
 
-NO_HASH = "{name}: the file is not there any more, or cannot be read, so that its hash is not told"
+NO_HASH = "{name}: the file was replaced, is not there any more, or cannot be read, so that its hash is not told"
 
 T = TypeVar("T")
 
@@ -369,7 +369,7 @@ class LightweightEngine:
         inside = replace(tools, pictures=OwnPictures())
         workshop = Workshop(lambda inner: plan_job(inner, inside, tracker.inner())[0], tracker.enter)
         if hashed:
-            self._hashes.begin(networks.models.paths)
+            self._hashes.begin(networks.models.key)
         files = networks.models.files()
         images, stages, seeds, subseeds, infotexts = [], [], [], [], []
         for batch in job.batches:
@@ -383,7 +383,7 @@ class LightweightEngine:
             seeds += batch.seeds
             subseeds += batch.subseeds
             if hashed and not infotexts:
-                self._hashes.wait(networks.models.paths, tracker.check)
+                self._hashes.wait(networks.models.key, tracker.check)
                 files = networks.models.files(self._hashes)
             rows = zip(batch.seeds, batch.subseeds, strict=True)
             infotexts += [describe(job, batch, seed, subseed, files) for seed, subseed in rows]

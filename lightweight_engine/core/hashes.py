@@ -13,7 +13,6 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from ..backend.checkpoint import file_sha256
 from ..backend.kept_files import FileVersion
 
 log = logging.getLogger(__name__)
@@ -27,7 +26,8 @@ LOOK_SECONDS = 0.1
 class HashCache:
     """SHA-256 of model files, kept in a small JSON file by path, size and time of change, so that each is read once.
 
-    Threads may ask for them.
+    A hash is that of the very file that is asked for: where another lies at its path by now, there is none, unless it
+    was known before. Threads may ask for them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,51 +38,42 @@ class HashCache:
         self._turns = threading.Semaphore(AT_ONCE)
         self._told = False
 
-    def begin(self, files: Iterable[Path]) -> None:
+    def begin(self, files: Iterable[FileVersion]) -> None:
         """Hash files that nothing is known of, in threads that a process does not wait for when it ends."""
-        for path in files:
-            try:
-                self._begin(path)
-            except OSError:
-                pass  # whoever asks for the hash is told
+        for each in files:
+            self._begin(each)
 
-    def sha256_of(self, files: Sequence[Path]) -> str | None:
-        """That of the one file; of several, the SHA-256 of theirs, one a line. None where one cannot be read.
+    def sha256_of(self, files: Sequence[FileVersion]) -> str | None:
+        """That of the one file; of several, the SHA-256 of theirs, one a line. None where one cannot be read any more.
 
         A hash is information: what was made with a file is not lost with it.
         """
         try:
-            return _together([self.sha256(path) for path in files])
+            return _together([self._begin(each).result() for each in files])
         except OSError:
             return None
 
-    def known(self, files: Sequence[Path]) -> str | None:
-        """The same of files that were hashed before; None where one was not, or has changed since."""
-        try:
-            with self._lock:
-                each = [self._load().get(_state(path)) for path in files]
-        except OSError:
-            return None
+    def known(self, files: Sequence[FileVersion]) -> str | None:
+        """The same of files that were hashed before; None where one was not."""
+        with self._lock:
+            each = [self._load().get(_key(version)) for version in files]
         found = [digest for digest in each if digest]
         return _together(found) if len(found) == len(each) else None
 
-    def wait(self, files: Iterable[Path], check: Callable[[], None]) -> None:
+    def wait(self, files: Iterable[FileVersion], check: Callable[[], None]) -> None:
         """Until all of them that are there are hashed; ``check`` is called now and then, and may raise."""
-        for path in files:
-            try:
-                found = self._begin(path)
-            except OSError:
-                continue
+        for each in files:
+            found = self._begin(each)
             while not found.done():
                 check()
                 wait([found], timeout=LOOK_SECONDS)
 
     def sha256(self, path: Path) -> str:
-        """That of a file; waits where it is being read."""
-        return self._begin(path).result()
+        """That of the file that lies at a path now; waits where it is being read."""
+        return self._begin(FileVersion.of(path)).result()
 
-    def _begin(self, path: Path) -> Future[str]:
-        key = _state(path)
+    def _begin(self, version: FileVersion) -> Future[str]:
+        key = _key(version)
         with self._lock:
             known = self._load()
             if key in self._reading:
@@ -92,14 +83,15 @@ class HashCache:
                 found.set_result(known[key])
                 return found
             self._reading[key] = found
-        threading.Thread(target=self._read, args=(key, path, found), name=f"hash {path.name}", daemon=True).start()
+        name = f"hash {Path(version.path).name}"
+        threading.Thread(target=self._read, args=(key, version, found), name=name, daemon=True).start()
         return found
 
-    def _read(self, key: str, path: Path, found: Future[str]) -> None:
+    def _read(self, key: str, version: FileVersion, found: Future[str]) -> None:
         tell = found.cancel  # whatever happens, nobody waits for ever
         try:
             with self._turns:
-                digest = file_sha256(path)
+                digest = read_sha256(version)
             with self._lock:
                 known = self._load()
                 known[key] = digest
@@ -142,6 +134,20 @@ def _together(each: Sequence[str]) -> str:
     return each[0] if len(each) == 1 else hashlib.sha256("\n".join(each).encode()).hexdigest()
 
 
-def _state(path: Path) -> str:
-    """A file's path, size and time of change, by which its hash is kept."""
-    return "|".join(map(str, FileVersion.of(path)))
+def read_sha256(version: FileVersion) -> str:
+    """SHA-256 of a file's content, in hex, read in pieces.
+
+    Raises:
+        OSError: it cannot be read, or is another one by now.
+    """
+    path = Path(version.path)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if FileVersion.of(path, file.fileno()) != version:
+            raise OSError(f"{path} was changed or replaced")
+    return digest
+
+
+def _key(version: FileVersion) -> str:
+    """What the hash of a file is kept by."""
+    return "|".join(map(str, version))

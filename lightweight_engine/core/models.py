@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -123,6 +122,11 @@ def files_of(part: Part) -> tuple[Path, ...]:
     return tuple(sorted({checkpoint.file_of(each.name) for each in stored}))
 
 
+def versions_of(part: Part) -> tuple[FileVersion, ...]:
+    """What those files are: see ``Checkpoint.version_of``, and so is what it raises."""
+    return tuple(map(part.checkpoint.version_of, files_of(part)))
+
+
 @dataclass(frozen=True)
 class ModelSet:
     """The four parts of a model, each from whichever file holds it.
@@ -152,20 +156,10 @@ class ModelSet:
         """The parts as the user's files have them."""
         return {**self.parts, **self.originals}
 
-    @cached_property
-    def _paths(self) -> dict[Role, tuple[Path, ...]]:
-        """The files of each of the own parts."""
-        return {role: files_of(part) for role, part in self.own_parts.items()}
-
-    @property
-    def paths(self) -> list[Path]:
-        """The files of all own parts."""
-        return [path for each in self._paths.values() for path in each]
-
     @property
     def key(self) -> tuple[FileVersion, ...]:
-        """What the parts' files are, cheaply."""
-        return tuple(map(FileVersion.of, self.paths))
+        """What the files of all own parts are, cheaply: those that were read, whatever lies at their paths by now."""
+        return tuple(version for part in self.own_parts.values() for version in versions_of(part))
 
     def files(self, hashes: HashCache | None = None) -> tuple[ModelFile, ...]:
         """Every file with the roles that it plays, hashed where a cache of hashes is given."""
@@ -174,7 +168,7 @@ class ModelSet:
                 role=role,
                 name=title_of(part.checkpoint.path),
                 path=str(part.checkpoint.path),
-                sha256=hashes.sha256_of(self._paths[role]) if hashes else None,
+                sha256=hashes.sha256_of(versions_of(part)) if hashes else None,
             )
             for role, part in self.own_parts.items()
         )

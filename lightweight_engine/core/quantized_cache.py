@@ -92,6 +92,9 @@ class QuantizedCache:
         self.prune(self.limit - size)
         log.info("quantising %s once, into %s", part.checkpoint.path.name, path)
         convert_part(part, format, path, device=device)
+        if file_name(part, format) != path.name:
+            _remove(path)
+            raise OutputError("the file was replaced just now; ask again")
         made = self._open(path, part)
         if made is None:
             raise OutputError(f"{path} was removed or changed as soon as it was written; check the disk")

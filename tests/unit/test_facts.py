@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from lightweight_engine import Config, LightweightEngine
 from lightweight_engine.apps.server.facts import Facts, lora_rows, scale_of
+from lightweight_engine.backend.kept_files import FileVersion
 from lightweight_engine.core.hashes import HashCache
 from lightweight_engine.core.models import TINY, ModelLibrary
 from lightweight_engine.extensions.lora_library import LoraLibrary
@@ -119,9 +120,10 @@ def test_hashes_that_are_known(tmp_path: Path) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
     first.write_text("a")
     second.write_text("b")
+    a, b = FileVersion.of(first), FileVersion.of(second)
     hashes = HashCache(tmp_path / "hashes.json")
-    hashes.sha256(first)
-    assert hashes.known([first]) == hashes.sha256_of([first]) and hashes.known([first, second]) is None
-    assert hashes.sha256_of([first, second]) == hashes.known([first, second])
+    digest = hashes.sha256(first)
+    assert hashes.known([a]) == hashes.sha256_of([a]) == digest and hashes.known([a, b]) is None
+    assert hashes.sha256_of([a, b]) == hashes.known([a, b])
     first.write_text("other")
-    assert hashes.known([first]) is None and hashes.known([tmp_path / "absent"]) is None
+    assert hashes.known([FileVersion.of(first)]) is None and hashes.known([a]) == digest

@@ -35,6 +35,7 @@ ARROWS = {
     "labels": "errors",
     "config": "errors fields labels request",
     # backend
+    "backend.checkpoint": "kept_files",
     "backend.feature_maps": "kernels kernels.group_norm",
     "backend.convolutions": "kernels kernels.convolution",
     "backend.eight_bit": "fp8 kernels kernels.fused linear packed",

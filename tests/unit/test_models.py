@@ -19,6 +19,7 @@ from factories import T5, network, save, save_drawable, save_family, save_flux
 from safetensors.torch import load_file, save_file
 
 from lightweight_engine import Config, LightweightEngine
+from lightweight_engine.backend.kept_files import FileVersion
 from lightweight_engine.core.folders import stray_models
 from lightweight_engine.core.hashes import HashCache
 from lightweight_engine.core.models import TINY, ModelLibrary
@@ -196,22 +197,24 @@ class Held:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[Path] = []
         self.go = threading.Event()
-        monkeypatch.setattr("lightweight_engine.core.hashes.file_sha256", self.read)
+        monkeypatch.setattr("lightweight_engine.core.hashes.read_sha256", self.read)
 
-    def read(self, path: Path) -> str:
+    def read(self, version: FileVersion) -> str:
+        path = Path(version.path)
         self.asked.append(path)
         assert self.go.wait(20)
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_hashes_are_read_beside_other_work_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = [tmp_path / "a", tmp_path / "b", tmp_path / "absent"]
-    for path in files[:2]:
+    files = [tmp_path / "a", tmp_path / "b"]
+    for path in files:
         path.write_text(path.name)
+    versions = [FileVersion.of(path) for path in files]
     held, cache = Held(monkeypatch), HashCache(tmp_path / "hashes.json")
-    cache.begin(files)
-    cache.begin(files)
-    assert cache.known(files[:2]) is None
+    cache.begin(versions)
+    cache.begin(versions)
+    assert cache.known(versions) is None
     looks: list[int] = []
 
     def check() -> None:
@@ -219,24 +222,25 @@ def test_hashes_are_read_beside_other_work_and_once(tmp_path: Path, monkeypatch:
         if len(looks) == 3:
             held.go.set()
 
-    cache.wait(files[:2], check)
-    assert len(looks) >= 3 and sorted(held.asked) == files[:2]
+    cache.wait(versions, check)
+    assert len(looks) >= 3 and sorted(held.asked) == files
     assert cache.sha256(files[0]) == hashlib.sha256(b"a").hexdigest() and len(held.asked) == 2
     with pytest.raises(FileNotFoundError):
-        cache.sha256(files[2])
+        cache.sha256(tmp_path / "absent")
 
 
 def test_waiting_for_a_hash_can_be_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").write_text("a")
+    files = [FileVersion.of(tmp_path / "a")]
     held, cache = Held(monkeypatch), HashCache(tmp_path / "hashes.json")
 
     def check() -> None:
         raise GenerationCancelled("cancelled")
 
     with pytest.raises(GenerationCancelled):
-        cache.wait([tmp_path / "a"], check)
+        cache.wait(files, check)
     held.go.set()
-    cache.wait([tmp_path / "a"], lambda: None)
+    cache.wait(files, lambda: None)
     assert held.asked == [tmp_path / "a"]
 
 
@@ -244,7 +248,7 @@ def test_a_file_that_cannot_be_read_is_tried_again(tmp_path: Path, monkeypatch: 
     (tmp_path / "a").write_text("a")
     cache = HashCache(tmp_path / "hashes.json")
     with monkeypatch.context() as patched:
-        patched.setattr("lightweight_engine.core.hashes.file_sha256", lambda path: (path / "x").read_bytes())
+        patched.setattr("lightweight_engine.core.hashes.read_sha256", lambda file: Path(file.path, "x").read_bytes())
         with pytest.raises(NotADirectoryError):
             cache.sha256(tmp_path / "a")
     assert cache.sha256(tmp_path / "a") == hashlib.sha256(b"a").hexdigest()

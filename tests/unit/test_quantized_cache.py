@@ -62,13 +62,29 @@ def test_another_source_is_another_file(tmp_path: Path) -> None:
     before = file_name(part, "nf4")
     assert file_name(part, "fp4") != before
     os.utime(part.checkpoint.path, (1, 1))
-    assert file_name(part, "nf4") != before
+    assert file_name(part, "nf4") == before, "of what was opened"
+    assert file_name(opened(tmp_path), "nf4") != before
+
+
+def test_a_source_that_is_replaced_meanwhile_is_not_kept(tmp_path: Path) -> None:
+    """It would be taken for the one that was there before, which may come back."""
+    part = flux(tmp_path)
+    file_name(part, "nf4")  # the source is known from here on
+    os.utime(part.checkpoint.path, (1, 1))
+    cache = QuantizedCache(tmp_path / "q", GIB)
+    with pytest.raises(OutputError, match="replaced"):
+        cache.part(part, "nf4", CPU)
+    assert cache.ls() == []
 
 
 def flux(folder: Path, name: str = "a") -> Part:
     save_family(folder)
-    path = save_flux(folder / "Stable-diffusion" / f"{name}.safetensors")
-    return ModelLibrary([folder]).choose(path.stem).parts["transformer"]
+    save_flux(folder / "Stable-diffusion" / f"{name}.safetensors")
+    return opened(folder, name)
+
+
+def opened(folder: Path, name: str = "a") -> Part:
+    return ModelLibrary([folder]).choose(name).parts["transformer"]
 
 
 def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:

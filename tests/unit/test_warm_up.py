@@ -13,6 +13,7 @@ from lightweight_engine import Config, LightweightEngine
 from lightweight_engine.apps.server.messages import Ready
 from lightweight_engine.apps.server.supervisor import launch
 from lightweight_engine.backend import kernels
+from lightweight_engine.backend.kept_files import FileVersion
 from lightweight_engine.core.models import TINY
 from lightweight_engine.core.warm_up import warm_up
 
@@ -63,8 +64,8 @@ def test_a_worker_draws_before_it_is_ready(wanted: bool, tmp_path: Path, capfd: 
 def test_nothing_is_hashed_before_it_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint of 24 GB takes a core 10 to 20 seconds; the first picture that somebody asks for tells its hash."""
     engine = LightweightEngine(Config(models_dir=tmp_path, cache_dir=tmp_path, device="cpu", offline=True))
-    asked: list[Path] = []
-    monkeypatch.setattr("lightweight_engine.core.hashes.file_sha256", lambda path: asked.append(path) or "0" * 64)
+    asked: list[FileVersion] = []
+    monkeypatch.setattr("lightweight_engine.core.hashes.read_sha256", lambda file: asked.append(file) or "0" * 64)
     warm_up(engine)
     assert not asked
     result = engine.run(engine.request(prompt="a man", width=64, height=64, steps=1))

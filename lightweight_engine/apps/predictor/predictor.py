@@ -66,7 +66,7 @@ class Predictor:
         for note in self._engine.notes:
             print(self._shown(note))
         self._ready = True
-        self._engine.hashes.begin(self._engine.models.paths)  # the first picture tells them
+        self._engine.hashes.begin(self._engine.models.key)  # the first picture tells them
         print(f"ready in {time.perf_counter() - begin:.1f} s: model {self._engine.models.name}")
 
     def healthy(self) -> bool:

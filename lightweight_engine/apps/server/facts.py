@@ -18,7 +18,7 @@ from ...core.describe import device_name, versions
 from ...core.engine import LightweightEngine
 from ...core.hashes import HashCache
 from ...core.loras import lora_library
-from ...core.models import SLOTS, ModelLibrary, files_of, title_of
+from ...core.models import SLOTS, ModelLibrary, files_of, title_of, versions_of
 from ...core.precision import in_effect
 from ...errors import EngineError
 from ...extensions.lora_library import LoraLibrary
@@ -88,7 +88,7 @@ def checkpoint_rows(library: ModelLibrary, hashes: HashCache) -> Iterator[dict[s
     entries = [entry for entry in library.ls() if entry.can_be("transformer")]
     count = Counter(entry.path.name for entry in entries)
     for entry in entries:
-        sha256 = hashes.known(files_of(entry.parts["transformer"]))
+        sha256 = hashes.known(versions_of(entry.parts["transformer"]))
         name = entry.path.name if count[entry.path.name] == 1 else entry.name
         yield {
             "title": f"{name} [{sha256[:HASH_SHOWN]}]" if sha256 else name,

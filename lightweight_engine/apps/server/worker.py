@@ -80,7 +80,7 @@ class Worker:
             facts = Facts(engine)
             _log_notes(engine)
             self._tell(Ready(facts()))
-            engine.hashes.begin(engine.models.paths)  # the first picture tells them
+            engine.hashes.begin(engine.models.key)  # the first picture tells them
         except EngineError as error:
             self._tell(Broken(Fault.of(error), error.exit_code))
             return
