@@ -1,14 +1,12 @@
 """What a start does while torch is imported: the GPU's driver gets ready, and the model's bytes come nearer.
 
-Files that are in memory already are page-locked where they lie, so that the GPU fetches them from there. All are waits
-for the system, in threads, during which Python's lock is free. Nothing depends on them: where there is no driver or no
-file, whoever needs it says so later. Loads no torch.
+Files that are in memory already are page-locked where they lie, and the GPU fetches them from there, at once where it
+has room. All are waits for the system, in threads, during which Python's lock is free. Nothing depends on them: where
+there is no driver or no file, whoever needs it says so later. Loads no torch.
 """
 
 from __future__ import annotations
 
-import ctypes
-import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,8 +16,10 @@ from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 
+from ..backend.early_fetch import early_fetch
+from ..backend.gpu_driver import Driver, hold_context
 from ..backend.host_memory import GIB, host_available, host_total
-from ..backend.page_locked import CudaDriver, Driver, can_lock, page_locked
+from ..backend.page_locked import can_lock, page_locked
 from ..backend.read_ahead import Span, joined, read_ahead
 from ..config import EngineConfig
 from ..errors import EngineError
@@ -31,6 +31,9 @@ from .quantized_names import file_name
 
 MEMORY_SHARE = 0.5
 """Of the memory that this process may have: were more read, the first bytes would be gone before they are used."""
+
+BESIDE = 2 * GIB
+"""Of a GPU that both the model and what was fetched of it leave: whole pieces, contexts, and converting a weight."""
 
 SETTING: dict[Role, str] = {"transformer": "storage_dtype", "t5": "text_storage_dtype", "clip": "text_storage_dtype"}
 
@@ -68,34 +71,27 @@ def _index(device: str) -> int | None:
     return int(number) if number.isdecimal() else 0
 
 
-def hold_context(index: int) -> CudaDriver | None:
-    """Make the context of a GPU that all of this process shares, as torch does at its first use; the driver with it.
-
-    Kernels are loaded as they are used, which torch asks for too, and which has to be said before.
-    """
-    os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
-    try:
-        driver = ctypes.CDLL("libcuda.so.1" if sys.platform != "win32" else "nvcuda.dll")
-        device, context = ctypes.c_int(), ctypes.c_void_p()
-        made = (
-            driver.cuInit(0) == 0
-            and driver.cuDeviceGet(ctypes.byref(device), index) == 0
-            and driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) == 0
-        )
-        return CudaDriver(driver, context) if made else None
-    except (OSError, AttributeError):
-        return None
-
-
 def _lock(config: EngineConfig, driver: Driver, found: Sequence[Span]) -> None:
-    """Page-lock what the GPU will fetch, where all of it may stay there: other weights wait in buffers of their own."""
-    streams = config.vram_state in ("LOW_VRAM", "NO_VRAM") or not config.pinned_memory or not can_lock()
-    needed = sum(span.end - span.start for span in found)
-    if streams or (config.vram_limit is not None and needed > config.vram_limit * GIB):
+    """Page-lock what the GPU will fetch, where all of it may stay there: other weights wait in buffers of their own.
+
+    It is fetched at once where there is room for it twice, as torch will have it in memory of its own.
+    """
+    if config.vram_state in ("LOW_VRAM", "NO_VRAM") or not config.pinned_memory or not can_lock():
         return
+    needed = sum(span.end - span.start for span in found)
     with suppress(OSError, AttributeError):
-        if driver.enter() and needed <= driver.free():
-            page_locked().lock(driver, found, int(host_available() * MEMORY_SHARE))
+        room = driver.free() if driver.enter() else 0
+        if config.vram_limit is not None:
+            room = min(room, int(config.vram_limit * GIB))
+        if needed <= room:
+            early = early_fetch() if 2 * needed + BESIDE <= room else None
+            page_locked().lock(driver, found, int(host_available() * MEMORY_SHARE), early)
+
+
+def end() -> None:
+    """The model is loaded, or cannot be: files are unlocked, and the memory of the GPU that a start took is free."""
+    early_fetch().close()
+    page_locked().close()
 
 
 class _Begun:
