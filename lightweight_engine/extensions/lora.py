@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..backend.checkpoint import open_checkpoint
+from ..backend.kept_files import FileVersion
 from ..errors import AdapterError, RequestError, about, placed
 from ..flux.keymaps import Role
 from ..flux.lora_files import LoraFile, read_lora
@@ -145,7 +146,7 @@ class LoRAManager:
         Raises:
             AdapterError: as ``use``.
         """
-        return self._made(LoraSpec(name=name), path, name, name, self._sha256_of(path), compat)
+        return self._from_folder(LoraSpec(name=name), path, name, compat)
 
     def clear(self) -> None:
         """Close every file."""
@@ -156,15 +157,32 @@ class LoRAManager:
             with self._fetch(spec.url, sha256=spec.sha256, progress=progress) as held:
                 return self._made(spec, held.path, held.name, self._shown(spec.url), held.sha256, compat)
         entry = self.library.find(spec.name or "")
-        sha256 = self._sha256_of(entry.path)
-        if spec.sha256 not in (None, sha256):
-            raise AdapterError(f"{entry.name} is another file: its sha256 is {sha256}; correct it, or the name")
-        return self._made(spec, entry.path, entry.name, entry.name, sha256, compat)
+        return self._from_folder(spec, entry.path, entry.name, compat)
 
-    def _made(self, spec: LoraSpec, path: Path, name: str, given: str, sha256: str, compat: Compat) -> LoraUse:
+    def _from_folder(self, spec: LoraSpec, path: Path, name: str, compat: Compat) -> LoraUse:
+        """A file that anybody may replace meanwhile; fetched ones are held."""
+        version = FileVersion.of(path)
+        sha256 = self._sha256_of(path)
+        if spec.sha256 not in (None, sha256):
+            raise AdapterError(f"{name} is another file: its sha256 is {sha256}; correct it, or the name")
+        return self._made(spec, path, name, name, sha256, compat, version)
+
+    def _made(
+        self,
+        spec: LoraSpec,
+        path: Path,
+        name: str,
+        given: str,
+        sha256: str,
+        compat: Compat,
+        version: FileVersion | None = None,
+    ) -> LoraUse:
         key = (sha256, compat)
         if key not in self._open:
-            self._open[key] = self._read(path, name, compat)
+            file = self._read(path, name, compat)
+            if version not in (None, file.checkpoint.version_of(path)):  # it would be known by another's hash
+                raise AdapterError(f"{name} was replaced as it was read; ask again")
+            self._open[key] = file
         self._open.move_to_end(key)
         while len(self._open) > FILES_KEPT:
             self._open.popitem(last=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -250,6 +251,25 @@ class TestTheManager:
         with pytest.raises(AdapterError, match="another file"):
             manager(folder).use([LoraSpec(name="a", sha256="0" * 64)])
         assert manager(folder).use([LoraSpec(name="a", sha256=file_sha256(folder / "a.safetensors"))]).uses
+
+    def test_a_file_that_is_replaced_as_it_is_read(self, folder: Path) -> None:
+        """It would be kept as the one whose hash was taken, and told by it."""
+        path = lora_file(folder, PLAIN, name="night.safetensors").path
+        made = manager(folder)
+
+        def hash_and_replace(path: Path) -> str:
+            digest = file_sha256(path)
+            os.utime(
+                lora_file(folder, {key: 2 * each for key, each in PLAIN.items()}, name="night.safetensors").path, (1, 1)
+            )
+            return digest
+
+        made._sha256_of = hash_and_replace
+        with pytest.raises(AdapterError, match="night was replaced as it was read; ask again"):
+            made.use([LoraSpec(name="night")])
+        made._sha256_of = file_sha256
+        (use,) = made.use([LoraSpec(name="night")]).uses
+        assert use.sha256 == file_sha256(path)
 
     def test_a_control_lora_says_what_it_needs(self, folder: Path) -> None:
         tensors = {"img_in.lora_A.weight": numbers(2, 128), "img_in.lora_B.weight": numbers(WIDTH, 2)}
