@@ -27,6 +27,7 @@ from lightweight_engine.errors import (
     InvalidURLError,
     MemoryBudgetError,
     RequestError,
+    WrongContentError,
 )
 
 
@@ -96,11 +97,26 @@ def test_what_may_pass_frees_its_key() -> None:
         (MemoryBudgetError("too much"), False),
         (RequestError("wrong"), True),
         (InvalidURLError("no address"), True),
+        (WrongContentError("a web page"), True),
     ):
         failed = job(str(error))
         failed.fail(Fault.of(error))
         store.add(failed, failed.id, "digest")
         assert (store.of_key(failed.id, "digest") is failed) == kept, error
+
+
+def test_a_corrected_request_may_have_the_key_of_one_that_failed() -> None:
+    store = JobStore(1000, 60.0)
+    failed, corrected = job("a"), job("b")
+    store.add(failed, "key", "a web page")
+    with pytest.raises(ConflictError):
+        store.of_key("key", "a file")  # it is under way
+    failed.fail(Fault.of(WrongContentError("a web page")))
+    assert store.of_key("key", "a web page") is failed and store.of_key("key", "a file") is None
+    store.add(corrected, "key", "a file")
+    assert store.of_key("key", "a file") is corrected
+    with pytest.raises(ConflictError):
+        store.of_key("key", "a web page")
 
 
 def test_a_sentence_says_what_a_job_is() -> None:

@@ -28,7 +28,7 @@ _HEADERS: tuple[tuple[str, str | None, str, dict[str, Any]], ...] = (
     (
         "Idempotency-Key",
         "429",
-        "For 24 hours the same request gets the same job; another request with the key gets 409.",
+        "For 24 hours the same request gets the same job; another request gets 409, unless the job failed.",
         {"type": "string", "minLength": 1, "maxLength": MAX_KEY},
     ),
 )

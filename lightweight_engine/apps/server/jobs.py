@@ -207,7 +207,8 @@ class JobStore:
 
     def of_key(self, key: str, digest: str) -> Job | None:
         """The job that an idempotency key stands for; one that failed by no fault of the request, or was
-        interrupted, is to be done anew.
+        interrupted, is to be done anew. One that failed by its request stands for that alone, as nothing came of it:
+        the corrected one may have the key.
 
         Raises:
             ConflictError: it stands for another request.
@@ -215,9 +216,11 @@ class JobStore:
         known = self._keys.get(key)
         if known is None or known.until < time.monotonic() or known.job.to_repeat:
             return None
-        if known.digest != digest:
-            raise ConflictError("this Idempotency-Key was sent with another request; take a new one")
-        return known.job
+        if known.digest == digest:
+            return known.job
+        if known.job.state == "failed":
+            return None
+        raise ConflictError("this Idempotency-Key was sent with another request; take a new one")
 
     def tidy(self) -> None:
         """Drop what is too old or too much."""
