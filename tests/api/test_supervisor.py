@@ -7,14 +7,17 @@ import threading
 from collections.abc import Callable, Coroutine
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from typing import Any
 
 import pytest
 
+from lightweight_engine import Config
 from lightweight_engine.apps.server import supervisor
 from lightweight_engine.apps.server.faults import Fault, UnavailableError
 from lightweight_engine.apps.server.messages import Ended, Interrupt, Quit, Ready, Tend, Tended, Work
 from lightweight_engine.apps.server.supervisor import MAX_RESTARTS, Child, Supervisor
+from lightweight_engine.errors import MemoryBudgetError
 from lightweight_engine.request import GenerationRequest
 
 SECONDS = 10.0
@@ -125,6 +128,16 @@ def test_a_start_that_fails_for_good_ends_the_service() -> None:
         await watched.stop()
 
     run(main)
+
+
+def test_a_first_start_that_fails_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(process: SpawnProcess) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(SpawnProcess, "start", refuse)
+    told = r"cannot be started \(Resource temporarily unavailable\); free memory, or raise the limits of its processes"
+    with pytest.raises(MemoryBudgetError, match=told):
+        supervisor.launch(Config())
 
 
 def test_the_service_can_be_ended_while_no_worker_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from ...backend.processes import collector_paused, resident_bytes
 from ...config import EngineConfig
+from ...errors import MemoryBudgetError
 from .faults import Fault, UnavailableError
 from .messages import Broken, Cancel, Ended, FromWorker, Interrupt, Moved, Quit, Ready, Tend, Tended, ToWorker, Work
 
@@ -47,11 +48,20 @@ class Child:
 
 
 def launch(config: EngineConfig, secrets: tuple[str, ...] = ()) -> Child:
-    """Start a worker. It is spawned, not forked: threads and open sockets of this process are no part of it."""
+    """Start a worker. It is spawned, not forked: threads and open sockets of this process are no part of it.
+
+    Raises:
+        MemoryBudgetError: the system starts no further process.
+    """
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_run_worker, args=(theirs, config, secrets), name="engine")
-    process.start()
+    try:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_run_worker, args=(theirs, config, secrets), name="engine")
+        process.start()
+    except OSError as error:
+        limits = "the limits of its processes and open files (ulimit -u, ulimit -n; TasksMax, a container's pids limit)"
+        told = f"the worker's process cannot be started ({error.strerror or error})"
+        raise MemoryBudgetError(f"{told}; free memory, or raise {limits}") from error
     theirs.close()
     return Child(process, ours)
 
