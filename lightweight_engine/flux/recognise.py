@@ -9,19 +9,15 @@ Source: the published files of each family (names and shapes only).
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 
 from ..backend.checkpoint import Checkpoint
 from ..errors import UnsupportedCheckpointError
 from .layouts import Role
 from .params import Shapes
 
-Rule = tuple[re.Pattern[str], str]
-
-
-def _rules(*rows: tuple[str, str]) -> tuple[Rule, ...]:
-    """Patterns are looked for at the beginning of a line and after any dot."""
-    return tuple((re.compile(rf"(?m)(?:^|\.)(?:{pattern})"), what) for pattern, what in rows)
+Rule = tuple[str, str]
+"""A pattern, which is looked for at the beginning of each name and after any dot, and what has it."""
 
 
 LORA = re.compile(
@@ -30,7 +26,7 @@ LORA = re.compile(
 )
 
 # Other diffusion models and what belongs to them. Looked for first, as their files may share names with Flux.1.
-OTHER_MODELS = _rules(
+OTHER_MODELS: tuple[Rule, ...] = (
     (r"double_stream_modulation|single_stream_modulation", "a Flux.2 checkpoint, which is another model"),
     (r"nerf_blocks\.", "a Chroma Radiance checkpoint, which is another model"),
     (r"distilled_guidance_layer\.", "a Chroma checkpoint, which is another model"),
@@ -51,7 +47,7 @@ OTHER_MODELS = _rules(
 )
 
 # What else people keep beside checkpoints. Looked for where no part of Flux.1 is found.
-OTHER_FILES = _rules(
+OTHER_FILES: tuple[Rule, ...] = (
     (r"down_blocks\.0\.", "a Stable Diffusion checkpoint in the diffusers layout, which is another model"),
     (r"(conv_first|body\.0\.rdb1|model\.1\.sub\.0)\.", "an upscaler; it belongs in models/ESRGAN"),
     (r"dfl\.conv\.|model\.0\.conv\.weight", "a detector; it belongs in models/adetailer"),
@@ -118,14 +114,14 @@ def refuse_other_models(checkpoint: Checkpoint) -> None:
     names = "\n".join(checkpoint.tensors)
     if LORA.search(names):
         raise UnsupportedCheckpointError(f"{checkpoint.path.name} is a LoRA; it belongs in models/Lora")
-    _refuse(checkpoint, names, OTHER_MODELS)
+    if what := _first(OTHER_MODELS, names):
+        raise UnsupportedCheckpointError(f"{checkpoint.path.name} is {what}; {INSTEAD['transformer']}")
 
 
 def unknown_file(checkpoint: Checkpoint) -> UnsupportedCheckpointError:
     """The error for a file without any part of Flux.1: what it is, where that is known."""
     names = "\n".join(checkpoint.tensors)
-    what = next((what for pattern, what in OTHER_FILES if pattern.search(names)), None)
-    if what:
+    if what := _first(OTHER_FILES, names):
         return UnsupportedCheckpointError(f"{checkpoint.path.name} is {what}; {INSTEAD['transformer']}")
     first = ", ".join(list(checkpoint.tensors)[:3]) or "none"
     return UnsupportedCheckpointError(
@@ -133,10 +129,15 @@ def unknown_file(checkpoint: Checkpoint) -> UnsupportedCheckpointError:
     )
 
 
-def _refuse(checkpoint: Checkpoint, names: str, rules: Collection[Rule]) -> None:
-    for pattern, what in rules:
-        if pattern.search(names):
-            raise UnsupportedCheckpointError(f"{checkpoint.path.name} is {what}; {INSTEAD['transformer']}")
+def _first(rules: Sequence[Rule], names: str) -> str | None:
+    """What the first rule says that is met; all are looked for at once, as a search in a file's names takes long."""
+    if not _anywhere(*(pattern for pattern, _ in rules)).search(names):
+        return None
+    return next(what for pattern, what in rules if _anywhere(pattern).search(names))
+
+
+def _anywhere(*patterns: str) -> re.Pattern[str]:
+    return re.compile(rf"(?:^|\.)(?:{'|'.join(patterns)})", re.MULTILINE)
 
 
 def foreign_size(role: Role, shapes: Shapes, asked_for: int | None = None) -> str | None:
