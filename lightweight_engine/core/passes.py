@@ -23,7 +23,6 @@ from ..labels import resolve_sampler, schedule_steps
 from ..request import MAX_SEED, GenerationRequest
 from ..results import OnBytes
 from ..upscalers.library import UpscalerLibrary
-from ..upscalers.networks import network_bytes, tile_bytes
 from .idle_fields import lost_start
 from .limits import PROMPTS, check_cost, check_target, check_texts, check_tokens
 from .networks import Networks
@@ -252,6 +251,8 @@ def _upscaling(first: Pass, target: Target, tools: Tools) -> Upscaling | None:
     """What enlarging takes of the device; of a network that is not read yet, the usual scale."""
     if first.request.hr_upscaler in LATENT_MODES:
         return None
+    from ..upscalers.networks import network_bytes, tile_bytes
+
     entry = tools.upscalers.entry(first.request.hr_upscaler, field="hr_upscaler")
     count = max(len(batch.seeds) for batch in first.batches)
     before, after = first.size[0] * first.size[1], target.width * target.height

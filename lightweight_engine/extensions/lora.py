@@ -10,13 +10,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..backend.checkpoint import open_checkpoint
 from ..backend.kept_files import FileVersion
 from ..errors import AdapterError, RequestError, about, placed
 from ..flux.keymaps import Role
-from ..flux.lora_files import LoraFile, read_lora
 from ..flux.lora_set import LoraSet, LoraUse
 from ..flux.params import Shapes
 from ..flux.prompt import NetworkTag, parse_networks, read_lora_tag
@@ -25,6 +24,9 @@ from ..lora_spec import MAX_LORA_SCALE, LoraSpec
 from ..request import MAX_LORAS, GenerationRequest
 from ..results import AppliedLora, OnBytes
 from .lora_library import LoraLibrary
+
+if TYPE_CHECKING:
+    from ..flux.lora_files import LoraFile
 
 # LoRA files that stay open, those used last: their pages are given back, and they need not be read and checked again.
 FILES_KEPT = 8
@@ -190,6 +192,8 @@ class LoRAManager:
         return LoraUse(self._open[key], key, name, given, sha256, spec.scale, text)
 
     def _read(self, path: Path, name: str, compat: Compat) -> LoraFile:
+        from ..flux.lora_files import read_lora  # all dialects, which a start without LoRAs does not need
+
         file = read_lora(
             open_checkpoint(path), self._shapes, compat=compat, exact_dora=self._exact_dora, name=f"{name}.safetensors"
         )

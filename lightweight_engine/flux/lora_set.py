@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..backend.lora import Change
 from .layouts import Role
-from .lora_files import LoraFile
+
+if TYPE_CHECKING:
+    from .lora_files import LoraFile
 
 
 @dataclass(frozen=True, eq=False)

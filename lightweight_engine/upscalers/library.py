@@ -7,14 +7,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..backend.kept_files import KeptFiles
 from .files import Entry, UpscalerFiles
-from .networks import AfterTile, NetworkUpscaler, is_imported, open_network
 from .upscaler import PLAIN, Upscaler
+
+if TYPE_CHECKING:  # programs for networks, which a start without any does not need
+    from .networks import AfterTile, NetworkUpscaler
 
 ROOM = 4 << 30  # bytes for tiles at once on a GPU; beyond about ten of them it gets no faster
 
@@ -99,6 +102,8 @@ class UpscalerLibrary(UpscalerFiles):
             EngineError: as of ``entry``; then what is wrong with the network is told by ``Coming``.
         """
 
+        from .networks import is_imported
+
         def find() -> Upscaler:
             return self.find(name, field=field, room=room, after_tile=after_tile)
 
@@ -124,6 +129,8 @@ class UpscalerLibrary(UpscalerFiles):
         return sum(network.nbytes for network in self._loaded.values())
 
     def _load(self, entry: Entry) -> NetworkUpscaler:
+        from .networks import NetworkUpscaler, open_network
+
         def read() -> NetworkUpscaler:
             network = open_network(entry.path)
             return NetworkUpscaler(entry.name, network, entry.family.tiling, self.device, pinned=self.pinned)
