@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import http.server
 import json
 import socket
@@ -352,6 +353,38 @@ def test_what_is_raised_meanwhile_stops_the_job(tmp_path: Path, monkeypatch: pyt
     assert len(predictor.predict({**values, "num_inference_steps": 1})) == 1
     with pytest.raises(PredictionError, match="RequestError: width"):
         predictor.predict({**values, "width": 8})
+
+
+def test_a_job_may_be_stopped_at_any_moment(tmp_path: Path) -> None:
+    """Also as it begins: none goes on behind the back of its caller, whom the next one would wait for."""
+
+    class Cancelled(BaseException):
+        pass
+
+    predictor = Predictor(EngineConfig(models_dir=tmp_path, cache_dir=tmp_path / "cache", threads=1))
+    predictor.setup()
+    small = {"prompt": "a", "width": 64, "height": 64, "num_inference_steps": 1, "enable_hr": False, "seed": 1}
+    ended: list[type[BaseException]] = []
+
+    def predict(begun: list[int]) -> None:
+        try:
+            begun.append(threading.get_ident())
+            predictor.predict({**small, "width": 512, "height": 512, "num_inference_steps": 200})
+        except Cancelled:
+            ended.append(Cancelled)
+
+    for number in range(60):
+        begun: list[int] = []
+        caller = threading.Thread(target=predict, args=(begun,))
+        caller.start()
+        while not begun:
+            time.sleep(0)
+        time.sleep(number * 5e-5)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(begun[0]), ctypes.py_object(Cancelled))
+        caller.join(20)
+    assert ended == [Cancelled] * 60
+    begin = time.monotonic()
+    assert len(predictor.predict(small)) == 1 and time.monotonic() - begin < 5
 
 
 def test_setup_fails_where_a_model_is_required(tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ class Postback:
         check_url(url, allow)
         self._url, self._access = url, Access(allow)
         self._limits = Limits(0, POST_SECONDS, POST_SECONDS)
-        self._latest: queue.Queue[tuple[str, Progress | None]] = queue.Queue(maxsize=1)
+        self._latest: tuple[str, Progress | None]
+        self._news: queue.SimpleQueue[None] = queue.SimpleQueue()  # of the latest: who puts may be interrupted anywhere
         self._preview: Any = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="postback", daemon=True)
@@ -58,16 +59,20 @@ class Postback:
         self._thread.join(CLOSE_SECONDS)
 
     def _put(self, item: tuple[str, Progress | None]) -> None:
-        try:
-            self._latest.get_nowait()
-        except queue.Empty:
-            pass
-        self._latest.put_nowait(item)  # nobody else puts
+        self._latest = item
+        self._news.put(None)
+
+    def _get(self) -> tuple[str, Progress | None]:
+        """The latest, once there is any that was not sent."""
+        self._news.get()
+        while not self._news.empty():
+            self._news.get()
+        return self._latest
 
     def _run(self) -> None:
         failures = 0
         while failures < MAX_FAILURES:
-            status, progress = self._latest.get()
+            status, progress = self._get()
             failures = 0 if self._send(status, progress) else failures + 1
             if progress is None:
                 return

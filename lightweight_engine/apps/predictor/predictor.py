@@ -6,7 +6,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,9 @@ class Predictor:
         self._config = config or EngineConfig.load()
         self._held: Held | None = None  # keeps a fetched checkpoint in the cache while it is in use
         self._outputs = OutputFolder()
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        threading.Thread(target=_do_all, args=(self._jobs,), name="jobs", daemon=True).start()
+        weakref.finalize(self, self._jobs.put, None)
         self._redact = Redactor(secrets_of(self._config))
         self._engine = LightweightEngine(self._config)
         self._ready = False
@@ -108,7 +112,7 @@ class Predictor:
         status = "failed"
         try:
             run = _Run(lambda run: self._work(inputs, request, run, 1 if postback else 0))
-            result = run.follow(_Teller(postback))
+            result = run.follow(self._jobs, _Teller(postback))
             status = "succeeded"
             return result
         except Exception:
@@ -123,7 +127,7 @@ class Predictor:
     def _work(
         self, inputs: Mapping[str, Any], request: GenerationRequest, run: _Run, preview_every: int
     ) -> GenerationResult:
-        """In the thread of the job."""
+        """In the thread of jobs."""
         url = inputs["debug_flux_checkpoint_url"]
         with about("checkpoint"):
             held = fetch_checkpoint(url, self._config, run) if url else None
@@ -133,9 +137,7 @@ class Predictor:
             choose_models(self._config.with_model_of(request), [])
             self._engine.close()
         try:
-            return self._engine.run(
-                request, on_progress=run.progress.put, cancel=run.cancel, preview_every=preview_every
-            )
+            return self._engine.run(request, on_progress=run.told.put, cancel=run.cancel, preview_every=preview_every)
         finally:
             self._held, old = held, self._held
             if old is not None:
@@ -155,49 +157,63 @@ def secrets_of(config: EngineConfig) -> list[str]:
     return [token.get_secret_value() for token in config.tokens.values()]
 
 
-class _Run:
-    """A job in a thread of its own.
+def _do_all(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    while (do := jobs.get()) is not None:
+        do()
+        del do  # it holds pictures
 
-    Cog cancels by raising in the thread of ``predict()``, anywhere; the engine is only ever stopped where it agrees
-    to be.
+
+class _Run:
+    """A job in the thread of jobs, followed from that of ``predict()``.
+
+    Cog cancels by raising in the latter, anywhere; the engine is only ever stopped where it agrees to be. Threads and
+    locks that Python itself begins, takes and waits for do not bear that: a job went on for which nobody waited. What
+    passes between the two are queues, whose every use is whole or has not happened.
+
+    Attributes:
+        told: progress; None, when it is over.
     """
 
-    def __init__(self, work: Any) -> None:
+    def __init__(self, work: Callable[[_Run], GenerationResult]) -> None:
         self.cancel = threading.Event()
-        self.progress: queue.SimpleQueue[Progress] = queue.SimpleQueue()
+        self.told: queue.SimpleQueue[Progress | None] = queue.SimpleQueue()
+        self._work = work
         self._result: GenerationResult | None = None
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._do, args=(work,), name="job")
 
-    def _do(self, work: Any) -> None:
+    def _do(self) -> None:
         try:
-            self._result = work(self)
+            if not self.cancel.is_set():
+                self._result = self._work(self)
         except BaseException as error:  # noqa: BLE001 - it is raised again where somebody waits for it
             self._error = error
+        finally:
+            self.told.put(None)
 
     def fetched(self, received: int, size: int | None) -> None:
         """Progress of a download, which ends when the job is to."""
-        fetching(Watch(self.progress.put, self.cancel))(received, size)
+        fetching(Watch(self.told.put, self.cancel))(received, size)
 
-    def follow(self, tell: _Teller) -> GenerationResult:
-        """Start, tell progress until it is done, and return the result or raise what the job did."""
-        self._thread.start()
+    def follow(self, jobs: queue.SimpleQueue[Callable[[], None] | None], tell: _Teller) -> GenerationResult:
+        """Begin, tell progress until it is over, and return the result or raise what the job did."""
         try:
-            while self._thread.is_alive():
-                self._tell_all(tell)
-                self._thread.join(POLL_SECONDS)
-            self._tell_all(tell)
+            jobs.put(self._do)
+            while (progress := self._next()) is not None:
+                tell(progress)
         finally:
             self.cancel.set()
-            self._thread.join()
         if self._error is not None:
             raise self._error
         assert self._result is not None
         return self._result
 
-    def _tell_all(self, tell: _Teller) -> None:
-        while not self.progress.empty():
-            tell(self.progress.get())
+    def _next(self) -> Progress | None:
+        """What is told next. It looks up now and then, as nothing can be raised while it waits."""
+        while True:
+            try:
+                return self.told.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                pass
 
 
 class _Teller:
