@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loopback import safetensors, serving
 from PIL import Image
 
 from lightweight_engine.apps.predictor.inputs import ASPECT_RATIOS, INPUTS, read_inputs
@@ -405,6 +406,17 @@ def test_errors_name_the_input_and_not_the_field_that_it_became(tmp_path: Path) 
         "guidance_scale",
     )
     assert "t5" not in names and "checkpoint" not in names_of(read_inputs(values)), "that is of the configuration"
+
+
+def test_a_checkpoint_that_cannot_be_used_is_told_by_its_url(tmp_path: Path) -> None:
+    with serving() as site:
+        site.files["a.safetensors"] = safetensors()
+        predictor = Predictor(EngineConfig(cache_dir=tmp_path, models_dir=tmp_path, allow_hosts=(site.name,)))
+        url = site.url("a.safetensors")
+        with pytest.raises(PredictionError) as refused:
+            predictor.predict({"prompt": "a", "debug_flux_checkpoint_url": f"{url}?token=s3cr3t"})
+    told = f"UnsupportedCheckpointError: debug_flux_checkpoint_url: {url} is no part of Flux.1 that this engine knows"
+    assert str(refused.value).startswith(told)
 
 
 def test_a_model_is_kept_until_another_is_asked_for(tmp_path: Path) -> None:

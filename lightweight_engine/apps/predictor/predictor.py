@@ -18,6 +18,7 @@ from ...core.choice import choose_models
 from ...core.download import Downloads
 from ...core.engine import LightweightEngine
 from ...core.file_cache import FileCache, Held
+from ...core.lora_sources import shown_url
 from ...core.pictures import PictureReader
 from ...core.progress import Watch, fetching
 from ...core.warm_up import draw_once
@@ -50,6 +51,7 @@ class Predictor:
     def __init__(self, config: EngineConfig | None = None) -> None:
         self._config = config or EngineConfig.load()
         self._held: Held | None = None  # keeps a fetched checkpoint in the cache while it is in use
+        self._addresses: dict[str, str] = {}  # where it came from, by what it is called in the cache
         self._outputs = OutputFolder()
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         threading.Thread(target=_do_all, args=(self._jobs,), name="jobs", daemon=True).start()
@@ -103,7 +105,11 @@ class Predictor:
         return paths
 
     def _shown(self, text: str) -> str:
-        return self._redact(without_paths(text))
+        """A message as a caller may have it, who knows a checkpoint by its URL."""
+        text = without_paths(text)
+        for name, url in self._addresses.items():
+            text = text.replace(name, url)
+        return self._redact(text)
 
     def _drawn(self, inputs: Mapping[str, Any], request: GenerationRequest) -> GenerationResult:
         url = inputs["postback_url"]
@@ -131,6 +137,7 @@ class Predictor:
         url = inputs["debug_flux_checkpoint_url"]
         with about("checkpoint"):
             held = fetch_checkpoint(url, self._config, run) if url else None
+        self._addresses = {held.path.name: shown_url(url)} if held else {}
         request = request.model_copy(update=model_of(inputs, self._config, held.path if held else None))
         if inputs["force_model_reload"]:
             # What cannot be used is told while the model in use is still loaded.
