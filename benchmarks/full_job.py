@@ -24,7 +24,7 @@ from benchmarks.report import publish
 from lightweight_engine import GenerationRequest
 from lightweight_engine.core.describe import device_name
 from lightweight_engine.extensions.detection import Detection, Detector, YOLODetector
-from lightweight_engine.extensions.detectors import DetectorLibrary, visiting
+from lightweight_engine.extensions.detectors import DetectorLibrary, Place, visiting
 from lightweight_engine.extensions.detectors import Entry as File
 from lightweight_engine.extensions.yolov8 import YOLOv8
 from lightweight_engine.extensions.yolov8_sizes import YOLOv8Sizes
@@ -78,7 +78,7 @@ class ListedDetectors(DetectorLibrary):
 
 def listed(name: str, device: torch.device) -> Detector:
     network = YOLOv8(YOLOv8Sizes.scaled(1, depth=1 / 3, width=0.25)).eval()
-    return Listed(name, visiting(name, network, ("face",), 640, device))
+    return Listed(name, visiting(name, network, ("face",), 640, Place(device)))
 
 
 def write_upscaler(path: Path, filters: int = 64, blocks: int = 23) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,15 +32,30 @@ def _all_of_it() -> int:
     return 1 << 62
 
 
+class Place(NamedTuple):
+    """Where networks of our own look at pictures.
+
+    Attributes:
+        device: that they visit.
+        free: what may be taken of it; networks that need more look on the CPU.
+        pinned: page-locked memory may hold them.
+    """
+
+    device: torch.device = HOST
+    free: Free = _all_of_it
+    pinned: bool = True
+
+
+ON_CPU = Place()
+
+
 class DetectorLibrary(DetectorList):
     """The detectors of some folders. Networks are read once and the last ones kept.
 
     Args:
         roots: models folders; of two files of one name, that of the first counts.
-        device: that networks of our own visit.
         keep: networks kept at most.
-        free: what may be taken of it; networks that need more look at the picture on the CPU.
-        pinned: page-locked memory may hold them.
+        device, free, pinned: see ``Place``; another device holds for networks that are read later.
     """
 
     def __init__(
@@ -65,11 +81,8 @@ class DetectorLibrary(DetectorList):
             ModelError, MissingDependencyError: the file cannot be used; says why.
         """
         entry = self.require(name)
-
-        def read() -> Detector:
-            return open_network(entry, self.device, free=lambda: self.free(), pinned=self.pinned)
-
-        return self._loaded.get(entry.path, read)
+        place = Place(torch.device(self.device), lambda: self.free(), self.pinned)
+        return self._loaded.get(entry.path, partial(open_network, entry, place))
 
     def release(self) -> None:
         """Drop all networks."""
@@ -81,10 +94,8 @@ class DetectorLibrary(DetectorList):
         return sum(detector.nbytes for detector in self._loaded.values())
 
 
-def open_network(
-    entry: Entry, device: torch.device | str = "cpu", *, free: Free = _all_of_it, pinned: bool = True
-) -> Detector:
-    """The network of a file: a YOLOv8, run by us, looks on the device, any other on the CPU.
+def open_network(entry: Entry, place: Place = ON_CPU) -> Detector:
+    """The network of a file: a YOLOv8, run by us, looks at that place, any other on the CPU.
 
     Raises:
         ModelError, MissingDependencyError: see ``open_detector`` and ``ultralytics_detector.open_foreign``.
@@ -98,17 +109,10 @@ def open_network(
         from .ultralytics_detector import open_foreign
 
         return open_foreign(entry.name, file)
-    return open_yolov8(entry.name, file, device, free=free, pinned=pinned)
+    return open_yolov8(entry.name, file, place)
 
 
-def open_yolov8(
-    name: str,
-    file: DetectorFile,
-    device: torch.device | str = "cpu",
-    *,
-    free: Free = _all_of_it,
-    pinned: bool = True,
-) -> YOLODetector:
+def open_yolov8(name: str, file: DetectorFile, place: Place = ON_CPU) -> YOLODetector:
     """A YOLOv8 network of our own, in float32.
 
     Raises:
@@ -118,24 +122,16 @@ def open_yolov8(
     checkpoint = file.checkpoint
     network = build({key: checkpoint.tensor(key) for key in checkpoint.tensors})
     classes = file.names_of(network.sizes.classes)
-    return visiting(name, network, classes, file.image_size, torch.device(device), free=free, pinned=pinned)
+    return visiting(name, network, classes, file.image_size, place)
 
 
-def visiting(
-    name: str,
-    network: YOLOv8,
-    classes: tuple[str, ...],
-    image_size: int,
-    device: torch.device,
-    *,
-    free: Free = _all_of_it,
-    pinned: bool = True,
-) -> YOLODetector:
+def visiting(name: str, network: YOLOv8, classes: tuple[str, ...], image_size: int, place: Place) -> YOLODetector:
     """A detector whose network waits on the host and visits a device while it looks, where there is room for it.
 
     What other stages of a job take of the device is planned without it. It makes no difference where it looks: on a GPU
     float32 is not cut to TF32 for it.
     """
+    device, free, pinned = place
     visitor = cache(partial(Visitor, network, device, pinned=pinned))  # made by the first visit: some are only planned
     nbytes = sum(tensor.nbytes for tensor in network.state_dict().values())
 

@@ -80,7 +80,7 @@ def save(library: Any, weights: Path, path: Path, *, segmentation: bool) -> Path
 @pytest.mark.parametrize("weights", [pytest.param(path, id=path.stem) for path in networks()])
 def test_boxes_and_masks(library: Any, tmp_path: Path, weights: Path, segmentation: bool) -> None:
     path = save(library, weights, tmp_path / "x.pt", segmentation=segmentation)
-    ours, theirs = open_network(Entry("x.pt", path), "cpu"), library.YOLO(path)
+    ours, theirs = open_network(Entry("x.pt", path)), library.YOLO(path)
     count = 0
     for confidence in (0.3, 0.01):
         for image in pictures():
@@ -111,7 +111,7 @@ def test_other_networks_answer_as_the_library(library: Any, tmp_path: Path, name
     theirs = library.YOLO(f"{name}.yaml")
     theirs.save(tmp_path / f"{name}.pt")
     state = torch.random.get_rng_state()
-    ours = open_network(Entry(f"{name}.pt", tmp_path / f"{name}.pt"), "cpu")
+    ours = open_network(Entry(f"{name}.pt", tmp_path / f"{name}.pt"))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert ours.classes == tuple(theirs.names[number] for number in range(len(theirs.names)))
     pixels = Letterbox.of(300, 200, 320).apply(torch.from_numpy(np.array(pictures(1)[-1].resize((300, 200)))))
@@ -133,11 +133,11 @@ def test_a_list_of_layers_that_asks_for_more_than_the_file_holds(library: Any, t
     network.yaml["scales"]["n"][1:] = [20.0, 60_000]  # a network of terabytes
     torch.save({"model": network}, tmp_path / "x.pt")
     with pytest.raises(UnsupportedCheckpointError, match="x.pt: its list of layers asks for more than the file holds"):
-        open_network(Entry("x.pt", tmp_path / "x.pt"), "cpu")
+        open_network(Entry("x.pt", tmp_path / "x.pt"))
     network.yaml["scales"]["n"] = [0.5, 0.125, 1024]
     torch.save({"model": network}, tmp_path / "x.pt")
     with pytest.raises(UnsupportedCheckpointError, match="x.pt: its tensors are not those of its layers"):
-        open_network(Entry("x.pt", tmp_path / "x.pt"), "cpu")
+        open_network(Entry("x.pt", tmp_path / "x.pt"))
 
 
 def test_the_library_leaves_no_trace(tmp_path: Path) -> None:

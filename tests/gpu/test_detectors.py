@@ -11,7 +11,7 @@ from test_upscalers import noise
 
 from lightweight_engine.extensions.boxes import Letterbox
 from lightweight_engine.extensions.detection import YOLODetector
-from lightweight_engine.extensions.detectors import visiting
+from lightweight_engine.extensions.detectors import Place, visiting
 from lightweight_engine.extensions.yolov8 import YOLOv8, build
 from lightweight_engine.extensions.yolov8_sizes import SCALES, YOLOv8Sizes
 from lightweight_engine.upscalers.picture import Picture
@@ -33,7 +33,7 @@ def network(scale: str, *, segmentation: bool) -> YOLOv8:
 
 
 def detector(scale: str, device: torch.device, *, segmentation: bool = False, **options: Any) -> YOLODetector:
-    return visiting("x", network(scale, segmentation=segmentation), ("face", "hand"), 640, device, **options)
+    return visiting("x", network(scale, segmentation=segmentation), ("face", "hand"), 640, Place(device, **options))
 
 
 def seen(each: YOLODetector, picture: Picture) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -156,7 +156,7 @@ def test_all_forms_of_a_file_detect_the_same(tmp_path: Path, kind: str) -> None:
         save_whole(path, network.state_dict(), names=["face", "hand"], args={"imgsz": [64, 32]})
     else:
         torch.save({"state_dict": network.state_dict()}, path)
-    detector = open_network(Entry(path.name, path), "cpu")
+    detector = open_network(Entry(path.name, path))
     assert detector.classes == (("0", "1") if kind == "state" else ("face", "hand")) and detector.nbytes > 100_000
     detector.image_size = 64  # type: ignore[attr-defined]
     found = detector.detect(picture(), 0.3)
@@ -171,7 +171,7 @@ def test_all_forms_of_a_file_detect_the_same(tmp_path: Path, kind: str) -> None:
 
 
 def test_modes_of_pictures(tmp_path: Path) -> None:
-    detector = open_network(Entry("x", whole(tmp_path / FACE)), "cpu")
+    detector = open_network(Entry("x", whole(tmp_path / FACE)))
     for mode in ("L", "RGBA", "CMYK", "P", "1", "I;16"):
         detector.detect(picture().convert("L").convert(mode) if mode == "I;16" else picture().convert(mode), 0.5)
 
@@ -179,7 +179,7 @@ def test_modes_of_pictures(tmp_path: Path) -> None:
 def test_segmentation_gives_masks_of_the_picture(tmp_path: Path) -> None:
     network = random_network(TINY_SEGMENTATION, eager=True)
     path = save_whole(tmp_path / "person.pt", network.state_dict(), "SegmentationModel", names=["person"])
-    detector = open_network(Entry("person.pt", path), "cpu")
+    detector = open_network(Entry("person.pt", path))
     detector.image_size = 64  # type: ignore[attr-defined]
     found = detector.detect(picture(), 0.4)
     assert found
@@ -215,7 +215,7 @@ def test_where_memory_runs_out_the_network_looks_on_the_cpu(tmp_path: Path, capl
 
 def test_classes_are_a_filter(tmp_path: Path) -> None:
     path = save_whole(tmp_path / FACE, random_network(eager=True).state_dict(), names=NAMES, args={"imgsz": 64})
-    detector = open_network(Entry(FACE, path), "cpu")
+    detector = open_network(Entry(FACE, path))
     assert {each.label for each in detector.detect(picture(), 0.2)} == {"face", "hand"}
     assert {each.label for each in detector.detect(picture(), 0.2, ["HAND"])} == {"hand"}
     with pytest.raises(RequestError, match="face_yolov8n.pt does not know 'foot'; it knows: face, hand"):
@@ -239,14 +239,14 @@ def test_classes_are_a_filter(tmp_path: Path) -> None:
 def test_what_a_file_says_of_itself_is_checked(tmp_path: Path, metadata: dict[str, str], message: str) -> None:
     path = safetensors(tmp_path / "x.safetensors", **metadata)
     with pytest.raises(CorruptCheckpointError, match=f"x.safetensors: .*{message}"):
-        open_network(Entry(path.name, path), "cpu")
+        open_network(Entry(path.name, path))
 
 
 def test_other_models_are_refused(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors")
     assert open_detector(tmp_path / "x.safetensors").image_size == IMAGE_SIZE
     with pytest.raises(UnsupportedCheckpointError, match="x.safetensors: it is no YOLOv8 network: it has no tensor"):
-        open_network(Entry("x.safetensors", tmp_path / "x.safetensors"), "cpu")
+        open_network(Entry("x.safetensors", tmp_path / "x.safetensors"))
 
 
 class Asks:
@@ -479,8 +479,8 @@ def test_other_networks_need_the_extra(tmp_path: Path, monkeypatch: pytest.Monke
     path = save_whole(tmp_path / "yolo11n.pt", {"model.0.conv.weight": torch.zeros(4)}, names=NAMES, yaml=layers())
     before = dict(os.environ), torch.save
     with pytest.raises(MissingDependencyError, match=r"yolo11n.pt .*AGPL.*lightweight-engine\[adetailer\]"):
-        open_network(Entry("yolo11n.pt", path), "cpu")
+        open_network(Entry("yolo11n.pt", path))
     assert (dict(os.environ), torch.save) == before
     bad = save_whole(tmp_path / "bad.pt", {"model.0.conv.weight": torch.zeros(4)}, names=NAMES, yaml=layers(nc=None))
     with pytest.raises(UnsupportedCheckpointError, match="bad.pt: its list of layers has 'None'"):
-        open_network(Entry("bad.pt", bad), "cpu")
+        open_network(Entry("bad.pt", bad))
