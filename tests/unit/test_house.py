@@ -188,14 +188,13 @@ ARROWS = {
     "apps.server.logs": "wording",
     "apps.server.messages": "server.faults",
     "apps.server.facts": "wording",
-    "apps.server.sources": "server.names",
+    "apps.server.tasks": "server.faults",
+    "apps.server.sources": "server.tasks",
     "apps.server.worker": "server.facts server.faults server.logs server.messages server.sources wording",
     "apps.server.supervisor": "server.faults server.messages server.worker",
     "apps.server.jobs": "server.faults server.messages",
     "apps.server.metrics": "server.messages",
-    "apps.server.names": "server.faults",
     "apps.server.canary": "server.faults server.logs server.messages server.metrics server.supervisor",
-    "apps.server.tasks": "server.names",
     "apps.server.service": "server.canary server.faults server.jobs server.logs server.messages server.metrics "
     "server.sources server.supervisor server.tasks",
     "apps.server.bodies": "server.faults",
@@ -206,8 +205,8 @@ ARROWS = {
     "apps.server.events": "server.jobs server.schemas server.service",
     "apps.server.native": "server.asking server.bodies server.events server.faults server.jobs server.queries "
     "server.schemas server.service",
-    "apps.server.status": "server.asking server.bodies server.guards server.messages server.metrics server.names "
-    "server.native server.queries server.schemas server.service server.supervisor",
+    "apps.server.status": "server.asking server.bodies server.guards server.messages server.metrics server.native "
+    "server.queries server.schemas server.service server.supervisor server.tasks",
     # Forge's API, from its words outwards
     "apps.server.sdapi.models": "server.sdapi.fields",
     "apps.server.sdapi.options": "server.sdapi.models",

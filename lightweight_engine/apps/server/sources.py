@@ -17,7 +17,7 @@ from ...core.models import ModelLibrary
 from ...errors import about
 from ...extensions.lora_library import LoraLibrary
 from ...request import GenerationRequest, Task
-from .names import MODEL_FILES
+from .tasks import MODEL_FILES
 
 if TYPE_CHECKING:
     from ...core.pictures import PictureReader

@@ -19,12 +19,12 @@ from .bodies import refuse_fields
 from .guards import ANYONE
 from .messages import Tend
 from .metrics import CONTENT_TYPE
-from .names import MODEL_FILES
 from .native import errors
 from .queries import refuse_unknown
 from .schemas import MEDIA_TYPES, Health, request_schemas
 from .service import Service
 from .supervisor import Supervisor
+from .tasks import MODEL_FILES
 
 
 def status_routes(service: Service) -> APIRouter:
