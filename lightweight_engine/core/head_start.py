@@ -32,6 +32,10 @@ from .quantized_names import file_name
 MEMORY_SHARE = 0.5
 """Of the memory that this process may have: were more read, the first bytes would be gone before they are used."""
 
+PATIENCE = 0.25
+"""Seconds that a start waits for headers, of which a GPU's files are locked: read beside an import, which shares
+Python's lock with them, they take ten times as long. From a slow disk they take longer than it."""
+
 BESIDE = 2 * GIB
 """Of a GPU that both the model and what was fetched of it leave: whole pieces, contexts, and converting a weight."""
 
@@ -60,6 +64,8 @@ def begin(config: EngineConfig) -> list[threading.Thread]:
         jobs.append(threading.Thread(target=ready_gpu, name="head start: GPU", daemon=True))
     for job in reversed(jobs):  # the driver first: the files' headers are read with Python's lock held
         job.start()
+    if index is not None:
+        jobs[0].join(PATIENCE)
     return jobs
 
 

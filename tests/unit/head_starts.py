@@ -7,7 +7,9 @@ import threading
 from pathlib import Path
 
 from lightweight_engine.config import EngineConfig
+from lightweight_engine.core import head_start
 from lightweight_engine.core.head_start import begin, library_of
+from lightweight_engine.core.models import ModelLibrary
 
 
 def started(models_dir: str) -> list[object]:
@@ -25,3 +27,22 @@ def headers_read(models_dir: str) -> list[bool]:
     config = EngineConfig(models_dir=Path(models_dir), device="cpu", offline=True)
     begin(config)
     return [bool(library_of(config)._read) for _ in range(2)]
+
+
+def waited_for(models_dir: str) -> list[bool]:
+    """Whether headers are read when a start has begun: where they can be, and where they take longer than it waits."""
+    read: list[bool] = []
+    real, may_go_on = ModelLibrary.of, threading.Event()
+
+    def slow(config: EngineConfig) -> ModelLibrary:
+        may_go_on.wait(20)
+        return real(config)
+
+    for name, patience, of in (("auto", 20, real), ("cuda", 0.05, slow)):
+        may_go_on.clear()
+        head_start.PATIENCE, ModelLibrary.of = patience, of  # type: ignore[method-assign]
+        files, *_ = begin(EngineConfig(models_dir=Path(models_dir), device=name, offline=True))
+        read.append(not files.is_alive())
+        may_go_on.set()
+        files.join(20)
+    return read

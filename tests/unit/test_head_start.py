@@ -12,7 +12,7 @@ import pytest
 import torch
 from factories import save_family
 from fresh import called_fresh
-from head_starts import headers_read, started
+from head_starts import headers_read, started, waited_for
 
 from lightweight_engine import Config
 from lightweight_engine.backend import host_memory, read_ahead
@@ -135,6 +135,11 @@ def test_it_loads_no_torch_and_fails_in_silence(folder: Path) -> None:
 def test_headers_that_a_start_has_read_are_read_by_nobody_else() -> None:
     """They go to the engine that comes first; the next reads its own."""
     assert called_fresh(headers_read, str(TINY)) == [True, False]
+
+
+def test_imports_wait_for_headers_but_not_for_long() -> None:
+    """A GPU's files are locked once it is known which they are."""
+    assert called_fresh(waited_for, str(TINY)) == [True, False]
 
 
 def test_nobody_waits_for_headers_that_could_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
