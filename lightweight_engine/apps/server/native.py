@@ -56,6 +56,8 @@ def native_routes(service: Service) -> APIRouter:
     _add_generate(router, service)
     _add_upscale(router, service)
     _add_jobs(router, service)
+    _add_endings(router, service)
+    _add_results(router, service)
     return router
 
 
@@ -108,14 +110,6 @@ async def _made(
 
 
 def _add_jobs(router: APIRouter, service: Service) -> None:
-    events = Events(service)
-
-    def told(job: Job) -> JobAnswer:
-        return JobAnswer.of(job, service.position(job))
-
-    def own(request: Request, job_id: str) -> Job:
-        return service.jobs.get(job_id, owner_of(service, request))
-
     @router.post(
         "/jobs",
         status_code=202,
@@ -130,7 +124,7 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
         drawn = await asyncio.to_thread(_as_request, service, await read_json(request, service.max_body))
         job = await submit(service, request, drawn, preview_every)
         response.headers["Location"] = f"/jobs/{job.id}"
-        return told(job)
+        return _state_of(service, job)
 
     @router.get("/jobs", response_model=JobList, responses=errors(401))
     async def list_jobs(request: Request, limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 100) -> JobList:
@@ -141,28 +135,34 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
     @router.get("/jobs/{job_id}", response_model=JobAnswer, responses=errors(401, 404))
     async def get_job(request: Request, job_id: str) -> JobAnswer:
         """Where a job is, and what came of it."""
-        return told(own(request, job_id))
+        return _state_of(service, _own(service, request, job_id))
 
+
+def _add_endings(router: APIRouter, service: Service) -> None:
     @router.delete("/jobs/{job_id}", response_model=JobAnswer, responses=errors(401, 404, 409), **_BARE)
     async def cancel_job(request: Request, job_id: str) -> JobAnswer:
         """Cancel a job: at once if it waits, within a step if it runs. Once more changes nothing."""
-        job = own(request, job_id)
+        job = _own(service, request, job_id)
         service.cancel(job)
-        return told(job)
+        return _state_of(service, job)
 
     @router.post("/jobs/{job_id}/interrupt", response_model=JobAnswer, responses=errors(401, 404, 409), **_BARE)
     async def interrupt_job(request: Request, job_id: str) -> JobAnswer:
         """End a running job within a step with the pictures so far: the one being drawn is taken as it is then."""
-        job = own(request, job_id)
+        job = _own(service, request, job_id)
         service.interrupt(job)
-        return told(job)
+        return _state_of(service, job)
 
     @router.post("/jobs/{job_id}/skip", response_model=JobAnswer, responses=errors(401, 404, 409), **_BARE)
     async def skip_batch(request: Request, job_id: str) -> JobAnswer:
         """End the batch that is being drawn likewise, and go on with the next."""
-        job = own(request, job_id)
+        job = _own(service, request, job_id)
         service.skip(job)
-        return told(job)
+        return _state_of(service, job)
+
+
+def _add_results(router: APIRouter, service: Service) -> None:
+    events = Events(service)
 
     @router.get(
         "/jobs/{job_id}/events",
@@ -174,7 +174,7 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
 
         Previews are JPEGs in base64. Whoever reads slowly is told the latest, not everything.
         """
-        return StreamingResponse(events.of(own(request, job_id)), media_type="text/event-stream")
+        return StreamingResponse(events.of(_own(service, request, job_id)), media_type="text/event-stream")
 
     @router.get(
         "/jobs/{job_id}/images/{n}",
@@ -186,7 +186,16 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
     )
     async def job_image(request: Request, job_id: str, n: int) -> Response:
         """A picture of a finished job, as a file."""
-        return _picture(own(request, job_id), n)
+        return _picture(_own(service, request, job_id), n)
+
+
+def _own(service: Service, request: Request, job_id: str) -> Job:
+    """A job that the caller may know of."""
+    return service.jobs.get(job_id, owner_of(service, request))
+
+
+def _state_of(service: Service, job: Job) -> JobAnswer:
+    return JobAnswer.of(job, service.position(job))
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
