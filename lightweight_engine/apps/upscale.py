@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,11 @@ from ..request import MODEL_FIELDS, UpscaleRequest
 from .console import Console, option
 from .options import Debug, Grouped, Json, Quiet, check_models_dir, load_config, picture_quality, takes_settings
 from .session import watched
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..config import EngineConfig
 
 Source = Annotated[str | None, typer.Argument(metavar="IMAGE", help="The picture: a path or a URL.")]
 # Numbers are text: the request reads them, and says what they may be.
@@ -69,10 +74,10 @@ def upscale(
     """Make a picture larger and print where it was saved. No Flux model is needed."""
     with Console(json=json, quiet=quiet, debug=debug) as console:
         config = load_config(settings)
+        console.typed = console.options = OPTIONS
         names = {"upscaler": upscaler, "upscaler_2": upscaler_2}
         fields = {"by": by, "width": width, "height": height, "crop": crop, **names}
         fields |= {"upscaler_2_visibility": upscaler_2_visibility, "output_format": FORMATS.get(format.lower(), format)}
-        console.typed = console.options = OPTIONS
         check_models_dir(config)
         from ..core.models import TINY
         from ..upscalers.files import UpscalerFiles
@@ -87,39 +92,53 @@ def upscale(
         if source is None:
             raise RequestError("there is no picture to enlarge; name one", field="image")
         asked = UpscaleRequest(images=(source,), **fields)  # wrong options are told before anything is read
-        kept = picture_quality(console, quality, QUALITY, asked.output_format)
-        from ..backend.devices import pick_device
-        from ..core.engine import LightweightEngine
-        from ..core.image_text import PNG_KEY
-        from ..core.images import check_folder, save
-        from ..core.limits import check_upscale
-        from ..core.pictures import PictureReader
-        from ..core.upscaling import USUAL_SCALE, target_of, usual_upscaler
+        _enlarge(console, config, source, asked, picture_quality(console, quality, QUALITY, asked.output_format))
 
-        check_folder(config.output_dir)
-        picture = PictureReader.of(config).read(source)
-        begin = time.perf_counter()
-        engine = LightweightEngine(config)
-        name = upscaler or usual_upscaler(config, engine.upscalers)
-        request = UpscaleRequest(images=(picture,), **{**fields, "upscaler": name})
-        check_upscale(request, config)
-        target_of(request, picture.size, config)
-        pick_device(config.device)
-        if upscaler is None and name != config.hr_upscaler:
-            console.warn(f"{config.hr_upscaler} is not there: enlarged by {name}, which knows drawings only")
-        with watched(console) as options:
-            (made,) = engine.run_upscale(request, **options).images
-        label = f"{made.width}x{made.height}" if width or height else f"{request.by or USUAL_SCALE:g}x"
-        free = _free_name(config.output_dir, source, label)
-        text = made.info.get(PNG_KEY)
-        saved = save(made, config.output_dir, free, format=request.output_format, infotext=text, quality=kept)
-        for warning in saved.warnings:
-            console.warn(warning)
-        if json:
-            console.result({"path": str(saved.path), "width": made.width, "height": made.height})
-        else:
-            console.data(str(saved.path))
-        console.say(f"{picture.width}x{picture.height} to {made.width}x{made.height} in {_seconds(begin)}")
+
+def _enlarge(console: Console, config: EngineConfig, source: str, asked: UpscaleRequest, quality: int) -> None:
+    """Read the picture, enlarge it as was asked for, and tell where it is."""
+    from ..backend.devices import pick_device
+    from ..core.engine import LightweightEngine
+    from ..core.images import check_folder
+    from ..core.limits import check_upscale
+    from ..core.pictures import PictureReader
+    from ..core.upscaling import target_of, usual_upscaler
+
+    check_folder(config.output_dir)
+    picture = PictureReader.of(config).read(source)
+    begin = time.perf_counter()
+    engine = LightweightEngine(config)
+    name = asked.upscaler or usual_upscaler(config, engine.upscalers)
+    request = asked.model_copy(update={"images": (picture,), "upscaler": name})
+    check_upscale(request, config)
+    target_of(request, picture.size, config)
+    pick_device(config.device)
+    if asked.upscaler is None and name != config.hr_upscaler:
+        console.warn(f"{config.hr_upscaler} is not there: enlarged by {name}, which knows drawings only")
+    with watched(console) as options:
+        (made,) = engine.run_upscale(request, **options).images
+    _keep(console, config.output_dir, source, request, made, quality)
+    console.say(f"{picture.width}x{picture.height} to {made.width}x{made.height} in {_seconds(begin)}")
+
+
+def _keep(
+    console: Console, folder: Path, source: str, request: UpscaleRequest, made: Image.Image, quality: int
+) -> None:
+    """Save the picture under a name of its own, and print that."""
+    from ..core.image_text import PNG_KEY
+    from ..core.images import save
+    from ..core.upscaling import USUAL_SCALE
+
+    to_a_size = request.width or request.height
+    label = f"{made.width}x{made.height}" if to_a_size else f"{request.by or USUAL_SCALE:g}x"
+    name, text = _free_name(folder, source, label), made.info.get(PNG_KEY)
+    saved = save(made, folder, name, format=request.output_format, infotext=text, quality=quality)
+    for warning in saved.warnings:
+        console.warn(warning)
+    if console.json:
+        console.result({"path": str(saved.path), "width": made.width, "height": made.height})
+    else:
+        console.data(str(saved.path))
 
 
 def _print_names(console: Console, names: list[str]) -> None:
