@@ -92,7 +92,7 @@ def test_inputs_are_those_of_the_service_of_old() -> None:
 
 def test_defaults_are_those_of_the_profile() -> None:
     profile = profile_defaults("cog")
-    rows = {name: row for name, row in INPUTS.items() if row.field and not row.is_required}
+    rows = {name: row for name, row in INPUTS.items() if row.field and row.default is not None}
     assert {name: row.default for name, row in rows.items()} == {name: profile[row.field] for name, row in rows.items()}
 
 

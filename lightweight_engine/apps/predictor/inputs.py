@@ -73,10 +73,6 @@ class Row:
     choices: tuple[str, ...] | None = None
     field: str | None = None
 
-    @property
-    def is_required(self) -> bool:
-        return self.default is None
-
 
 INPUTS: dict[str, Row] = {
     "prompt": Row(str, field="prompt"),
