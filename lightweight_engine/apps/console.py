@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -82,6 +82,14 @@ class Console:
     def result(self, value: Any) -> None:
         """The whole result as one JSON object."""
         print(json.dumps(value, ensure_ascii=True, indent=2, default=str), flush=True)
+
+    def names(self, what: str, names: Sequence[str]) -> None:
+        """A list of names as the whole result: a line each, or under ``what`` in JSON."""
+        if self.json:
+            self.result({what: list(names)})
+            return
+        for name in names:
+            self.data(name)
 
     def say(self, text: str) -> None:
         if not self.quiet:

@@ -44,7 +44,10 @@ def detail(
         given, settings = split_request(values)
         config = load_config(settings)
         if listing:
-            _list(console, config)
+            from ..core.models import TINY
+            from ..extensions.detector_list import DetectorList
+
+            console.names("detectors", DetectorList([config.models_dir, TINY]).names())
             return
         if not source:
             raise RequestError("there is no picture to detail; name one", field="image")
@@ -104,18 +107,6 @@ def _preview(console: Console, config: EngineConfig, request: GenerationRequest,
     for number, pass_ in enumerate(found, 1):
         words = ", ".join(f"{each.label} {each.score:.2f}" for each in pass_) or "nothing"
         console.say(f"pass {number}: {words}")
-
-
-def _list(console: Console, config: EngineConfig) -> None:
-    from ..core.models import TINY
-    from ..extensions.detector_list import DetectorList
-
-    names = DetectorList([config.models_dir, TINY]).names()
-    if console.json:
-        console.result({"detectors": names})
-        return
-    for name in names:
-        console.data(name)
 
 
 def register(app: typer.Typer) -> None:

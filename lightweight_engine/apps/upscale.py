@@ -84,7 +84,7 @@ def upscale(
 
         files = UpscalerFiles([config.models_dir, TINY])
         if listing:
-            _print_names(console, files.names())
+            console.names("upscalers", files.names())
             return
         for field, name in names.items():
             if name is not None:
@@ -139,14 +139,6 @@ def _keep(
         console.result({"path": str(saved.path), "width": made.width, "height": made.height})
     else:
         console.data(str(saved.path))
-
-
-def _print_names(console: Console, names: list[str]) -> None:
-    if console.json:
-        console.result({"upscalers": names})
-        return
-    for name in names:
-        console.data(name)
 
 
 def _free_name(folder: Path, source: str, label: str) -> str:
