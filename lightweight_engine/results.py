@@ -33,7 +33,7 @@ fetch."""
 class ModelFile(Frozen):
     """A model file that took part: its role, path and content hash (sha256, hex)."""
 
-    role: Literal["transformer", "t5", "clip", "autoencoder", "checkpoint"]
+    role: Literal["transformer", "t5", "clip", "autoencoder"]
     name: str
     path: str
     sha256: str | None = None

@@ -52,7 +52,7 @@ def info_of(body: Body, translation: Translation, told: Mapping[str, Any], start
     seeds, subseeds, texts = told["seeds"], told["subseeds"], told["infotexts"]
     keys = parse_infotext(texts[0], defaults=False) if texts else {}
     size = [int(keys[f"Size-{n}"]) for n in (1, 2)] if "Size-1" in keys else [request.width, request.height]
-    model, autoencoder = (_file(told["models"], *roles) for roles in (("transformer",), ("autoencoder",)))
+    model, autoencoder = (_file(told["models"], role) for role in ("transformer", "autoencoder"))
     return {
         "prompt": request.prompt,
         "all_prompts": [request.prompt] * count,
@@ -94,9 +94,9 @@ def timestamp(moment: float | None) -> str:
     return "0" if moment is None else time.strftime("%Y%m%d%H%M%S", time.localtime(moment))
 
 
-def _file(models: Sequence[Mapping[str, Any]], *roles: str) -> Mapping[str, Any]:
-    """The file of a role; a checkpoint may hold it among others."""
-    return next((row for row in models if row["role"] in (*roles, "checkpoint")), {})
+def _file(models: Sequence[Mapping[str, Any]], role: str) -> Mapping[str, Any]:
+    """The file of a role; what holds several has a row for each."""
+    return next((row for row in models if row["role"] == role), {})
 
 
 def _extra(keys: Mapping[str, Any]) -> dict[str, Any]:
