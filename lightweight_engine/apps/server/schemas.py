@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...request import GenerationRequest, UpscaleRequest
-from .jobs import Job
+from .jobs import Job, State
 from .messages import Outcome
 
 MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
@@ -131,7 +131,7 @@ class JobAnswer(_Answer):
     """A job as it is now. Times are in seconds since 1970."""
 
     id: str
-    state: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    state: State
     position: int | None = Field(default=None, description="Jobs that are done before it, where it waits.")
     accepted: float
     started: float | None = None
@@ -163,7 +163,7 @@ class JobRow(_Answer):
     """A job in a list; `/jobs/{job_id}` has the rest."""
 
     id: str
-    state: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    state: State
     position: int | None = Field(default=None, description="Jobs that are done before it, where it waits.")
     request_id: str
     accepted: float
