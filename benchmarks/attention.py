@@ -1,10 +1,12 @@
-"""The transformer's attention by every backend, and by cuDNN in 8 bits, which the engine does not use.
+"""The transformer's attention by every backend, and in 8 bits by ours and by cuDNN, which the engine does not use.
 
     python -m benchmarks.attention
 
 Random queries, keys and values lie as a fused projection writes them, 24 heads of 128. Backends run in turn, round by
-round. The error is that of some heads beside torch's attention in float32, relative to it. cuDNN in 8 bits needs the
-package ``nvidia-cudnn-frontend`` before 1.19; without it the row is left out, and a line says so. A GPU is needed.
+round. Rows "from the projection" norm and rotate queries and keys too, as a block does, and compare with one another;
+all others are given what is normed and rotated already. The error is that of some heads beside torch's attention in
+float32, relative to it. cuDNN in 8 bits needs the package ``nvidia-cudnn-frontend`` before 1.19; without it the row is
+left out, and a line says so. A GPU is needed.
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ from torch import Tensor
 
 from benchmarks.gpu import milliseconds
 from benchmarks.report import publish
+from lightweight_engine.backend import eight_bit_attention
 from lightweight_engine.backend.attention import attention
+from lightweight_engine.backend.fused import heads
+from lightweight_engine.backend.kernels import attention as programs
 from lightweight_engine.core.describe import device_name
 
 SIZES = {"512x512": 1024, "768x1344": 4032, "1536x2688": 16128}
@@ -78,15 +83,28 @@ def in_eight_bits(q: Tensor, k: Tensor, v: Tensor) -> tuple[Work, float]:
     return work, time.perf_counter() - begin
 
 
+def from_projection(fused: Tensor) -> dict[str, Work]:
+    """A single block's way from its projection ``[1, S, 3*N*K]``, in 16 bits and in 8; nothing is turned."""
+    gain = torch.ones(DIM, dtype=fused.dtype, device=fused.device)
+    rotary = torch.ones(fused.shape[1], DIM // 2, dtype=torch.complex64, device=fused.device)
+    streams = [(fused, gain, gain)]
+    ways = {"from the projection": lambda: attention(*heads(streams, rotary))}
+    if eight_bit_attention.available(fused.device):
+        ways["from the projection, ours in 8 bits"] = lambda: programs.attend(streams, rotary)
+    return ways
+
+
 def rows_of(picture: str, image: int) -> list[dict[str, Any]]:
     """A row for each backend at a size in tokens."""
     tokens = image + TEXT
     fused = torch.randn(1, tokens, 3, HEADS, DIM, device="cuda")
+    fused[:, :, :2] = F.rms_norm(fused[:, :, :2], (DIM,))  # as norms leave them, so that another changes nothing
     q, k, v = fused.bfloat16().permute(2, 0, 3, 1, 4)
     exact = F.scaled_dot_product_attention(*(each[:, :KNOWN].float() for each in (q, k, v))).transpose(1, 2).flatten(2)
     ways: dict[str, Work] = {
         name: lambda name=name: attention(q, k, v, backend=name) for name in ("auto", "cudnn", "flash", "efficient")
     }
+    ways |= from_projection(fused.bfloat16().flatten(2))
     plans: dict[str, float] = {}
     try:
         eight = fused.to(torch.float8_e4m3fn).permute(2, 0, 3, 1, 4)

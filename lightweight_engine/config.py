@@ -117,8 +117,8 @@ class EngineConfig(PlainNumbers):
     speed: Literal["exact", "fp8"] = _setting(
         "exact",
         "device",
-        "fp8 computes the products of the transformer's blocks in 8 bits where the GPU can, which is faster and "
-        "changes pictures a little; their weights are kept in 8 bits then, whatever storage_dtype says.",
+        "fp8 computes the transformer's blocks in 8 bits where the GPU can, products and on Hopper attention, which is "
+        "faster and changes pictures a little; their weights are kept in 8 bits then, whatever storage_dtype says.",
     )
     cuda_graphs: bool = _setting(
         True, "device", "Record a step of each pass and replay it, where all of the transformer is on the GPU."

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._device import DeviceContext
 
+from ..backend import eight_bit_attention
 from ..backend.eight_bit import multiply_as_stored, takes
 from ..backend.feature_maps import channels_last_is_faster
 from ..backend.fp8 import as_rows
@@ -247,6 +248,7 @@ def load_part(
     cast_at_use(module, storage.compute)
     if storage.format == ROWS:
         multiply_as_stored(module)
+        eight_bit_attention.available(device)  # no picture waits for its programs to be compiled
     return module.requires_grad_(False).eval()
 
 

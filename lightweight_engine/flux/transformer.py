@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..backend.attention import attention
 from ..backend.eight_bit import Rows
+from ..backend.eight_bit_attention import attend
 from ..backend.fused import ResidualStream, are_products, gelu_beside, heads, linear_gelu, norm_modulate
 from ..backend.linear import as_numbers
 from .params import FluxParams
@@ -161,7 +162,7 @@ class DoubleBlock(nn.Module):
     def attend(self, img: Tensor | Rows, txt: Tensor | Rows, rotary: Tensor) -> Tensor:
         """Joint attention ``[B, S, D]``, text first; apart, so that projections are gone before the MLPs need room."""
         streams = [(each.qkv(x), *each.norm()) for each, x in ((self.txt_attn, txt), (self.img_attn, img))]
-        return attention(*heads(streams, rotary))
+        return attend(streams, rotary, self.img_attn.qkv)
 
 
 class SingleBlock(nn.Module):
@@ -204,7 +205,7 @@ class SingleBlock(nn.Module):
     def _joined(self, fused: Tensor, rotary: Tensor) -> Tensor | Rows:
         """What attention gives beside the activated half of the MLP, as ``linear2`` reads it."""
         width = self.linear2.out_features
-        attended = attention(*heads([(fused[..., : 3 * width], *self.norm())], rotary))
+        attended = attend([(fused[..., : 3 * width], *self.norm())], rotary, self.linear1)
         joined = gelu_beside(attended, fused, self.linear2)
         # As rows: a product of three dimensions would copy what does not lie close together.
         return joined if isinstance(joined, Rows) else joined.flatten(0, 1)

@@ -11,6 +11,7 @@ import torch
 from factories import FLUX, save_flux
 from torch import Tensor, nn
 
+from lightweight_engine.backend import eight_bit_attention
 from lightweight_engine.backend.attention import attention
 from lightweight_engine.backend.checkpoint import open_checkpoint
 from lightweight_engine.backend.devices import Card
@@ -184,12 +185,12 @@ def test_a_block_lets_go_of_what_it_has_read(tmp_path: Path, monkeypatch: pytest
         made[name] = ref(tensor.values if isinstance(tensor, Rows) else tensor)
         alive[at] = {name for name, tensor in made.items() if tensor() is not None}
 
-    def attend(*args: Tensor) -> Tensor:
-        out = attention(*args)
+    def attend(*args: Any) -> Tensor:
+        out = eight_bit_attention.attend(*args)
         note("attention", "attended", out)
         return out
 
-    monkeypatch.setattr("lightweight_engine.flux.transformer.attention", attend)
+    monkeypatch.setattr("lightweight_engine.flux.transformer.attend", attend)
     block.linear1.register_forward_pre_hook(lambda _, inputs: note("linear1", "normed", inputs[0]))
     block.linear1.register_forward_hook(lambda _, inputs, out: note("linear1's end", "fused", out))
     block.linear2.register_forward_pre_hook(lambda _, inputs: note("linear2", "joined", inputs[0]))

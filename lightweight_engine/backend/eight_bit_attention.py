@@ -1,0 +1,125 @@
+"""Attention over what a projection in 8 bits made, itself in 8 bits where the GPU is one of Hopper's.
+
+Scores are sums of products of integers, with a scale for each query and for each 128 keys; weights and values are 8-bit
+floats, with a power of two for the values of a head. Everywhere else attention stays in 16 bits.
+
+Sources: SageAttention 2 (Zhang et al. 2024); FlashAttention-3 (Shah et al. 2024).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from .attention import attention
+from .eight_bit import EightBitLinear
+from .fused import EPS, Stream, heads
+from .kernels import attention as programs
+from .kernels.cuda import CudaError
+
+logger = logging.getLogger(__name__)
+
+LIFT = 6
+"""A weight of 1 is 2 ** 6 in 8 bits, which hold 448."""
+SLACK = 2.5
+"""Powers of two by which scores may grow before what was summed up is scaled anew."""
+LARGEST, LARGEST_INTEGER, LEAST = 448.0, 127, 1e-30
+
+
+def attend(streams: Sequence[Stream], rotary: Tensor, projection: nn.Module) -> Tensor:
+    """Attention ``[B, S, N*K]`` over streams one behind another.
+
+    Args:
+        streams: their projections may be written to.
+        rotary: complex64 ``[S, K/2]`` for all of them.
+        projection: that made the last of them; if its products are in 8 bits, so is attention where it can be.
+    """
+    if isinstance(projection, EightBitLinear) and _can(streams):
+        return programs.attend(streams, rotary)
+    return attention(*heads(streams, rotary))
+
+
+def _can(streams: Sequence[Stream]) -> bool:
+    """Whether there are programs for what is given."""
+    fused, gain, _ = streams[-1]
+    tokens = sum(qkv.shape[1] for qkv, _, _ in streams)
+    return (
+        fused.is_cuda
+        and not torch.is_grad_enabled()
+        and {part.dtype for stream in streams for part in stream} == {torch.bfloat16}
+        and len(gain) == programs.DIM
+        and tokens <= programs.MOST_TILES * programs.TILE
+        and available(fused.device)
+    )
+
+
+@cache
+def available(device: torch.device) -> bool:
+    """Whether a device has the programs; asked before a model is ready, as they may have to be compiled."""
+    if device.type != "cuda" or not programs.is_made_for(device):
+        return False
+    try:
+        programs.programs(device)
+    except (CudaError, OSError) as error:
+        logger.warning("speed = fp8: attention stays in 16 bits: %s", error)
+        return False
+    return True
+
+
+def twin(streams: Sequence[Stream], rotary: Tensor) -> Tensor:
+    """What the programs compute, every rounding in its place, in plain torch; tests compare with it."""
+    parts = [qkv.float().unflatten(-1, (3, -1, len(gain))).permute(2, 0, 3, 1, 4) for qkv, gain, _ in streams]
+    queries, keys = (
+        _turned([part[kind] for part in parts], [stream[1 + kind] for stream in streams], rotary) for kind in range(2)
+    )
+    values, exponent = _rounded_values(torch.cat([part[2] for part in parts], dim=2))
+    queries, query_units = _integers(queries, 1)
+    padding = -queries.shape[2] % programs.TILE
+    keys, key_units = _integers(nn.functional.pad(keys, (0, 0, 0, padding)), programs.TILE)
+    scale = query_units * (queries.shape[-1] ** -0.5 / math.log(2))
+    most = torch.full_like(query_units, -(LEAST**-1))
+    total = torch.zeros(*queries.shape[:-1], queries.shape[-1] + 1)
+    beside_ones = torch.cat((values, torch.ones_like(values[..., :1])), dim=-1)
+    for start in range(0, queries.shape[2], programs.TILE):
+        tile = slice(start, min(start + programs.TILE, queries.shape[2]))
+        scores = queries @ keys[:, :, tile].mT * (scale * key_units[:, :, start // programs.TILE, None])
+        peak = scores.amax(-1, keepdim=True)
+        grown = torch.where(peak <= most + SLACK, most, peak)
+        total = total * torch.exp2(most - grown) + _weights(scores - grown) @ beside_ones[:, :, tile]
+        most = grown
+    return (total[..., :-1] / total[..., -1:] * torch.exp2(exponent)).transpose(1, 2).flatten(2)
+
+
+def _turned(parts: Sequence[Tensor], gains: Sequence[Tensor], rotary: Tensor) -> Tensor:
+    """Normed and rotated heads ``[B, N, S, K]``, rounded nowhere."""
+    normed = [
+        nn.functional.rms_norm(part, part.shape[-1:], eps=EPS) * gain.float()
+        for part, gain in zip(parts, gains, strict=True)
+    ]
+    pairs = torch.view_as_complex(torch.cat(normed, dim=2).unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * rotary).flatten(-2)
+
+
+def _integers(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Integers of up to 127 ``[B, N, S, K]``, and what 1 stands for in each so many rows ``[B, N, S / rows, 1]``."""
+    largest = x.unflatten(2, (-1, rows)).abs().amax((-2, -1)).clamp(min=LEAST)
+    unit = (largest / LARGEST_INTEGER)[..., None]
+    return (x / unit.repeat_interleave(rows, dim=2)).round(), unit
+
+
+def _rounded_values(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Values ``[B, N, S, K]`` as 8-bit floats, over a power of two for each head ``[B, N, 1, 1]``; and its exponent."""
+    largest = x.abs().amax((-2, -1), keepdim=True)
+    exponent = torch.where(largest == 0, 0, (largest / LARGEST).log2().clamp(min=-100).ceil())
+    return (x * torch.exp2(-exponent)).to(torch.float8_e4m3fn).float(), exponent
+
+
+def _weights(powers: Tensor) -> Tensor:
+    """``2 ** (power + LIFT)`` as 8-bit floats: bits that are linear in the power."""
+    bits = ((powers + LIFT + 7) / 16).clamp(0, 1).half() * 128  # as halves, 11 bits
+    return bits.float().round().to(torch.uint8).view(torch.float8_e4m3fn).float()

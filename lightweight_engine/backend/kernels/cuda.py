@@ -1,0 +1,157 @@
+"""Programs in CUDA C++, compiled at their first use from source beside this file and kept where Triton keeps its own.
+
+For what Triton does not reach: tensor cores that are fed from registers in an order of one's own. NVIDIA's run-time
+compiler comes with torch; the driver loads what it makes.
+
+Source: the manuals of NVRTC and of the CUDA driver.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import sys
+import sysconfig
+from contextlib import suppress
+from ctypes import Structure, byref, c_char_p, c_int, c_size_t, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...errors import EngineError
+from .launch import kept_in
+
+PLAIN_SHARED = 48 << 10
+"""Bytes of shared memory that a program may have without being allowed more."""
+_MOST_SHARED = 8  # the attribute that allows more
+
+
+class CudaError(EngineError):
+    """A program cannot be compiled, loaded or started."""
+
+
+class CudaProgram:
+    """A function of a source file, on one GPU.
+
+    Args:
+        file: name of the source in this folder.
+        name: of the function, which is declared ``extern "C"`` and takes one structure.
+        device: the GPU.
+        shared: bytes of shared memory that a start may ask for.
+
+    Raises:
+        CudaError: there is no compiler, or the source is not for this GPU.
+    """
+
+    def __init__(self, file: str, name: str, device: torch.device, shared: int = 0) -> None:
+        self._name, self._device = name, device
+        self._function = c_void_p()
+        with torch.cuda.device(device):
+            self._context, module = _loaded(file, torch.cuda.current_device())
+            _check(_driver().cuModuleGetFunction(byref(self._function), module, name.encode()), name)
+            if shared > PLAIN_SHARED:
+                _check(_driver().cuFuncSetAttribute(self._function, _MOST_SHARED, c_int(shared)), name)
+
+    def __call__(self, grid: tuple[int, int, int], threads: int, work: Structure, *, shared: int = 0) -> None:
+        """Queue it on the current stream of its GPU."""
+        _check(_driver().cuCtxSetCurrent(self._context), self._name)  # a thread that has done nothing yet has none
+        arguments = (c_void_p * 1)(ctypes.addressof(work))  # copied before the driver returns
+        stream = c_void_p(torch.cuda.current_stream(self._device).cuda_stream)
+        done = _driver().cuLaunchKernel(self._function, *grid, threads, 1, 1, shared, stream, arguments, None)
+        _check(done, self._name)
+
+
+def _check(code: int, what: str) -> None:
+    if code:
+        text = c_char_p()
+        _driver().cuGetErrorString(code, byref(text))
+        raise CudaError(f"a CUDA program ({what}) failed: {(text.value or b'').decode() or code}")
+
+
+@cache
+def _driver() -> Any:
+    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+
+
+@cache
+def _loaded(file: str, index: int) -> tuple[c_void_p, c_void_p]:
+    """The context of a GPU, which is torch's, and a file's functions in it."""
+    torch.cuda.init()
+    context, module = c_void_p(), c_void_p()
+    _check(_driver().cuDevicePrimaryCtxRetain(byref(context), c_int(index)), file)
+    _check(_driver().cuCtxSetCurrent(context), file)
+    _check(_driver().cuModuleLoadData(byref(module), _machine_code(file, index)), file)
+    return context, module
+
+
+def _machine_code(file: str, index: int) -> bytes:
+    """That of a file for a GPU; from the cache where that has it."""
+    source = (Path(__file__).parent / file).read_bytes()
+    target = "sm_{}{}a".format(*torch.cuda.get_device_capability(index))
+    version = hashlib.sha256(f"{target} {torch.version.cuda}\n".encode() + source).hexdigest()[:32]
+    kept = kept_in() / f"{Path(file).stem}-{version}.cubin"
+    with suppress(OSError):
+        return kept.read_bytes()
+    code = compiled(source, file, target)
+    with suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        part = kept.with_suffix(f".{os.getpid()}")  # another process may be at it
+        part.write_bytes(code)
+        part.replace(kept)
+    return code
+
+
+def compiled(source: bytes, name: str, target: str) -> bytes:
+    """Machine code; needs no GPU.
+
+    Args:
+        name: of the source, in errors.
+        target: as ``sm_90a``.
+
+    Raises:
+        CudaError: there is no compiler, or it refuses the source.
+    """
+    compiler, program = _compiler(), c_void_p()
+    options = [f"--gpu-architecture={target}".encode(), b"-std=c++17"]
+    failed = compiler.nvrtcCreateProgram(byref(program), source, name.encode(), 0, None, None)
+    try:
+        failed = failed or compiler.nvrtcCompileProgram(program, len(options), (c_char_p * len(options))(*options))
+        if failed:
+            log = _told(compiler, program, "ProgramLog").decode()
+            raise CudaError(f"{name} cannot be compiled for {target}: {log}")
+        return _told(compiler, program, "CUBIN")
+    finally:
+        compiler.nvrtcDestroyProgram(byref(program))
+
+
+def _told(compiler: Any, program: c_void_p, what: str) -> bytes:
+    size = c_size_t()
+    getattr(compiler, f"nvrtcGet{what}Size")(program, byref(size))
+    text = ctypes.create_string_buffer(max(1, size.value))
+    getattr(compiler, f"nvrtcGet{what}")(program, text)
+    return text.raw if what == "CUBIN" else text.value
+
+
+@cache
+def _compiler() -> Any:
+    """NVRTC. Its built-in functions come first, as it looks for them by their name alone."""
+    version = torch.version.cuda
+    if version is None:
+        raise CudaError("torch was built without CUDA")
+    major = version.partition(".")[0]
+    if sys.platform == "win32":
+        return _library(f"nvrtc64_{major}0_0.dll")
+    _library(f"libnvrtc-builtins.so.{version}")
+    return _library(f"libnvrtc.so.{major}")
+
+
+def _library(name: str) -> Any:
+    """A library that the system finds, or that came with torch."""
+    with suppress(OSError):
+        return ctypes.CDLL(name)
+    for path in Path(sysconfig.get_path("platlib")).glob(f"nvidia/*/lib/{name}"):
+        return ctypes.CDLL(str(path))
+    raise CudaError(f"{name} is missing, which is part of torch's CUDA build")

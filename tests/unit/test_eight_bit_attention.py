@@ -1,0 +1,124 @@
+"""Attention in 8 bits by its twin on a CPU, and its programs up to machine code; they run in ``tests/gpu``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from attention_cases import DIM, SHAPES, distance, exact, projections
+from torch import nn
+
+from lightweight_engine.backend import kernels
+from lightweight_engine.backend.attention import attention
+from lightweight_engine.backend.eight_bit import multiply_as_stored
+from lightweight_engine.backend.eight_bit_attention import attend, available, twin
+from lightweight_engine.backend.fp8 import quantize_rows
+from lightweight_engine.backend.fused import heads
+from lightweight_engine.backend.kernels import cuda
+from lightweight_engine.backend.linear import PackedLinear
+
+PROGRAMS = Path(kernels.__file__).with_name("attention.cu")
+
+needs_compiler = pytest.mark.skipif(torch.version.cuda is None, reason="torch was built without CUDA's compiler")
+
+
+@pytest.mark.parametrize(("tokens", "count", "batch"), SHAPES)
+def test_it_is_near_to_attention(tokens: tuple[int, ...], count: int, batch: int) -> None:
+    """Weights and values each have 3 bits behind the first, 2.6 % of a random number; scores add little to that."""
+    streams, rotary = projections(tokens, count, batch)
+    assert distance(twin(streams, rotary), exact(streams, rotary)) < 0.046
+
+
+def test_scores_far_apart_are_no_harder() -> None:
+    streams, rotary = projections((300,), 2, 1, spread=8)
+    assert distance(twin(streams, rotary), exact(streams, rotary)) < 0.09
+
+
+def test_values_that_are_alike_come_out_as_they_are() -> None:
+    """Weights are divided by their own sum, whatever was lost on the way."""
+    streams, rotary = projections((77, 223), 2, 1)
+    for qkv, _, _ in streams:
+        qkv[..., 2 * 2 * DIM :] = 3.25  # exact in 8 bits
+    assert torch.allclose(twin(streams, rotary), torch.tensor(3.25), rtol=1e-5)
+
+
+def test_values_of_any_size_keep_their_accuracy() -> None:
+    streams, rotary = projections((200,), 1, 1)
+    expected = twin(streams, rotary)
+    for exponent in (-30, -9, 12, 60):
+        scale = torch.ones(3 * DIM)
+        scale[2 * DIM :] = 2.0**exponent
+        larger = [(qkv * scale, first, second) for qkv, first, second in streams]
+        assert torch.equal(twin(larger, rotary), expected * 2.0**exponent)
+
+
+def test_what_is_no_number_stays_none() -> None:
+    streams, rotary = projections((140,), 2, 1)
+    streams[0][0][0, 5, 3] = torch.nan  # a query of the first head
+    found = twin(streams, rotary)
+    assert found[0, 5, :DIM].isnan().all()
+    assert found.isnan().sum() == DIM
+
+
+def test_no_score_of_a_row_of_zeros_is_lost() -> None:
+    streams, rotary = projections((140,), 1, 1)
+    streams[0][0][..., :DIM] = 0  # all queries: every key weighs the same
+    assert distance(twin(streams, rotary), exact(streams, rotary)) < 0.03
+
+
+def test_where_it_cannot_be_attention_is_as_ever() -> None:
+    streams, rotary = projections((40,), 2, 1)
+    model: Any = nn.Sequential(PackedLinear(quantize_rows(torch.randn(3 * 2 * DIM, 32)), None))
+    multiply_as_stored(model)
+    with torch.inference_mode():
+        assert torch.equal(attend(streams, rotary, model[0]), attention(*heads(streams, rotary)))
+    assert not available(torch.device("cpu"))
+
+
+@needs_compiler
+def test_its_programs_are_compiled_without_a_gpu() -> None:
+    code = cuda.compiled(PROGRAMS.read_bytes(), PROGRAMS.name, "sm_90a")
+    assert code.startswith(b"\x7fELF")
+    assert all(name in code for name in (b"find_peaks", b"prepare", b"attend"))
+
+
+@needs_compiler
+def test_a_program_that_cannot_be_compiled_says_why() -> None:
+    with pytest.raises(cuda.CudaError, match=r"odd\.cu cannot be compiled for sm_90a: odd\.cu\(1\): error.*nothing"):
+        cuda.compiled(b"__global__ void odd() { nothing(); }", "odd.cu", "sm_90a")
+
+
+@needs_compiler
+def test_machine_code_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "kernels"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    made = cuda._machine_code("attention.cu", 0)
+    (kept,) = (tmp_path / "kernels").iterdir()
+    assert kept.read_bytes() == made
+    kept.write_bytes(b"kept")
+    assert cuda._machine_code("attention.cu", 0) == b"kept", "it is not compiled again"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 9))
+    with pytest.raises(cuda.CudaError, match="sm_99a"):
+        cuda._machine_code("attention.cu", 0)
+
+
+def test_a_folder_that_cannot_be_written_to_is_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.version.cuda is None:
+        pytest.skip("torch was built without CUDA's compiler")
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file" / "kernels"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    assert cuda._machine_code("attention.cu", 0).startswith(b"\x7fELF")
+
+
+def test_without_a_compiler_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda._compiler.cache_clear()
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(cuda.CudaError, match="without CUDA"):
+        cuda.compiled(b"", "empty.cu", "sm_90a")
+    monkeypatch.setattr(torch.version, "cuda", "99.7")
+    with pytest.raises(cuda.CudaError, match=r"libnvrtc-builtins\.so\.99\.7 is missing"):
+        cuda.compiled(b"", "empty.cu", "sm_90a")
+    cuda._compiler.cache_clear()
