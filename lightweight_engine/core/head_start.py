@@ -2,7 +2,8 @@
 
 Files that are in memory already are page-locked where they lie, and the GPU fetches them from there, at once where it
 has room. All are waits for the system, in threads, during which Python's lock is free. Nothing depends on them: where
-there is no driver or no file, whoever needs it says so later. Loads no torch.
+there is no driver or no file, whoever needs it says so later. Loads no torch. What reads files is imported by the
+thread that does, as the driver takes longest and is to begin at once.
 """
 
 from __future__ import annotations
@@ -15,24 +16,24 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 from ..backend.early_fetch import early_fetch
 from ..backend.gpu_driver import Driver, hold_context
 from ..backend.host_memory import GIB, host_available, host_total
 from ..backend.page_locked import can_lock, page_locked
 from ..backend.read_ahead import Span, joined, read_ahead
-from ..config import EngineConfig
 from ..errors import EngineError
-from ..flux.keymaps import Part, Role
-from .choice import choose_models
-from .folders import quantized_folder
-from .models import ModelLibrary
-from .quantized_names import file_name
+
+if TYPE_CHECKING:
+    from ..config import EngineConfig
+    from ..flux.keymaps import Part, Role
+    from .models import ModelLibrary
 
 MEMORY_SHARE = 0.5
 """Of the memory that this process may have: were more read, the first bytes would be gone before they are used."""
 
-PATIENCE = 0.25
+PATIENCE = 0.4
 """Seconds that a start waits for headers, of which a GPU's files are locked: read beside an import, which shares
 Python's lock with them, they take ten times as long. From a slow disk they take longer than it."""
 
@@ -123,6 +124,8 @@ def _begun() -> _Begun:
 
 def library_of(config: EngineConfig) -> ModelLibrary:
     """The files of the settings' folder, with their headers where a start has read them."""
+    from .models import ModelLibrary
+
     return _begun().take(config) or ModelLibrary.of(config)
 
 
@@ -131,6 +134,8 @@ def _read(config: EngineConfig, left: Future[ModelLibrary | None]) -> list[Span]
     library: ModelLibrary | None = None
     found: list[Span] = []
     try:
+        from .models import ModelLibrary
+
         library = ModelLibrary.of(config)
         found = spans(config, library)
     except (EngineError, OSError, ValueError):
@@ -151,6 +156,8 @@ def spans(config: EngineConfig, library: ModelLibrary | None = None) -> list[Spa
     Raises:
         ModelError: there is none, or it cannot be used.
     """
+    from .choice import choose_models
+
     parts = choose_models(config, [], library).parts
     return joined(span for role, part in parts.items() for span in _spans_of(config, role, part))
 
@@ -171,5 +178,8 @@ def _spans_of(config: EngineConfig, role: Role, part: Part) -> Iterator[Span]:
 def _quantised(config: EngineConfig, role: Role, part: Part) -> Path | None:
     if not config.quantized_cache or role not in SETTING:
         return None
+    from .folders import quantized_folder
+    from .quantized_names import file_name
+
     path = quantized_folder(config.cache_dir) / file_name(part, getattr(config, SETTING[role]))
     return path if path.is_file() else None
