@@ -26,7 +26,7 @@ COMMANDS = {
     "plan": ("plan", "Print what a request would take of a card; nothing is loaded."),
     "info": ("info", "Print what a picture tells of its making."),
     "replay": ("replay", "Make a saved picture again and compare."),
-    "cache": ("cache", "List and remove the LoRA files that were fetched: ls, prune."),
+    "cache": ("cache", "List and remove fetched LoRA files and quantised weights: ls, prune."),
     "doctor": ("doctor", "Look for problems and say how to repair each."),
     "config": ("settings", "Look at the settings: show."),
 }

@@ -105,7 +105,8 @@ class Options(PlainNumbers):
         return max(self.show_progress_every_n_steps, 0) if self.live_previews_enable else 0
 
     def changed(self, values: Mapping[str, Any], where: str) -> Options:
-        """These options with others on top; names that do not exist are left out, as ``unknown`` tells.
+        """These options with others on top; names that do not exist are left out, which
+        ``without_effect`` tells.
 
         Args:
             where: they came from, for the message.

@@ -175,9 +175,9 @@ def _fields(body: Body, config: EngineConfig, warnings: list[str]) -> dict[str, 
 
 
 def _asked(body: Body) -> set[str]:
-    """Our fields that a body asks for by the same names; passes that there are not are told here."""
+    """Our fields that a body asks for by rows of ``SHARED``; ``_idle_passes`` tells of those of passes."""
     usual = type(body).model_fields
-    sent = body.model_fields_set.intersection(SHARED).difference(OF_MASK)
+    sent = body.model_fields_set.intersection(SHARED)
     return {SHARED[name] for name in sent if getattr(body, name) != usual[name].default}
 
 
