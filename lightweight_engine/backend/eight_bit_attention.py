@@ -39,23 +39,10 @@ def attend(streams: Sequence[Stream], rotary: Tensor, projection: nn.Module) -> 
         rotary: complex64 ``[S, K/2]`` for all of them.
         projection: that made the last of them; if its products are in 8 bits, so is attention where it can be.
     """
-    if isinstance(projection, EightBitLinear) and _can(streams):
+    wanted = isinstance(projection, EightBitLinear) and not torch.is_grad_enabled()
+    if wanted and available(rotary.device) and programs.take(streams):
         return programs.attend(streams, rotary)
     return attention(*heads(streams, rotary))
-
-
-def _can(streams: Sequence[Stream]) -> bool:
-    """Whether there are programs for what is given."""
-    fused, gain, _ = streams[-1]
-    tokens = sum(qkv.shape[1] for qkv, _, _ in streams)
-    return (
-        fused.is_cuda
-        and not torch.is_grad_enabled()
-        and {part.dtype for stream in streams for part in stream} == {torch.bfloat16}
-        and len(gain) == programs.DIM
-        and tokens <= programs.MOST_TILES * programs.TILE
-        and available(fused.device)
-    )
 
 
 @cache

@@ -16,6 +16,7 @@ from lightweight_engine.backend.eight_bit import multiply_as_stored
 from lightweight_engine.backend.eight_bit_attention import attend, available, twin
 from lightweight_engine.backend.fp8 import quantize_rows
 from lightweight_engine.backend.fused import heads
+from lightweight_engine.backend.kernels import attention as programs
 from lightweight_engine.backend.kernels import cuda
 from lightweight_engine.backend.linear import PackedLinear
 
@@ -75,6 +76,20 @@ def test_where_it_cannot_be_attention_is_as_ever() -> None:
     with torch.inference_mode():
         assert torch.equal(attend(streams, rotary, model[0]), attention(*heads(streams, rotary)))
     assert not available(torch.device("cpu"))
+
+
+def test_what_lies_otherwise_than_the_programs_read_is_told() -> None:
+    (stream,), _ = projections((40,), 2, 1)
+    qkv, first, second = stream
+    odd = torch.zeros(1, 40, 3 * 2 * DIM + 4, dtype=torch.bfloat16)[..., : 3 * 2 * DIM]
+    shifted = torch.zeros(DIM + 1, dtype=torch.bfloat16)[1:]
+    assert programs.take([stream, stream])
+    assert not programs.take([(qkv.float(), first, second)])
+    assert not programs.take([(odd, first, second)]), "rows that start between 16 bytes"
+    assert not programs.take([stream, (qkv, shifted, second)])
+    assert not programs.take([(qkv, first[:64], second[:64])]), "heads of another width"
+    long = qkv[:, :1].expand(-1, 1 << 18, -1)
+    assert programs.take([(long, first, second)]) and not programs.take([(long, first, second), stream])
 
 
 @needs_compiler

@@ -67,12 +67,25 @@ def _shared(tiles: int) -> int:
     return (_BLOCK + _STAGES * (2 * TILE + 8)) * DIM + _BARRIERS + _GROUPS * _SUMS * 128 * 4 + tiles * 4
 
 
+def take(streams: Sequence[tuple[Tensor, Tensor, Tensor]]) -> bool:
+    """Whether the programs read what lies as these do: heads of 128 in bfloat16, 16 bytes at a time."""
+    parts = [part for stream in streams for part in stream]
+    starts = [part.data_ptr() for part in parts]
+    steps = [2 * step for part in parts for step in part.stride()[:-1]]
+    return (
+        all(part.dtype == torch.bfloat16 and part.stride(-1) == 1 for part in parts)
+        and all(place % 16 == 0 for place in starts + steps)
+        and all(len(gain) == DIM for _, *gains in streams for gain in gains)
+        and sum(qkv.shape[1] for qkv, _, _ in streams) <= MOST_TILES * TILE
+    )
+
+
 def attend(streams: Sequence[tuple[Tensor, Tensor, Tensor]], rotary: Tensor) -> Tensor:
     """Attention ``[B, S, N*K]`` over streams one behind another.
 
     Args:
-        streams: one or two; of each the projection ``[B, S, 3*N*K]``, its rows contiguous, and the gains ``[K]`` of
-            its queries and keys, all in bfloat16; K is 128.
+        streams: one or two that ``take`` says yes to; of each the projection ``[B, S, 3*N*K]`` and the gains ``[K]`` of
+            its queries and keys.
         rotary: complex64 ``[S, K/2]`` for all of them.
     """
     first = streams[0][0]

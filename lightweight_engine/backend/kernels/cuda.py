@@ -12,7 +12,6 @@ import ctypes
 import hashlib
 import os
 import sys
-import sysconfig
 from contextlib import suppress
 from ctypes import Structure, byref, c_char_p, c_int, c_size_t, c_void_p
 from functools import cache
@@ -152,6 +151,6 @@ def _library(name: str) -> Any:
     """A library that the system finds, or that came with torch."""
     with suppress(OSError):
         return ctypes.CDLL(name)
-    for path in Path(sysconfig.get_path("platlib")).glob(f"nvidia/*/lib/{name}"):
+    for path in Path(torch.__file__).parents[1].glob(f"nvidia/*/lib/{name}"):
         return ctypes.CDLL(str(path))
     raise CudaError(f"{name} is missing, which is part of torch's CUDA build")
