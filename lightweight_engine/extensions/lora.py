@@ -163,8 +163,12 @@ class LoRAManager:
 
     def _from_folder(self, spec: LoraSpec, path: Path, name: str, compat: Compat) -> LoraUse:
         """A file that anybody may replace meanwhile; fetched ones are held."""
-        version = FileVersion.of(path)
-        sha256 = self._sha256_of(path)
+        try:
+            version = FileVersion.of(path)
+            sha256 = self._sha256_of(path)
+        except OSError as error:
+            reason = f" ({error.strerror})" if error.strerror else ""
+            raise AdapterError(f"{name} went away, or was replaced, as it was read{reason}; ask again") from None
         if spec.sha256 not in (None, sha256):
             raise AdapterError(f"{name} is another file: its sha256 is {sha256}; correct it, or the name")
         return self._made(spec, path, name, name, sha256, compat, version)

@@ -271,6 +271,18 @@ class TestTheManager:
         (use,) = made.use([LoraSpec(name="night")]).uses
         assert use.sha256 == file_sha256(path)
 
+    def test_a_file_that_goes_away_as_it_is_read(self, folder: Path) -> None:
+        made = manager(folder)
+        lora_file(folder, PLAIN, name="night.safetensors")
+
+        def lose(path: Path) -> str:
+            path.unlink()
+            return file_sha256(path)
+
+        made._sha256_of = lose
+        with pytest.raises(AdapterError, match=r"night went away, .* \(No such file or directory\); ask again"):
+            made.use([LoraSpec(name="night")])
+
     def test_a_control_lora_says_what_it_needs(self, folder: Path) -> None:
         tensors = {"img_in.lora_A.weight": numbers(2, 128), "img_in.lora_B.weight": numbers(WIDTH, 2)}
         lora_file(folder, tensors, name="depth.safetensors")
