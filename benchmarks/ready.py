@@ -44,10 +44,9 @@ mark("settings")
 if torch.cuda.is_available(): torch.cuda.synchronize()
 mark("ready")
 held = {role: loaded.placed.nbytes for role, loaded in engine.networks._loaded.items()}
-from lightweight_engine.backend.early_fetch import early_fetch
 from lightweight_engine.backend.page_locked import page_locked
 print(json.dumps({"marks": marks, "device": str(engine.networks.device), "held": held,
-                  "page_locked": page_locked().nbytes, "fetched_early": early_fetch().fetched,
+                  "page_locked": page_locked().nbytes,
                   "stored": engine.models.parts["transformer"].storage}))
 """
 )
@@ -140,7 +139,7 @@ def main() -> None:
         found = spread(values)
         rows.append({"program": name, **found, "over_torch_with_context": found["median"] / torch, "at_seconds": steps})
     ours = told["ready"][-1]
-    facts = {key: ours[key] for key in ("device", "stored", "held", "page_locked", "fetched_early")}
+    facts = {key: ours[key] for key in ("device", "stored", "held", "page_locked")}
     publish("ready-quick" if args.quick else "ready", rows, runs=runs, file_gb=nbytes / 1e9, **facts)
 
 

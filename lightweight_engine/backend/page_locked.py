@@ -15,18 +15,58 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from .early_fetch import EarlyFetch
-from .gpu_driver import Driver
 from .read_ahead import Span, is_cached, lies_in_memory
 
 PIECE = 128 << 20
 """Bytes that are locked at a time: the process's own memory cannot grow meanwhile."""
 
 PROBE = 4 << 20
+READ_ONLY = 8
+
+
+class Driver(Protocol):
+    """What page-locks memory for a GPU."""
+
+    def enter(self) -> bool:
+        """Let this thread speak for the GPU."""
+        ...
+
+    def lock(self, address: int, nbytes: int) -> bool: ...
+
+    def unlock(self, address: int) -> None: ...
+
+    def free(self) -> int:
+        """Bytes of the GPU that nobody has."""
+        ...
+
+
+class CudaDriver:
+    """The GPU's own.
+
+    Args:
+        library: of the driver.
+        context: the GPU's, which all of this process shares.
+    """
+
+    def __init__(self, library: Any, context: ctypes.c_void_p) -> None:
+        self._library, self._context = library, context
+
+    def enter(self) -> bool:
+        return self._library.cuCtxSetCurrent(self._context) == 0
+
+    def lock(self, address: int, nbytes: int) -> bool:
+        return self._library.cuMemHostRegister_v2(ctypes.c_void_p(address), ctypes.c_size_t(nbytes), READ_ONLY) == 0
+
+    def unlock(self, address: int) -> None:
+        self._library.cuMemHostUnregister(ctypes.c_void_p(address))
+
+    def free(self) -> int:
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        done = self._library.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+        return free.value if done == 0 else 0
 
 
 @dataclass(eq=False)
@@ -47,10 +87,6 @@ class LockedFile:
     def is_whole(self) -> bool:
         """Whether all of it is locked, or will be."""
         return len(self.pieces) * PIECE >= self.size
-
-    def piece_of(self, start: int) -> tuple[int, int]:
-        """The address of the piece that a byte is in, and how far into it the byte is."""
-        return self.address + start // PIECE * PIECE, start % PIECE
 
     def cuts(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Bytes ``start`` to ``end`` of the file cut where pieces are: each is locked by itself."""
@@ -75,17 +111,13 @@ class PageLocked:
         self._driver: Driver | None = None
         self._closed = False
 
-    def lock(self, driver: Driver, spans: Sequence[Span], limit: int, early: EarlyFetch | None = None) -> None:
-        """Lock files, each piece that is in memory, in order, until ``limit`` bytes are or the driver refuses.
-
-        Args:
-            early: has the GPU fetch each piece as soon as it is locked.
-        """
+    def lock(self, driver: Driver, spans: Sequence[Span], limit: int) -> None:
+        """Lock files, each piece that is in memory, in order, until ``limit`` bytes are or the driver refuses."""
         with self._locking:
             try:
                 if driver.enter():
                     self._driver = driver
-                    self._lock_all(driver, self._within(limit, self._opened(spans)), early)
+                    self._lock_all(driver, self._opened(spans), limit)
             finally:
                 with self._changed:
                     for file in self._files.values():
@@ -115,22 +147,12 @@ class PageLocked:
             self._files[identity] = LockedFile(identity, _map(file, size), size)
         return self._files[identity]
 
-    def _within(self, limit: int, pieces: Sequence[tuple[LockedFile, int]]) -> list[tuple[LockedFile, int, int]]:
-        """The first pieces, each with its bytes, that are no more than ``limit`` together."""
-        sized = [(file, start, min(PIECE, file.size - start)) for file, start in pieces]
-        totals = accumulate(nbytes for *_, nbytes in sized)
-        return [piece for piece, total in zip(sized, totals, strict=True) if total <= limit]
-
-    def _lock_all(
-        self, driver: Driver, pieces: Sequence[tuple[LockedFile, int, int]], early: EarlyFetch | None
-    ) -> None:
-        if early is not None:
-            early.open(driver, sum(nbytes for *_, nbytes in pieces))
-        for file, start, nbytes in pieces:
-            if self._closed or not driver.lock(file.address + start, nbytes):
+    def _lock_all(self, driver: Driver, pieces: Sequence[tuple[LockedFile, int]], limit: int) -> None:
+        for file, start in pieces:
+            nbytes = min(PIECE, file.size - start)
+            limit -= nbytes
+            if limit < 0 or self._closed or not driver.lock(file.address + start, nbytes):
                 return
-            if early is not None:
-                early.fetch(file.address + start, nbytes)
             with self._changed:
                 file.pieces[start] = True
                 self.nbytes += nbytes
@@ -153,7 +175,7 @@ class PageLocked:
             return not self._closed and all(map(file.pieces.get, wanted))
 
     def close(self) -> threading.Thread | None:
-        """Unlock all, in a thread, once the GPU has fetched what it was told to; nothing is locked after that.
+        """Unlock all, in a thread, once nobody fetches any more; nothing is locked after that.
 
         Returns:
             The thread, which nobody has to wait for.
@@ -172,7 +194,6 @@ class PageLocked:
             files, self._files = list(self._files.values()), {}
         if self._driver is None or not self._driver.enter():
             return
-        self._driver.settle()
         for file in files:
             for start in [start for start, locked in file.pieces.items() if locked]:
                 self._driver.unlock(file.address + start)

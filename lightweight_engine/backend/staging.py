@@ -1,15 +1,13 @@
 """Tensors of mapped files to the GPU by way of page-locked memory, several times as fast as from where they lie.
 
-Where the file itself is page-locked the device fetches them from there, in its own time, or has done so before torch
-was there. Otherwise a thread copies a piece into one half of its buffer while the device fetches the other half. The
-bytes are the same.
+Where the file itself is page-locked the device fetches them from there, in its own time. Otherwise a thread copies a
+piece into one half of its buffer while the device fetches the other half. The bytes are the same.
 """
 
 from __future__ import annotations
 
 import ctypes
 import threading
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,8 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint
-from .early_fetch import EarlyFetch
 from .page_locked import LockedFile, PageLocked
 
-HOST = torch.device("cpu")
 HALF = 16 << 20
 SMALL = 1 << 20
 """Bytes below which the driver's own copy is as fast."""
@@ -34,7 +30,6 @@ class Staging:
         pinned: page-locked memory may be taken.
         checkpoint: whose tensors come; those of other files go by way of the buffer.
         locked: what is page-locked of its files.
-        early: what the device has fetched of that already.
     """
 
     def __init__(
@@ -44,13 +39,11 @@ class Staging:
         pinned: bool,
         checkpoint: Checkpoint | None = None,
         locked: PageLocked | None = None,
-        early: EarlyFetch | None = None,
     ) -> None:
         self._device = device
         self._pinned = pinned and device.type == "cuda"
         self._buffers = _Buffers(device)
         self._locked, self._checkpoint = locked, checkpoint
-        self._arrived = None if early is None else _Arrived(early, device)
         self._files: dict[Path, tuple[LockedFile, Tensor]] = {}
         if locked is not None and checkpoint is not None and self._pinned:
             for path in checkpoint.all_files:
@@ -86,7 +79,7 @@ class Staging:
         return self._pinned and not there and tensor.is_contiguous()
 
     def _fetched(self, tensor: Tensor) -> list[tuple[int, Tensor]] | None:
-        """The bytes of a tensor in page-locked memory or on the device, piece by piece, with their places in it."""
+        """The bytes of a tensor in page-locked memory, piece by piece, with their places in it."""
         assert self._checkpoint is not None and self._locked is not None
         place = self._checkpoint.place_of(tensor)
         if place is None or place[0] not in self._files or not tensor.is_contiguous():
@@ -95,41 +88,7 @@ class Staging:
         file, whole = self._files[path]
         if not self._locked.holds(file, begin, end):
             return None
-        return [(start - begin, self._nearest(file, whole, start, stop)) for start, stop in file.cuts(begin, end)]
-
-    def _nearest(self, file: LockedFile, whole: Tensor, start: int, stop: int) -> Tensor:
-        """Bytes of one piece of a file, on the device where it has fetched them."""
-        arrived = None
-        if self._arrived is not None:
-            arrived = self._arrived.bytes(*file.piece_of(start), stop - start)
-        return whole[start:stop] if arrived is None else arrived
-
-
-class _Arrived:
-    """What a device fetched before torch was there, as tensors."""
-
-    def __init__(self, early: EarlyFetch, device: torch.device) -> None:
-        self._early, self._device = early, device
-        self._awaited: set[int] = set()
-
-    def bytes(self, piece: int, start: int, nbytes: int) -> Tensor | None:
-        """Some bytes of a piece, there for whatever the device is told to do next; None where it has not fetched it."""
-        place = self._early.place(piece)
-        if place is None:
-            return None
-        if place not in self._awaited:  # by the stream that all loading is told to
-            self._wait()
-            self._awaited.add(place)
-        return self._memory[place + start : place + start + nbytes]
-
-    @cached_property
-    def _memory(self) -> Tensor:
-        return _bytes_at(self._early.address, self._early.nbytes, self._device)
-
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            fetching = torch.cuda.ExternalStream(self._early.stream, self._device)
-            torch.cuda.current_stream(self._device).wait_stream(fetching)
+        return [(start - begin, whole[start:stop]) for start, stop in file.cuts(begin, end)]
 
 
 class _Buffers(threading.local):
@@ -162,15 +121,6 @@ class _Buffers(threading.local):
             self._halves = [torch.empty(HALF, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
 
 
-def _bytes_at(address: int, nbytes: int, device: torch.device = HOST) -> Tensor:
-    """Bytes of this process or its GPU as a tensor, which may only be read, and only while they are there."""
-    if device.type == "cuda":
-        return torch.as_tensor(_Memory(address, nbytes), device=device)
+def _bytes_at(address: int, nbytes: int) -> Tensor:
+    """Bytes of this process as a tensor, which may only be read, and only while they are there."""
     return torch.frombuffer((ctypes.c_ubyte * nbytes).from_address(address), dtype=torch.uint8)
-
-
-class _Memory:
-    """Memory of a GPU as libraries tell it to one another."""
-
-    def __init__(self, address: int, nbytes: int) -> None:
-        self.__cuda_array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": (address, False), "version": 2}

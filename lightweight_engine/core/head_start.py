@@ -1,13 +1,15 @@
 """What a start does while torch is imported: the GPU's driver gets ready, and the model's bytes come nearer.
 
-Files that are in memory already are page-locked where they lie, and the GPU fetches them from there, at once where it
-has room. All are waits for the system, in threads, during which Python's lock is free. Nothing depends on them: where
-there is no driver or no file, whoever needs it says so later. Loads no torch. What reads files is imported by the
-thread that does, as the driver takes longest and is to begin at once.
+Files that are in memory already are page-locked where they lie, so that the GPU fetches them from there. All are waits
+for the system, in threads, during which Python's lock is free. Nothing depends on them: where there is no driver or no
+file, whoever needs it says so later. Loads no torch. What reads files is imported by the thread that does, as the
+driver takes longest and is to begin at once.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,10 +20,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from ..backend.early_fetch import early_fetch
-from ..backend.gpu_driver import Driver, hold_context
 from ..backend.host_memory import GIB, host_available, host_total
-from ..backend.page_locked import can_lock, page_locked
+from ..backend.page_locked import CudaDriver, Driver, can_lock, page_locked
 from ..backend.read_ahead import Span, joined, read_ahead
 from ..errors import EngineError
 
@@ -36,9 +36,6 @@ MEMORY_SHARE = 0.5
 PATIENCE = 0.4
 """Seconds that a start waits for headers, of which a GPU's files are locked: read beside an import, which shares
 Python's lock with them, they take ten times as long. From a slow disk they take longer than it."""
-
-BESIDE = 2 * GIB
-"""Of a GPU that both the model and what was fetched of it leave: whole pieces, contexts, and converting a weight."""
 
 SETTING: dict[Role, str] = {"transformer": "storage_dtype", "t5": "text_storage_dtype", "clip": "text_storage_dtype"}
 
@@ -78,27 +75,34 @@ def _index(device: str) -> int | None:
     return int(number) if number.isdecimal() else 0
 
 
-def _lock(config: EngineConfig, driver: Driver, found: Sequence[Span]) -> None:
-    """Page-lock what the GPU will fetch, where all of it may stay there: other weights wait in buffers of their own.
+def hold_context(index: int) -> CudaDriver | None:
+    """Make the context of a GPU that all of this process shares, as torch does at its first use; the driver with it.
 
-    It is fetched at once where there is room for it twice, as torch will have it in memory of its own.
+    Kernels are loaded as they are used, which torch asks for too, and which has to be said before.
     """
-    if config.vram_state in ("LOW_VRAM", "NO_VRAM") or not config.pinned_memory or not can_lock():
-        return
+    os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
+    try:
+        driver = ctypes.CDLL("libcuda.so.1" if sys.platform != "win32" else "nvcuda.dll")
+        device, context = ctypes.c_int(), ctypes.c_void_p()
+        made = (
+            driver.cuInit(0) == 0
+            and driver.cuDeviceGet(ctypes.byref(device), index) == 0
+            and driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) == 0
+        )
+        return CudaDriver(driver, context) if made else None
+    except (OSError, AttributeError):
+        return None
+
+
+def _lock(config: EngineConfig, driver: Driver, found: Sequence[Span]) -> None:
+    """Page-lock what the GPU will fetch, where all of it may stay there: other weights wait in buffers of their own."""
+    streams = config.vram_state in ("LOW_VRAM", "NO_VRAM") or not config.pinned_memory or not can_lock()
     needed = sum(span.end - span.start for span in found)
+    if streams or (config.vram_limit is not None and needed > config.vram_limit * GIB):
+        return
     with suppress(OSError, AttributeError):
-        room = driver.free() if driver.enter() else 0
-        if config.vram_limit is not None:
-            room = min(room, int(config.vram_limit * GIB))
-        if needed <= room:
-            early = early_fetch() if 2 * needed + BESIDE <= room else None
-            page_locked().lock(driver, found, int(host_available() * MEMORY_SHARE), early)
-
-
-def end() -> None:
-    """The model is loaded, or cannot be: files are unlocked, and the memory of the GPU that a start took is free."""
-    early_fetch().close()
-    page_locked().close()
+        if driver.enter() and needed <= driver.free():
+            page_locked().lock(driver, found, int(host_available() * MEMORY_SHARE))
 
 
 class _Begun:

@@ -17,12 +17,12 @@ from lightweight_engine import Config
 from lightweight_engine.backend import page_locked
 from lightweight_engine.backend.checkpoint import Checkpoint, open_checkpoint
 from lightweight_engine.backend.devices import card_of
-from lightweight_engine.backend.gpu_driver import CudaDriver, hold_context
 from lightweight_engine.backend.model_files import open_model
-from lightweight_engine.backend.page_locked import PageLocked
+from lightweight_engine.backend.page_locked import CudaDriver, PageLocked
 from lightweight_engine.backend.read_ahead import Span
 from lightweight_engine.backend.staging import Staging
 from lightweight_engine.core import networks as networks_module
+from lightweight_engine.core.head_start import hold_context
 from lightweight_engine.core.models import ModelSet
 from lightweight_engine.core.networks import Networks
 from lightweight_engine.core.precision import choose_precision, memory_manager

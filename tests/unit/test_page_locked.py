@@ -8,22 +8,56 @@ from pathlib import Path
 
 import pytest
 import torch
-from drivers import EVERYTHING, StandIn
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lightweight_engine import Config
 from lightweight_engine.backend import page_locked
 from lightweight_engine.backend.checkpoint import Checkpoint, open_checkpoint
-from lightweight_engine.backend.early_fetch import EarlyFetch
 from lightweight_engine.backend.page_locked import PageLocked
 from lightweight_engine.backend.read_ahead import Span
 from lightweight_engine.backend.staging import Staging
 from lightweight_engine.core import head_start
 
 PIECE = 1 << 16
+EVERYTHING = 1 << 40
 
 pytestmark = pytest.mark.skipif(not page_locked.can_lock(), reason="files are not mapped so on this system")
+
+
+class StandIn:
+    """A driver that notes what it is asked for.
+
+    Args:
+        most: pieces that it locks before it refuses.
+        free: bytes of its GPU.
+        may_go_on: waited for before each piece.
+    """
+
+    def __init__(
+        self, most: int = 1 << 20, free: int = EVERYTHING, may_go_on: threading.Semaphore | None = None
+    ) -> None:
+        self.most, self.bytes_free, self.may_go_on = most, free, may_go_on
+        self.locked: dict[int, int] = {}
+        self.count = 0
+
+    def enter(self) -> bool:
+        return True
+
+    def lock(self, address: int, nbytes: int) -> bool:
+        if self.may_go_on is not None:
+            assert self.may_go_on.acquire(timeout=20)
+        self.count += 1
+        if self.count > self.most:
+            return False
+        self.locked[address] = nbytes
+        return True
+
+    def unlock(self, address: int) -> None:
+        del self.locked[address]  # an error where it is not locked
+
+    def free(self) -> int:
+        return self.bytes_free
 
 
 @pytest.fixture(autouse=True)
@@ -200,7 +234,6 @@ def test_nothing_is_locked_that_does_not_stay_on_the_gpu(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, settings: dict, free: int
 ) -> None:
     monkeypatch.setattr(head_start, "page_locked", PageLocked)
-    monkeypatch.setattr(head_start, "early_fetch", EarlyFetch)
     spared, driver = StandIn(free=free), StandIn()
     head_start._lock(Config(**settings), spared, [whole(checkpoint)])
     head_start._lock(Config(), driver, [whole(checkpoint)])
