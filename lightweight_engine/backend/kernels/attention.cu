@@ -1,13 +1,14 @@
-// Attention in 8 bits for Hopper's tensor cores: heads of 128 numbers, no mask. attention.py starts it, cuda.py compiles it.
+// Attention in 8 bits for Hopper's tensor cores: heads of 128 numbers, no mask. attention.py starts it, cuda.py
+// compiles it.
 //
-// Scores are sums of products of 8-bit integers, which are exact; a query has a scale, and 128 keys have one. Weights and
-// values are 8-bit floats (e4m3). A weight's bits are its score's, scaled and rounded: between two powers of two it is a
-// line where the exponential is a curve, at most 3 % from the middle of both, and weights are divided by their own sum.
-// `find_peaks` and `prepare` norm, rotate and round what a projection made, and lay it out as tensor cores read it;
-// `attend` does the rest.
+// Scores are sums of products of 8-bit integers, which are exact; a query has a scale, and 128 keys have one. Weights
+// and values are 8-bit floats (e4m3). A weight's bits are its score's, scaled and rounded: between two powers of two it
+// is a line where the exponential is a curve, at most 3 % from the middle of both, and weights are divided by their own
+// sum. `find_peaks` and `prepare` norm, rotate and round what a projection made, and lay it out as tensor cores read
+// it; `attend` does the rest.
 //
-// Sources: FlashAttention-3 (Shah et al. 2024) for the order of the work, SageAttention 2 (Zhang et al. 2024) for integers
-// in scores and floats in sums, Schraudolph (1999) for the exponential, PTX ISA for fragments and descriptors.
+// Sources: FlashAttention-3 (Shah et al. 2024) for the order of the work, SageAttention 2 (Zhang et al. 2024) for
+// integers in scores and floats in sums, Schraudolph (1999) for the exponential, PTX ISA for fragments and descriptors.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -21,22 +22,22 @@ constexpr float MAGIC = 12582912;  // 1.5 * 2 ** 23: what is added to it is roun
 constexpr u32 MAGIC_BITS = 0x4b400000;
 constexpr u32 TINY_BITS = 0x0da24260;  // 1e-30
 
-struct Stream {              // tokens, the projection of which [B, S, 3, N, 128] lies by itself, in bfloat16
+struct Stream {  // tokens, the projection of which [B, S, 3, N, 128] lies by itself, in bfloat16
     const u8* fused;
-    const u8* gains[2];      // of queries and keys, [128] in bfloat16
-    long long batch, row;    // bytes from one to the next
+    const u8* gains[2];    // of queries and keys, [128] in bfloat16
+    long long batch, row;  // bytes from one to the next
 };
 
 struct Work {
-    Stream streams[2];       // the second's tokens come behind the first's
+    Stream streams[2];  // the second's tokens come behind the first's
     int first_tokens, tokens, tiles;
-    float score_scale;       // of scores as powers of two
-    const float* rotary;     // [S, 64, 2], cosines and sines
-    u8* images[3];           // queries, keys, values: [B, N, T] tiles
-    float* query_scales;     // [B, N, T * 128]
-    float* key_scales;       // [B, N, T]
-    u32* value_peaks;        // [B, N, T]: bits of the largest number of a tile
-    u8* result;              // [B, S, N * 128] in bfloat16
+    float score_scale;    // of scores as powers of two
+    const float* rotary;  // [S, 64, 2], cosines and sines
+    u8* images[3];        // queries, keys, values: [B, N, T] tiles
+    float* query_scales;  // [B, N, T * 128]
+    float* key_scales;    // [B, N, T]
+    u32* value_peaks;     // [B, N, T]: bits of the largest number of a tile
+    u8* result;           // [B, S, N * 128] in bfloat16
     long long result_batch, result_row;
 };
 
@@ -55,8 +56,10 @@ __device__ __forceinline__ u32 two_bf16(float a, float b) {
 // What is too large becomes the largest; what is no number stays none.
 __device__ __forceinline__ u32 four_e4m3(const float (&x)[4]) {
     u32 four;
-    asm("{ .reg .b16 lo, hi; cvt.rn.satfinite.e4m3x2.f32 lo, %2, %1; cvt.rn.satfinite.e4m3x2.f32 hi, %4, %3; mov.b32 %0, {lo, hi}; }"
-        : "=r"(four) : "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3]));
+    asm("{ .reg .b16 lo, hi; cvt.rn.satfinite.e4m3x2.f32 lo, %2, %1; cvt.rn.satfinite.e4m3x2.f32 hi, %4, %3; mov.b32 "
+        "%0, {lo, hi}; }"
+        : "=r"(four)
+        : "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3]));
     return four;
 }
 
@@ -65,9 +68,11 @@ __device__ __forceinline__ u32 four_parts(float a, float b, float c, float d) {
     const u32 times_128 = 0x58005800, plus_1024 = 0x64006400;  // halves: above 1024 their lowest bits count ones
     u32 first, second;
     asm("{ .reg .b32 x; cvt.rn.f16x2.f32 x, %2, %1; fma.rn.f16x2 %0, x, %3, %4; }"
-        : "=r"(first) : "f"(a), "f"(b), "r"(times_128), "r"(plus_1024));
+        : "=r"(first)
+        : "f"(a), "f"(b), "r"(times_128), "r"(plus_1024));
     asm("{ .reg .b32 x; cvt.rn.f16x2.f32 x, %2, %1; fma.rn.f16x2 %0, x, %3, %4; }"
-        : "=r"(second) : "f"(c), "f"(d), "r"(times_128), "r"(plus_1024));
+        : "=r"(second)
+        : "f"(c), "f"(d), "r"(times_128), "r"(plus_1024));
     return __byte_perm(first, second, 0x6420);
 }
 
@@ -111,9 +116,11 @@ __device__ __forceinline__ u32 largest_of_block(u32 x) {
 
 // A tile lies as it will in shared memory, 128 rows of 128 bytes: in row r the 16 bytes that belong to place c are at
 // place c ^ (r % 8), so that tensor cores read without conflicts. Rows of queries and keys are tokens, of values dims.
-__device__ __forceinline__ int swizzled(int row, int byte) { return row * 128 + (((byte >> 4) ^ (row & 7)) << 4) + (byte & 15); }
+__device__ __forceinline__ int swizzled(int row, int byte) {
+    return row * 128 + (((byte >> 4) ^ (row & 7)) << 4) + (byte & 15);
+}
 
-// The token at a place in a row of values: a thread of `attend` has 0, 1, 8, 9, 16, 17, 24 and 25 of 32, the next 2, 3, ...
+// The token at a place in a row of values: of 32, a thread of `attend` has 0, 1, 8, 9, 16, 17, 24, 25, the next 2, 3, ...
 __device__ __forceinline__ int token_at(int place) {
     return (place & ~15) + ((place & 2) << 2) + ((place & 12) >> 1) + (place & 1);
 }
@@ -163,13 +170,16 @@ __device__ __forceinline__ void turn(float (&x)[8], const uint4 gains, const flo
 
 __device__ __forceinline__ void put_integers(u8* image, int row, const float (&x)[8], float unit) {
     const float factor = __fdividef(1, unit);
-    *(uint2*)(image + swizzled(row, threadIdx.x % 16 * 8)) = make_uint2(four_integers(x, factor), four_integers(x + 4, factor));
+    *(uint2*)(image + swizzled(row, threadIdx.x % 16 * 8)) =
+        make_uint2(four_integers(x, factor), four_integers(x + 4, factor));
 }
 
 // What the largest integer, 127, stands for.
 __device__ __forceinline__ float unit_of(u32 peak) { return __uint_as_float(max(peak, TINY_BITS)) / 127; }
 
-__device__ __forceinline__ long long head_place(const Work& work) { return (long long)blockIdx.z * gridDim.x + blockIdx.x; }
+__device__ __forceinline__ long long head_place(const Work& work) {
+    return (long long)blockIdx.z * gridDim.x + blockIdx.x;
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS) find_peaks(const Work work) {
     u32 peak = 0;
@@ -208,7 +218,8 @@ __device__ __forceinline__ void put_values(u8* image, const u8* raw, float facto
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-        *(uint4*)(image + swizzled(dim + i, first)) = make_uint4(packed[i][0], packed[i][1], packed[i][2], packed[i][3]);
+        *(uint4*)(image + swizzled(dim + i, first)) =
+            make_uint4(packed[i][0], packed[i][1], packed[i][2], packed[i][3]);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2) prepare(const Work work) {
@@ -247,16 +258,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) prepare(const Work work
 
 // ---- attend -------------------------------------------------------------------------------------------------------
 
-constexpr int GROUPS = 2;              // of 128 threads that compute, each 64 queries
-constexpr int STAGES = 4;              // tiles of keys, and of values, that are there or on their way
-constexpr int PERIOD = 8;              // tiles, after which sums go to float32
-constexpr int BLOCK = 64 * GROUPS;     // queries
-constexpr int STAGE = IMAGE + 8 * 128; // a tile of values, and 8 dims that are 1: their sums are those of the weights
-constexpr int SUMS = 68;               // of a thread: two rows of those 136 dims
-constexpr float LIFT = 6;              // a weight of 1 is 2 ** 6 of the 448 that 8 bits hold
-constexpr float SLACK = 2.5f;          // powers of two that scores may grow by before sums are scaled anew
+constexpr int GROUPS = 2;               // of 128 threads that compute, each 64 queries
+constexpr int STAGES = 4;               // tiles of keys, and of values, that are there or on their way
+constexpr int PERIOD = 8;               // tiles, after which sums go to float32
+constexpr int BLOCK = 64 * GROUPS;      // queries
+constexpr int STAGE = IMAGE + 8 * 128;  // a tile of values, and 8 dims that are 1: their sums are those of the weights
+constexpr int SUMS = 68;                // of a thread: two rows of those 136 dims
+constexpr float LIFT = 6;               // a weight of 1 is 2 ** 6 of the 448 that 8 bits hold
+constexpr float SLACK = 2.5f;           // powers of two that scores may grow by before sums are scaled anew
 constexpr float LOWEST = -1e30f;
-constexpr u32 ONES = 0x38383838;       // four times 1
+constexpr u32 ONES = 0x38383838;  // four times 1
 
 struct __align__(16) Barriers {
     u64 queries, keys_full[STAGES], keys_free[STAGES], values_full[STAGES], values_free[STAGES];
@@ -273,15 +284,21 @@ __device__ __forceinline__ void barrier_arrive(u64* barrier) {
 }
 
 __device__ __forceinline__ void barrier_wait(u64* barrier, int phase) {
-    asm volatile("{ .reg .pred done; again: mbarrier.try_wait.parity.shared.b64 done, [%0], %1; @!done bra again; }" ::"r"(
-                     shared_address(barrier)), "r"(phase) : "memory");
+    asm volatile(
+        "{ .reg .pred done; again: mbarrier.try_wait.parity.shared.b64 done, [%0], %1; @!done bra again; }" ::"r"(
+            shared_address(barrier)),
+        "r"(phase)
+        : "memory");
 }
 
 // Bytes to shared memory, after which the barrier is passed.
 __device__ __forceinline__ void fetch(void* to, const void* from, int bytes, u64* barrier) {
-    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)),
-                 "l"(from), "r"(bytes), "r"(shared_address(barrier)) : "memory");
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+                 : "memory");
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     shared_address(to)),
+                 "l"(from), "r"(bytes), "r"(shared_address(barrier))
+                 : "memory");
 }
 
 // A tile in shared memory as tensor cores know it: rows of 128 bytes, swizzled, 8 of them every 1024 bytes.
@@ -311,15 +328,17 @@ __device__ __forceinline__ void products_wait(T (&made)[COUNT]) {
 #define FOUR(c, x, i) c(x[i]), c(x[i + 1]), c(x[i + 2]), c(x[i + 3])
 #define SIXTEEN(c, x, i) FOUR(c, x, i), FOUR(c, x, i + 4), FOUR(c, x, i + 8), FOUR(c, x, i + 12)
 #define SIXTY_FOUR(c, x) SIXTEEN(c, x, 0), SIXTEEN(c, x, 16), SIXTEEN(c, x, 32), SIXTEEN(c, x, 48)
-#define NAMES                                                                                                           \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "    \
-    "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, " \
-    "%47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define NAMES                                                                                                   \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, " \
+    "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, " \
+    "%44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
 // scores += queries . keys over 32 dims, in integers.
 __device__ __forceinline__ void add_scores(u32 (&scores)[64], u64 queries, u64 keys) {
-    asm volatile("{ .reg .pred p; setp.eq.u32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 {" NAMES "}, %64, %65, p; }"
-                 : SIXTY_FOUR("+r", scores) : "l"(queries), "l"(keys));
+    asm volatile("{ .reg .pred p; setp.eq.u32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 {" NAMES
+                 "}, %64, %65, p; }"
+                 : SIXTY_FOUR("+r", scores)
+                 : "l"(queries), "l"(keys));
 }
 
 // sums += weights . values over 32 tokens, in 8-bit floats.
@@ -333,12 +352,12 @@ __device__ __forceinline__ void add_values(float (&sums)[SUMS], const u32* weigh
 // What a thread t has of its group's 64 queries: rows t / 32 * 16 + t % 32 / 4 and the one 8 below; of each 8 columns
 // t % 4 * 2 and the next. Of four numbers the first two are the first row's.
 struct Rows {
-    u32 scores[64];   // of a tile: MAGIC plus an integer, then 0 to 1
-    u32 weights[16];  // in 8 bits
-    float sums[SUMS]; // of values, and of weights
-    float owed[2];    // what the totals have to be multiplied by
-    float unit[2];    // of a row's scores, but for that of the keys
-    float most[2];    // largest score so far but for SLACK, as a power of two
+    u32 scores[64];    // of a tile: MAGIC plus an integer, then 0 to 1
+    u32 weights[16];   // in 8 bits
+    float sums[SUMS];  // of values, and of weights
+    float owed[2];     // what the totals have to be multiplied by
+    float unit[2];     // of a row's scores, but for that of the keys
+    float most[2];     // largest score so far but for SLACK, as a power of two
 };
 
 __device__ __forceinline__ void queue_scores(Rows& my, u64 queries, u64 keys) {
@@ -399,8 +418,8 @@ __device__ __forceinline__ float raise(float& most, float peak) {
     return power_of_two(before - most);
 }
 
-// From a tile's scores to its weights, 2 ** (score - most + LIFT). What came before is waited for on the way, and scaled
-// and put by where that is due.
+// From a tile's scores to its weights, 2 ** (score - most + LIFT). What came before is waited for on the way, and
+// scaled and put by where that is due.
 __device__ __forceinline__ void weigh(Rows& my, float key_scale, float4* totals, bool due) {
     float factor[2], shift[2], peak[2], rest[2] = {1, 1};
 #pragma unroll
@@ -421,7 +440,8 @@ __device__ __forceinline__ void weigh(Rows& my, float key_scale, float4* totals,
     }
 #pragma unroll
     for (int i = 0; i < 64; ++i)
-        my.scores[i] = __float_as_uint(__saturatef(fmaf(__uint_as_float(my.scores[i]), factor[i / 2 % 2], -shift[i / 2 % 2])));
+        my.scores[i] =
+            __float_as_uint(__saturatef(fmaf(__uint_as_float(my.scores[i]), factor[i / 2 % 2], -shift[i / 2 % 2])));
     products_wait<0>(my.sums);
     hold(my.scores);
 #pragma unroll
@@ -442,9 +462,11 @@ __device__ __forceinline__ void weigh(Rows& my, float key_scale, float4* totals,
     }
 }
 
-__device__ __forceinline__ void fetch_all(const Work& work, long long at, u8* queries, u8* keys, u8* values, Barriers& barriers) {
+__device__ __forceinline__ void fetch_all(const Work& work, long long at, u8* queries, u8* keys, u8* values,
+                                          Barriers& barriers) {
     const int bytes = min(BLOCK, work.tiles * TILE - (int)blockIdx.x * BLOCK) * DIM;
-    fetch(queries, work.images[QUERIES] + at * work.tiles * IMAGE + (long long)blockIdx.x * BLOCK * DIM, bytes, &barriers.queries);
+    fetch(queries, work.images[QUERIES] + at * work.tiles * IMAGE + (long long)blockIdx.x * BLOCK * DIM, bytes,
+          &barriers.queries);
     for (int tile = 0; tile < work.tiles; ++tile) {
         const int stage = tile % STAGES, turn = tile / STAGES % 2;
         const long long place = (at * work.tiles + tile) * IMAGE;
@@ -476,7 +498,8 @@ extern "C" __global__ void __launch_bounds__((GROUPS + 1) * 128, 1) attend(const
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     for (int i = threadIdx.x; i < tiles; i += blockDim.x) key_scales[i] = work.key_scales[at * tiles + i];
-    for (int i = threadIdx.x; i < STAGES * 256; i += blockDim.x) *(u32*)(values + i / 256 * STAGE + IMAGE + i % 256 * 4) = ONES;
+    for (int i = threadIdx.x; i < STAGES * 256; i += blockDim.x)
+        *(u32*)(values + i / 256 * STAGE + IMAGE + i % 256 * 4) = ONES;
     for (int i = threadIdx.x; i < GROUPS * SUMS / 4 * 128; i += blockDim.x) all_totals[i] = make_float4(0, 0, 0, 0);
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     __syncthreads();
@@ -533,7 +556,8 @@ extern "C" __global__ void __launch_bounds__((GROUPS + 1) * 128, 1) attend(const
     for (int i = 0; i < 2; ++i) {
         if (row + 8 * i >= work.tokens) continue;
         const float factor = unit / my.sums[64 + 2 * i];
-        u8* out = work.result + blockIdx.z * work.result_batch + (row + 8 * i) * work.result_row + (blockIdx.y * DIM + lane % 4 * 2) * 2;
+        u8* out = work.result + blockIdx.z * work.result_batch + (row + 8 * i) * work.result_row +
+                  (blockIdx.y * DIM + lane % 4 * 2) * 2;
 #pragma unroll
         for (int j = 0; j < 16; ++j)
             *(u32*)(out + j * 16) = two_bf16(my.sums[4 * j + 2 * i] * factor, my.sums[4 * j + 2 * i + 1] * factor);
