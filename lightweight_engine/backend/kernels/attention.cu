@@ -120,7 +120,7 @@ __device__ __forceinline__ int swizzled(int row, int byte) {
     return row * 128 + (((byte >> 4) ^ (row & 7)) << 4) + (byte & 15);
 }
 
-// The token at a place in a row of values: of 32, a thread of `attend` has 0, 1, 8, 9, 16, 17, 24, 25, the next 2, 3, ...
+// The token at a place in a row of values: a thread of `attend` has 0, 1, 8, 9, 16, 17, 24, 25 of 32, the next 2, 3 ...
 __device__ __forceinline__ int token_at(int place) {
     return (place & ~15) + ((place & 2) << 2) + ((place & 12) >> 1) + (place & 1);
 }
