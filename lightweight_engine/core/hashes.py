@@ -135,16 +135,22 @@ def _together(each: Sequence[str]) -> str:
 
 
 def read_sha256(version: FileVersion) -> str:
-    """SHA-256 of a file's content, in hex, read in pieces.
+    """SHA-256 of a file's content, in hex, read in pieces; of one that is another already nothing is read, as each job
+    asks anew.
 
     Raises:
         OSError: it cannot be read, or is another one by now.
     """
     path = Path(version.path)
     with path.open("rb") as file:
+
+        def check() -> None:
+            if FileVersion.of(path, file.fileno()) != version:
+                raise OSError(f"{path} was changed or replaced")
+
+        check()
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if FileVersion.of(path, file.fileno()) != version:
-            raise OSError(f"{path} was changed or replaced")
+        check()
     return digest
 
 

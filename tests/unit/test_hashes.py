@@ -17,7 +17,7 @@ from factories import save_drawable
 
 from lightweight_engine import Config, LightweightEngine, Progress
 from lightweight_engine.backend.kept_files import FileVersion
-from lightweight_engine.core.hashes import HashCache
+from lightweight_engine.core.hashes import HashCache, read_sha256
 from lightweight_engine.core.models import TINY, ModelLibrary
 from lightweight_engine.core.replay import read_recipe, replay, save_result
 
@@ -111,6 +111,17 @@ def test_a_file_that_is_replaced_before_it_is_read(tmp_path: Path) -> None:
     checkpoint.raw(next(iter(checkpoint.tensors)))
     assert chosen.key != before
     assert chosen.files(cache)[0].sha256 == hashlib.sha256((root / FILE).read_bytes()).hexdigest()
+
+
+def test_a_file_in_place_of_another_is_not_read_for_its_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint takes 10 to 20 seconds, and each job with a model whose file was replaced asks anew."""
+    path = tmp_path / "a"
+    path.write_text("a")
+    version = FileVersion.of(path)
+    replace_file(path, b"b")
+    monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("it is read"))
+    with pytest.raises(OSError, match="a was changed or replaced"):
+        read_sha256(version)
 
 
 def test_hashes_of_files_that_are_not_there(tmp_path: Path) -> None:
