@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from lightweight_engine import Config, LightweightEngine
-from lightweight_engine.apps.server.facts import Facts, lora_rows, scale_of
+from lightweight_engine.apps.server.facts import Facts, checkpoint_rows, lora_rows, scale_of
 from lightweight_engine.backend.kept_files import FileVersion
 from lightweight_engine.core.hashes import HashCache
 from lightweight_engine.core.models import TINY, ModelLibrary
@@ -97,6 +97,16 @@ def test_a_folder_that_cannot_be_listed_ends_nothing(
     before = facts()
     monkeypatch.setattr(ModelLibrary, "ls", lambda self: (_ for _ in ()).throw(OSError(5, "the disk is gone")))
     assert facts() is before
+
+
+def test_a_checkpoint_that_goes_away_as_it_is_told_of(tmp_path: Path) -> None:
+    """It costs nobody the list."""
+    shutil.copytree(TINY / "Stable-diffusion", tmp_path / "Stable-diffusion")
+    library = ModelLibrary([tmp_path])
+    (entry,) = library.ls()
+    entry.path.unlink()
+    (row,) = checkpoint_rows(library, HashCache(tmp_path / "hashes.json"))
+    assert row["title"] == "tiny.safetensors" and row["sha256"] is None
 
 
 def test_long_metadata_is_left_out(tmp_path: Path) -> None:

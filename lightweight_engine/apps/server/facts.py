@@ -22,6 +22,7 @@ from ...core.models import SLOTS, ModelLibrary, files_of, title_of, versions_of
 from ...core.precision import in_effect
 from ...errors import EngineError
 from ...extensions.lora_library import LoraLibrary
+from ...flux.keymaps import Part
 from ...upscalers.files import Entry, UpscalerFiles
 from ...upscalers.upscaler import PLAIN
 from ..wording import without_paths
@@ -88,7 +89,7 @@ def checkpoint_rows(library: ModelLibrary, hashes: HashCache) -> Iterator[dict[s
     entries = [entry for entry in library.ls() if entry.can_be("transformer")]
     count = Counter(entry.path.name for entry in entries)
     for entry in entries:
-        sha256 = hashes.known(versions_of(entry.parts["transformer"]))
+        sha256 = _known_hash(entry.parts["transformer"], hashes)
         name = entry.path.name if count[entry.path.name] == 1 else entry.name
         yield {
             "title": f"{name} [{sha256[:HASH_SHOWN]}]" if sha256 else name,
@@ -97,6 +98,13 @@ def checkpoint_rows(library: ModelLibrary, hashes: HashCache) -> Iterator[dict[s
             "hash": sha256[:HASH_SHOWN] if sha256 else None,
             "sha256": sha256,
         }
+
+
+def _known_hash(transformer: Part, hashes: HashCache) -> str | None:
+    try:
+        return hashes.known(versions_of(transformer))
+    except OSError:  # a file that has gone since it was listed
+        return None
 
 
 def module_rows(library: ModelLibrary) -> Iterator[dict[str, Any]]:
