@@ -166,12 +166,13 @@ class LoRAManager:
         try:
             version = FileVersion.of(path)
             sha256 = self._sha256_of(path)
+            if spec.sha256 not in (None, sha256):
+                raise AdapterError(f"{name} is another file: its sha256 is {sha256}; correct it, or the name")
+            return self._made(spec, path, name, name, sha256, compat, version)
         except OSError as error:
-            reason = f" ({error.strerror})" if error.strerror else ""
-            raise AdapterError(f"{name} went away, or was replaced, as it was read{reason}; ask again") from None
-        if spec.sha256 not in (None, sha256):
-            raise AdapterError(f"{name} is another file: its sha256 is {sha256}; correct it, or the name")
-        return self._made(spec, path, name, name, sha256, compat, version)
+            reason = error.strerror or "it was replaced just now"
+            hint = "mend its permissions" if isinstance(error, PermissionError) else "ask again"
+            raise AdapterError(f"{name} cannot be read ({reason}); {hint}") from None
 
     def _made(
         self,

@@ -271,17 +271,31 @@ class TestTheManager:
         (use,) = made.use([LoraSpec(name="night")]).uses
         assert use.sha256 == file_sha256(path)
 
-    def test_a_file_that_goes_away_as_it_is_read(self, folder: Path) -> None:
+    @pytest.mark.parametrize("hashed", [False, True], ids=["before its hash is known", "before it is opened"])
+    def test_a_file_that_goes_away_as_it_is_read(self, folder: Path, hashed: bool) -> None:
         made = manager(folder)
         lora_file(folder, PLAIN, name="night.safetensors")
 
         def lose(path: Path) -> str:
+            digest = file_sha256(path)
             path.unlink()
-            return file_sha256(path)
+            return digest if hashed else file_sha256(path)
 
         made._sha256_of = lose
-        with pytest.raises(AdapterError, match=r"night went away, .* \(No such file or directory\); ask again"):
+        with pytest.raises(AdapterError, match=r"night cannot be read \(No such file or directory\); ask again"):
             made.use([LoraSpec(name="night")])
+
+    def test_a_file_that_may_not_be_read(self, folder: Path) -> None:
+        """As one that is named by its path."""
+        path = lora_file(folder, PLAIN, name="night.safetensors").path
+        made = manager(folder)
+
+        def refuse(path: Path) -> str:
+            raise PermissionError(13, "Permission denied", str(path))
+
+        made._sha256_of = refuse
+        with pytest.raises(AdapterError, match=r"night cannot be read \(Permission denied\); mend its permissions"):
+            made.read(path, "night")
 
     def test_a_control_lora_says_what_it_needs(self, folder: Path) -> None:
         tensors = {"img_in.lora_A.weight": numbers(2, 128), "img_in.lora_B.weight": numbers(WIDTH, 2)}
