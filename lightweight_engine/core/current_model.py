@@ -12,6 +12,7 @@ import torch
 
 from ..backend import kernels
 from ..backend.devices import Card, card_of, pick_device
+from ..backend.kept_files import FileVersion
 from ..config import EngineConfig
 from ..extensions.lora import LoRAManager
 from .assembly import assemble
@@ -54,7 +55,7 @@ class CurrentModel:
         self.notes: list[str] = []
         self._sha256_of, self._usual = sha256_of, usual
         self._given: Networks | None = None
-        self._files: tuple[tuple[str, int, int], ...] | None = None
+        self._files: tuple[FileVersion, ...] | None = None
         self._of_cache: list[str] = []  # of the notes, those that were made as the networks were
         self._loras: LoRAManager | None = None
 
@@ -156,7 +157,7 @@ class CurrentModel:
     @property
     def _has_lost_a_file(self) -> bool:
         """Whether a file of the model in use is not there any more: its weights could not be read again."""
-        return not all(os.path.exists(path) for path, _, _ in self._files or ())
+        return not all(os.path.exists(path) for path, *_ in self._files or ())
 
     def _has(self, models: ModelSet, settings: EngineConfig) -> bool:
         """Whether the model in use is of the same files, and kept in the same way, by whatever names."""

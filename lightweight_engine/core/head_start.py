@@ -34,8 +34,8 @@ MEMORY_SHARE = 0.5
 """Of the memory that this process may have: were more read, the first bytes would be gone before they are used."""
 
 PATIENCE = 0.4
-"""Seconds that a start waits for headers, of which a GPU's files are locked: read beside an import, which shares
-Python's lock with them, they take ten times as long. From a slow disk they take longer than it."""
+"""Seconds that imports wait for the headers, which say what is to be locked for a GPU: read beside imports, with which
+they share Python's lock, they take ten times as long. From a slow disk they take longer than this."""
 
 SETTING: dict[Role, str] = {"transformer": "storage_dtype", "t5": "text_storage_dtype", "clip": "text_storage_dtype"}
 

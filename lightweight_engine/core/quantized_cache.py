@@ -77,7 +77,8 @@ class QuantizedCache:
         """The same part, read from a file in which it is quantised already; that is written where there is none.
 
         Raises:
-            OutputError: it is larger than the cache may be, or the folder cannot be written to.
+            OutputError: it is larger than the cache may be, the folder cannot be written to, or the part's file is
+                replaced meanwhile.
             CorruptCheckpointError: numbers that cannot be quantised.
         """
         path = self.folder / file_name(part, format)
@@ -94,7 +95,7 @@ class QuantizedCache:
         convert_part(part, format, path, device=device)
         if file_name(part, format) != path.name:
             _remove(path)
-            raise OutputError("the file was replaced just now; ask again")
+            raise OutputError("the file was replaced as it was read; start again")
         made = self._open(path, part)
         if made is None:
             raise OutputError(f"{path} was removed or changed as soon as it was written; check the disk")

@@ -41,8 +41,10 @@ def waited_for(models_dir: str) -> list[bool]:
     for name, patience, of in (("auto", 20, real), ("cuda", 0.05, slow)):
         may_go_on.clear()
         head_start.PATIENCE, ModelLibrary.of = patience, of  # type: ignore[method-assign]
-        files, *_ = begin(EngineConfig(models_dir=Path(models_dir), device=name, offline=True))
+        config = EngineConfig(models_dir=Path(models_dir), device=name, offline=True)
+        files, *_ = begin(config)
         read.append(not files.is_alive())
         may_go_on.set()
+        library_of(config)  # as the engine does, which a start begins once
         files.join(20)
     return read

@@ -66,6 +66,23 @@ def test_writing_to_a_view_leaves_the_file_alone(tmp_path: Path) -> None:
     assert (tmp_path / "x.safetensors").read_bytes() == before
 
 
+def test_a_file_that_is_replaced_as_it_is_mapped_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It could not be told which of the two was mapped, and so not by which hash to know it."""
+    save_file({"a": torch.zeros(16)}, tmp_path / "x.safetensors")
+    checkpoint, mapped = open_model(tmp_path / "x.safetensors"), torch.UntypedStorage.from_file
+
+    def map_and_replace(*args: object, **options: object) -> torch.UntypedStorage:
+        made = mapped(*args, **options)
+        os.utime(tmp_path / "x.safetensors", (1, 1))
+        return made
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.UntypedStorage, "from_file", map_and_replace)
+        with pytest.raises(CorruptCheckpointError, match="x.safetensors: it is changed or replaced at this moment"):
+            checkpoint.tensor("a")
+    assert torch.equal(checkpoint.tensor("a"), torch.zeros(16))
+
+
 TENSOR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
 
