@@ -507,10 +507,29 @@ def test_help_loads_no_torch(arguments: list[str]) -> None:
     assert _loaded(code + "\nassert not code") == []
 
 
-def _loaded(code: str) -> list[str]:
-    """Which of the heavy packages are loaded after some code ran in a fresh process."""
-    heavy = ("torch", "numpy", "scipy", "transformers", "diffusers", "tokenizers", "PIL")
-    code += f"\nimport sys; print('LOADED', *(name for name in {heavy} if name in sys.modules))"
+def test_the_driver_waits_for_no_import_of_what_reads_files() -> None:
+    read = tuple(f"lightweight_engine.{name}" for name in ("config", "flux", "core.models", "core.choice"))
+    assert _loaded("import lightweight_engine.core.head_start", read) == []
+
+
+def test_a_job_with_neither_loras_nor_networks_that_enlarge_imports_none(tmp_path: Path) -> None:
+    late = tuple(f"lightweight_engine.{name}" for name in ("flux.lora_files", "flux.lora_keys", "upscalers.networks"))
+    code = (
+        "from lightweight_engine import Config, LightweightEngine\n"
+        "from lightweight_engine.core.models import TINY\n"
+        f"config = Config(models_dir=TINY, cache_dir={str(tmp_path)!r}, device='cpu', offline=True)\n"
+        "engine = LightweightEngine(config); engine.setup()\n"
+        "engine.run(engine.request(prompt='a', width=64, height=64, steps=1))"
+    )
+    assert _loaded(code, late) == []
+
+
+HEAVY = ("torch", "numpy", "scipy", "transformers", "diffusers", "tokenizers", "PIL")
+
+
+def _loaded(code: str, names: tuple[str, ...] = HEAVY) -> list[str]:
+    """Which of these are loaded after some code ran in a fresh process."""
+    code += f"\nimport sys; print('LOADED', *(name for name in {names} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT, check=False)
     assert done.returncode == 0, done.stderr
     return next(line for line in reversed(done.stdout.splitlines()) if line.startswith("LOADED")).split()[1:]
