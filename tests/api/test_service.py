@@ -321,6 +321,17 @@ def test_a_failed_job_is_done_anew_for_its_key(server: Running) -> None:
     server.idle()
 
 
+def test_a_job_that_is_being_cancelled_is_done_anew_for_its_key(server: Running) -> None:
+    """Another that waits for it would be told that it was cancelled by its caller, who cancelled nothing."""
+    first = server.post("/jobs", {**LONG, "steps": 999}, Idempotency_Key="k3").json["id"]
+    server.until(first, "running")
+    server.ask("DELETE", f"/jobs/{first}")
+    again = server.post("/jobs", SMALL, Idempotency_Key="k3")
+    assert again.status == 202 and again.json["id"] != first
+    server.until(again.json["id"], "succeeded")
+    server.idle()
+
+
 def test_nothing_of_a_request_outlives_it(server: Running) -> None:
     plain = picture(server.generate(subseed=0).json)
     changed = server.generate(

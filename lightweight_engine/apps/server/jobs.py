@@ -103,7 +103,9 @@ class Job:
     @property
     def to_repeat(self) -> bool:
         """Whether the same request may bring more another time."""
-        return self.interrupted or self.state == "cancelled" or (self.fault is not None and self.fault.may_pass)
+        ends = self.cancelled and not self.over  # its caller has been told so
+        ended = self.interrupted or self.state == "cancelled" or ends
+        return ended or (self.fault is not None and self.fault.may_pass)
 
     @property
     def told(self) -> str:
