@@ -76,6 +76,9 @@ RATES: dict[str, tuple[float, float]] = {
     "T4": (65, 12),
 }
 
+WITHOUT_EIGHT_BITS = ("A100", "RTX 3090", "RTX 3080", "RTX 3060", "A10", "T4")
+"""Those of these cards that have no products of 8-bit floats, which came with Ada and Hopper."""
+
 
 @dataclass(frozen=True)
 class Card:
@@ -91,6 +94,11 @@ class Card:
     def flops(self) -> float | None:
         """Floating-point operations a second in bf16."""
         return next((tflops * 1e12 for name, (tflops, _) in RATES.items() if name in self.name), None)
+
+    @property
+    def is_known_without_eight_bits(self) -> bool:
+        """Whether its name says that it has no products of 8-bit floats; one that is here is asked itself."""
+        return self.device is None and any(name in self.name for name in WITHOUT_EIGHT_BITS)
 
     @property
     def link(self) -> float | None:

@@ -17,6 +17,7 @@ from ..backend.devices import Card
 from ..backend.host_memory import GIB, MIB
 from ..backend.lora_layers import NO_COST, Cost
 from ..backend.memory_manager import BOUNDS, SLOTS, Budget, MemoryManager, Residency, place
+from ..backend.quantize import ROWS
 from ..errors import MemoryBudgetError
 from ..flux.footprint import (
     LIBRARIES,
@@ -43,6 +44,7 @@ HIRES = "hires"  # the pass of that name
 TILE = 512  # pixels a side of the tiles that a large picture is decoded in
 T5_LENGTH = 256
 RECORDED = 40 * MIB  # a workspace of cuBLAS (32 on Hopper) for the stream that records, and a step's inputs
+EIGHT_BIT_RATE = 2.0  # of products, times that of 16 bits, on all cards that have them
 MOST_TILES = 8  # that an upscaler does at once; a GPU is busy with fewer
 # Stage -> the setting that says what its weights are kept as.
 STORED_BY: dict[StageName, str] = {"encode": "text_storage_dtype", "sample": "storage_dtype"}
@@ -128,6 +130,7 @@ class Stage:
         kept: networks that stay meanwhile, as they are.
         room: what the stage works in, or its networks are converted in while they are loaded.
         flops: of one pass.
+        rate: times the card's in 16 bits at which they are computed.
         passes: how often the blocks run.
         adapters: of LoRAs, beside networks at work or kept.
         tiles: of ``room``, what an upscaler's tiles may take.
@@ -139,6 +142,7 @@ class Stage:
     room: int
     base: int
     flops: float = 0.0
+    rate: float = 1.0
     passes: int = 1
     kept: Mapping[Role, Residency] = field(default_factory=dict)
     tiled: bool = False
@@ -165,7 +169,7 @@ class Stage:
 
     def floor(self, card: Card) -> float | None:
         """Seconds that one pass takes at least: computing or copying, whichever is longer; None where not known."""
-        times = [self.flops / card.flops] if card.flops and self.flops else []
+        times = [self.flops / (card.flops * self.rate)] if card.flops and self.flops else []
         times += [self.moved / card.link] if card.link and self.moved else []
         return max(times, default=None)
 
@@ -389,7 +393,8 @@ def _sample_stage(networks: Mapping[Role, Network], shape: Shape, budget: Budget
         recorded = RECORDED if kind == "cuda" and budget.record and ahead + RECORDED <= spare else 0
         placed = replace(placed, at_hand=at_hand, ahead=ahead, recorded=recorded)
     flops = step_flops(params, batch, tokens, shape.text)
-    return Stage("sample", {"transformer": placed}, room, base, flops, shape.calls, adapters=adapters)
+    rate = EIGHT_BIT_RATE if network.storage.format == ROWS else 1.0
+    return Stage("sample", {"transformer": placed}, room, base, flops, rate, shape.calls, adapters=adapters)
 
 
 def _library(kind: str) -> Library:

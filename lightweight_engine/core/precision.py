@@ -137,7 +137,7 @@ def _no_eight_bits(compute: torch.dtype, card: Card) -> str | None:
         return "it needs a GPU"
     if compute != torch.bfloat16:
         return f"products in 8 bits answer in bfloat16, and compute_dtype is {str(compute).removeprefix('torch.')}"
-    if card.device is not None and not eight_bit.available(card.device):
+    if card.is_known_without_eight_bits or (card.device is not None and not eight_bit.available(card.device)):
         return f"{card.name} has no products in 8 bits with a scale for each row"
     return None
 

@@ -212,6 +212,8 @@ def test_a_block_lets_go_of_what_it_has_read(tmp_path: Path, monkeypatch: pytest
     [
         (Card("CPU", "cpu", 1 << 34, 1 << 34), {}, "it needs a GPU"),
         (Card("H200", "cuda", 1 << 37, 1 << 37), {"compute_dtype": "fp16"}, "compute_dtype is float16"),
+        (Card("NVIDIA A100-SXM4", "cuda", 1 << 37, 1 << 37), {}, "A100-SXM4 has no products in 8 bits"),
+        (Card("RTX 3090", "cuda", 1 << 35, 1 << 35), {}, "RTX 3090 has no products in 8 bits"),
     ],
 )
 def test_where_it_cannot_be_it_says_so(card: Card, settings: dict, words: str) -> None:

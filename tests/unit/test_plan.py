@@ -461,6 +461,17 @@ def test_a_step_takes_computing_or_copying_at_least(gpu: str) -> None:
     assert streamed.moved == GIB and floor == pytest.approx(max(flops / (tflops * 1e12), GIB / (gbps * 1e9)))
 
 
+def test_a_step_in_eight_bits_takes_half_the_computing() -> None:
+    networks = small()
+    rows = replace(networks["transformer"], storage=Storage("fp8_rows", BF16))
+    manager = MemoryManager(card(24, "H200"), "HIGH_VRAM", reserve=0.0)
+    plain, eight = (
+        make_plan(each, SMALL, manager).stage("sample") for each in (networks, {**networks, "transformer": rows})
+    )
+    least = plain.floor(card(24, "H200"))
+    assert least and eight.floor(card(24, "H200")) == pytest.approx(least / 2)
+
+
 def test_nothing_is_said_of_the_time_of_a_card_that_is_not_known() -> None:
     resident, streamed = (plan_of(24, state=state).stage("sample") for state in ("HIGH_VRAM", "NO_VRAM"))
     assert resident.floor(card(24)) is None
