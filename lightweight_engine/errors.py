@@ -9,7 +9,8 @@
     │   ├── ModelNotFoundError      no such file or name (HTTP 404)
     │   ├── UnsupportedCheckpointError   a valid file that is not a Flux part we read
     │   └── CorruptCheckpointError  truncated, empty, or not a model file at all
-    ├── AdapterError                a LoRA does not fit
+    ├── AdapterError                a LoRA does not fit (HTTP 422)
+    │   └── AdapterChangedError     its file is replaced at this moment (HTTP 503)
     ├── MemoryBudgetError           the job does not fit (HTTP 507)
     ├── GenerationCancelled         the caller asked to stop
     ├── DownloadError               a server did not give the file (HTTP 424)
@@ -117,6 +118,13 @@ class AdapterError(EngineError):
 
     exit_code = 3
     http_status = 422
+
+
+class AdapterChangedError(AdapterError):
+    """The file of a LoRA is replaced, or goes away, as it is read: asked again, it is whole, or told as missing."""
+
+    http_status = 503
+    headers = {"Retry-After": "1"}
 
 
 class MemoryBudgetError(EngineError):

@@ -131,6 +131,7 @@ class CurrentModel:
             return
         notes: list[str] = []
         models = self.chosen(settings, notes)
+        files = models.key  # as they were chosen: what is replaced while it is loaded is chosen anew by the next job
         if self._has(models, settings):
             assert self.networks is not None
             choose_precision(settings, models, self.networks.manager.card, notes)  # for what it says of these settings
@@ -149,7 +150,7 @@ class CurrentModel:
             self._load(networks, loras)
             failed.pop_all()
         self.networks, self.settings, self.notes = networks, settings, [*notes, *of_cache]
-        self._files, self._loras, self._of_cache = models.key, loras, of_cache
+        self._files, self._loras, self._of_cache = files, loras, of_cache
 
     def _load(self, networks: Networks, loras: LoRAManager) -> None:
         within_memory(networks.device, lambda: networks.load_all(self._usual(networks, loras)))

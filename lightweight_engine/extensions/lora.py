@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..backend.checkpoint import open_checkpoint
 from ..backend.kept_files import FileVersion
-from ..errors import AdapterError, RequestError, about, placed
+from ..errors import AdapterChangedError, AdapterError, RequestError, about, placed
 from ..flux.keymaps import Role
 from ..flux.lora_set import LoraSet, LoraUse
 from ..flux.params import Shapes
@@ -171,8 +171,9 @@ class LoRAManager:
             return self._made(spec, path, name, name, sha256, compat, version)
         except OSError as error:
             reason = error.strerror or "it was replaced just now"
-            hint = "mend its permissions" if isinstance(error, PermissionError) else "ask again"
-            raise AdapterError(f"{name} cannot be read ({reason}); {hint}") from None
+            if isinstance(error, PermissionError):
+                raise AdapterError(f"{name} cannot be read ({reason}); mend its permissions") from None
+            raise AdapterChangedError(f"{name} cannot be read ({reason}); ask again") from None
 
     def _made(
         self,
@@ -188,7 +189,7 @@ class LoRAManager:
         if key not in self._open:
             file = self._read(path, name, compat)
             if version not in (None, file.checkpoint.version_of(path)):  # it would be known by another's hash
-                raise AdapterError(f"{name} was replaced as it was read; ask again")
+                raise AdapterChangedError(f"{name} was replaced as it was read; ask again")
             self._open[key] = file
         self._open.move_to_end(key)
         while len(self._open) > FILES_KEPT:

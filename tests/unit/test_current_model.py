@@ -22,6 +22,7 @@ from lightweight_engine.core.choice import broken_checkpoints, choose_models
 from lightweight_engine.core.describe import pixels_sha256
 from lightweight_engine.core.models import TINY, ModelLibrary
 from lightweight_engine.core.networks import Networks
+from lightweight_engine.core.plan import Plan
 from lightweight_engine.core.replay import read_recipe, replay, save_result
 from lightweight_engine.errors import (
     MemoryBudgetError,
@@ -176,6 +177,29 @@ def test_a_file_that_was_replaced_is_read_anew(folder: Path, tmp_path: Path) -> 
     shutil.copyfile(root / "Stable-diffusion" / "people" / "other.safetensors", tmp_path / "x")
     os.replace(tmp_path / "x", root / "Stable-diffusion" / "small.safetensors")
     assert first != other == drawn(engine, checkpoint="small", storage_dtype="auto")
+
+
+def test_a_file_that_is_replaced_before_it_is_loaded_is_chosen_anew(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its header was the former one's, and so may be where its weights were looked for."""
+    root = tmp_path / "models"
+    shutil.copytree(folder, root)
+    shutil.copyfile(root / "Stable-diffusion" / "people" / "other.safetensors", tmp_path / "x")
+    loads: list[int] = []
+    load_all = Networks.load_all
+
+    def replace_and_load(self: Networks, plan: Plan) -> None:
+        if not loads:
+            os.replace(tmp_path / "x", root / "Stable-diffusion" / "small.safetensors")
+        loads.append(1)
+        load_all(self, plan)
+
+    monkeypatch.setattr(Networks, "load_all", replace_and_load)
+    with closing(engine_of(root)) as engine:
+        drawn(engine)
+        drawn(engine, checkpoint="small", storage_dtype="auto")
+    assert len(loads) == 2
 
 
 def test_tensors_are_drawn_with_it_too(engine: LightweightEngine) -> None:

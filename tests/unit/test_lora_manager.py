@@ -20,7 +20,13 @@ from lightweight_engine.backend.net import Access, Limits
 from lightweight_engine.core.download import Downloads
 from lightweight_engine.core.file_cache import FileCache
 from lightweight_engine.core.lora_sources import shown_url
-from lightweight_engine.errors import AdapterError, ModelNotFoundError, RequestError, WrongContentError
+from lightweight_engine.errors import (
+    AdapterChangedError,
+    AdapterError,
+    ModelNotFoundError,
+    RequestError,
+    WrongContentError,
+)
 from lightweight_engine.extensions.lora import FILES_KEPT, LoRAManager, field_of, reports, specs_of
 from lightweight_engine.extensions.lora_library import LoraLibrary
 from lightweight_engine.lora_spec import LoraSpec
@@ -265,7 +271,7 @@ class TestTheManager:
             return digest
 
         made._sha256_of = hash_and_replace
-        with pytest.raises(AdapterError, match="night was replaced as it was read; ask again"):
+        with pytest.raises(AdapterChangedError, match="night was replaced as it was read; ask again"):
             made.use([LoraSpec(name="night")])
         made._sha256_of = file_sha256
         (use,) = made.use([LoraSpec(name="night")]).uses
@@ -282,7 +288,7 @@ class TestTheManager:
             return digest if hashed else file_sha256(path)
 
         made._sha256_of = lose
-        with pytest.raises(AdapterError, match=r"night cannot be read \(No such file or directory\); ask again"):
+        with pytest.raises(AdapterChangedError, match=r"night cannot be read \(No such file or directory\); ask again"):
             made.use([LoraSpec(name="night")])
 
     def test_a_file_that_may_not_be_read(self, folder: Path) -> None:
@@ -294,8 +300,11 @@ class TestTheManager:
             raise PermissionError(13, "Permission denied", str(path))
 
         made._sha256_of = refuse
-        with pytest.raises(AdapterError, match=r"night cannot be read \(Permission denied\); mend its permissions"):
+        with pytest.raises(
+            AdapterError, match=r"night cannot be read \(Permission denied\); mend its permissions"
+        ) as told:
             made.read(path, "night")
+        assert told.value.http_status == 422, "it does not pass by itself"
 
     def test_a_control_lora_says_what_it_needs(self, folder: Path) -> None:
         tensors = {"img_in.lora_A.weight": numbers(2, 128), "img_in.lora_B.weight": numbers(WIDTH, 2)}
