@@ -205,7 +205,7 @@ def _memory(config: EngineConfig) -> Iterator[Check]:
         yield Check("memory", "bad", summary, "see `lightweight-engine plan`; use a smaller storage_dtype or picture")
     for note in engine.notes:
         if "no effect" in note:
-            yield Check("setting", "note", note, "leave it out, or use another file")
+            yield Check("setting", "note", note, "leave it out, or use a file or a device that it is for")
 
 
 def _tokenizers(config: EngineConfig) -> Iterator[Check]:

@@ -80,10 +80,10 @@ def planned_card(console: Console, given: str | None, name: str | None) -> Card 
             raise ConfigError("--card: a name says nothing of memory; give --vram too")
         return None
     vram = read_number("--vram", given, Annotated[float, Field(gt=0, le=1024)], unit="GiB")
-    from ..backend.devices import RATES, Card
+    from ..backend.devices import RATES, Card, known_card
     from ..backend.host_memory import GIB
 
-    if name is not None and not any(known in name for known in RATES):
+    if name is not None and known_card(name) is None:
         console.warn(f"--card: the speed of {name!r} is not known; known are {', '.join(RATES)}")
     total = int(vram * GIB)
     return Card(name or f"a card of {vram:g} GiB", "cuda", total, total)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import gc
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -59,7 +60,7 @@ def available_memory(device: torch.device) -> int:
 
 
 # Name of a card -> (dense bf16 TFLOP/s, GB/s from pinned host memory). Vendors' figures for the cards of desktops,
-# measured ones for H100 and H200; the first name that is part of the device's holds.
+# measured ones for H100 and H200.
 RATES: dict[str, tuple[float, float]] = {
     "H200": (790, 55),
     "H100": (790, 55),
@@ -80,6 +81,11 @@ WITHOUT_EIGHT_BITS = ("A100", "RTX 3090", "RTX 3080", "RTX 3060", "A10", "T4")
 """Those of these cards that have no products of 8-bit floats, which came with Ada and Hopper."""
 
 
+def known_card(name: str) -> str | None:
+    """Which of ``RATES`` a device's name means: "H200" for "NVIDIA H200 NVL", and none for "H2000"."""
+    return next((known for known in RATES if re.search(rf"\b{known}(?!\d)", name, re.IGNORECASE)), None)
+
+
 @dataclass(frozen=True)
 class Card:
     """The memory of a device in bytes, and its name; ``device`` is None for one that is only planned for."""
@@ -93,19 +99,21 @@ class Card:
     @property
     def flops(self) -> float | None:
         """Floating-point operations a second in bf16."""
-        return next((tflops * 1e12 for name, (tflops, _) in RATES.items() if name in self.name), None)
+        known = known_card(self.name)
+        return RATES[known][0] * 1e12 if known else None
 
     @property
     def is_known_without_eight_bits(self) -> bool:
         """Whether its name says that it has no products of 8-bit floats; one that is here is asked itself."""
-        return self.device is None and any(name in self.name for name in WITHOUT_EIGHT_BITS)
+        return self.device is None and known_card(self.name) in WITHOUT_EIGHT_BITS
 
     @property
     def link(self) -> float | None:
         """Bytes a second from the host; a usual PCIe 4 slot where the card is not known. None for the host itself."""
         if self.kind == "cpu":
             return None
-        return next((gbps * 1e9 for name, (_, gbps) in RATES.items() if name in self.name), 24e9)
+        known = known_card(self.name)
+        return RATES[known][1] * 1e9 if known else 24e9
 
 
 _NONE = {"all": {"current": 0}}  # before torch's first work on a device

@@ -15,7 +15,7 @@ from sparse_files import Hole, write_safetensors
 
 from lightweight_engine import Config, GenerationRequest, LightweightEngine
 from lightweight_engine.backend.checkpoint import open_checkpoint
-from lightweight_engine.backend.devices import RATES, Card
+from lightweight_engine.backend.devices import RATES, Card, known_card
 from lightweight_engine.backend.host_memory import GIB
 from lightweight_engine.backend.memory_manager import PRESETS, SLOTS, MemoryManager
 from lightweight_engine.backend.packed import GPU_PIECE, TEMPORARIES
@@ -459,6 +459,25 @@ def test_a_step_takes_computing_or_copying_at_least(gpu: str) -> None:
     streamed = plan_of(24, name=gpu, state="NO_VRAM").stage("sample")
     floor = streamed.floor(card(24, gpu))
     assert streamed.moved == GIB and floor == pytest.approx(max(flops / (tflops * 1e12), GIB / (gbps * 1e9)))
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("NVIDIA H200 NVL", "H200"),
+        ("nvidia h100 80gb hbm3", "H100"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA A10G", "A10"),
+        ("NVIDIA GeForce RTX 4090 D", "RTX 4090"),
+        ("Tesla T4", "T4"),
+        ("H2000", None),
+        ("NVIDIA T400", None),
+        ("NVIDIA RTX A1000", None),
+        ("a card of 24 GiB", None),
+    ],
+)
+def test_a_card_is_known_by_a_part_of_its_name(name: str, known: str | None) -> None:
+    assert known_card(name) == known
 
 
 def test_a_step_in_eight_bits_takes_half_the_computing() -> None:
