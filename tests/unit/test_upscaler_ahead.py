@@ -19,7 +19,7 @@ from lightweight_engine.core import warm_up
 from lightweight_engine.core.describe import pixels_sha256
 from lightweight_engine.core.warm_up import draw_once
 from lightweight_engine.errors import EngineError, UnsupportedCheckpointError
-from lightweight_engine.upscalers import library as libraries
+from lightweight_engine.upscalers import networks
 from lightweight_engine.upscalers.library import Coming, UpscalerLibrary
 
 pytest.importorskip("spandrel")
@@ -44,9 +44,9 @@ class Reading:
 @pytest.fixture
 def reading(monkeypatch: pytest.MonkeyPatch) -> Reading:
     """As in a process that has not imported spandrel."""
-    made = Reading(libraries.open_network)
-    monkeypatch.setattr(libraries, "open_network", made)
-    monkeypatch.setattr(libraries, "is_imported", lambda: False)
+    made = Reading(networks.open_network)
+    monkeypatch.setattr(networks, "open_network", made)
+    monkeypatch.setattr(networks, "is_imported", lambda: False)
     return made
 
 
@@ -89,7 +89,7 @@ def test_a_network_that_is_being_read_is_dropped_too(models: Path, reading: Read
 
 
 def test_later_ones_are_read_in_their_turn(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libraries, "is_imported", lambda: True)
+    monkeypatch.setattr(networks, "is_imported", lambda: True)
     assert not isinstance(UpscalerLibrary([models]).begin("4x-Small"), Coming)
 
 
