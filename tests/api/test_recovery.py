@@ -6,6 +6,7 @@ The faults are real ones: signals, limits of the operating system, and callers a
 from __future__ import annotations
 
 import base64
+import ctypes
 import hashlib
 import http.client
 import os
@@ -75,10 +76,22 @@ def own_memory(process: int) -> int:
     return sum(int(rows[name].split()[0]) for name in ("RssAnon", "RssShmem")) << 10
 
 
+@contextmanager
+def in_small_pages() -> Iterator[None]:
+    """Of processes begun meanwhile: pages of 2 MiB, which some systems give unasked, are half a percent each. A system
+    that does not know the call has none."""
+    prctl, disable = ctypes.CDLL(None).prctl, 41
+    prctl(disable, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        prctl(disable, 0, 0, 0, 0)
+
+
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory: pytest.TempPathFactory, _same_environment: None) -> Iterator[Subject]:
     folder = tmp_path_factory.mktemp("recovery")
-    with serving() as site, silent() as deaf:
+    with serving() as site, silent() as deaf, in_small_pages():
         site.files["hat.safetensors"] = TINY_LORA.read_bytes()
         hosts = f"allow_hosts={site.name},127.0.0.1:{deaf}"
         cache = folder / "cache"
