@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from .attention import attention
-from .eight_bit import EightBitLinear
-from .fused import EPS, Stream, heads
+from .eight_bit import LARGEST, EightBitLinear
+from .fused import Stream, heads, plain_heads, rotate
 from .kernels import attention as programs
 from .kernels.cuda import CudaError
 
@@ -28,7 +28,7 @@ LIFT = 6
 """A weight of 1 is 2 ** 6 in 8 bits, which hold 448."""
 SLACK = 2.5
 """Powers of two by which scores may grow before what was summed up is scaled anew."""
-LARGEST, LARGEST_INTEGER, LEAST = 448.0, 127, 1e-30
+LARGEST_INTEGER, LEAST = 127, 1e-30
 
 
 def attend(streams: Sequence[Stream], rotary: Tensor, projection: nn.Module) -> Tensor:
@@ -60,11 +60,9 @@ def available(device: torch.device) -> bool:
 
 def twin(streams: Sequence[Stream], rotary: Tensor) -> Tensor:
     """What the programs compute, every rounding in its place, in plain torch; tests compare with it."""
-    parts = [qkv.float().unflatten(-1, (3, -1, len(gain))).permute(2, 0, 3, 1, 4) for qkv, gain, _ in streams]
-    queries, keys = (
-        _turned([part[kind] for part in parts], [stream[1 + kind] for stream in streams], rotary) for kind in range(2)
-    )
-    values, exponent = _rounded_values(torch.cat([part[2] for part in parts], dim=2))
+    wide = [(qkv.float(), first.float(), second.float()) for qkv, first, second in streams]
+    queries, keys, values = plain_heads(wide, rotary, rotate)
+    values, exponent = _rounded_values(values)
     queries, query_units = _integers(queries, 1)
     padding = -queries.shape[2] % programs.TILE
     keys, key_units = _integers(nn.functional.pad(keys, (0, 0, 0, padding)), programs.TILE)
@@ -80,16 +78,6 @@ def twin(streams: Sequence[Stream], rotary: Tensor) -> Tensor:
         total = total * torch.exp2(most - grown) + _weights(scores - grown) @ beside_ones[:, :, tile]
         most = grown
     return (total[..., :-1] / total[..., -1:] * torch.exp2(exponent)).transpose(1, 2).flatten(2)
-
-
-def _turned(parts: Sequence[Tensor], gains: Sequence[Tensor], rotary: Tensor) -> Tensor:
-    """Normed and rotated heads ``[B, N, S, K]``, rounded nowhere."""
-    normed = [
-        nn.functional.rms_norm(part, part.shape[-1:], eps=EPS) * gain.float()
-        for part, gain in zip(parts, gains, strict=True)
-    ]
-    pairs = torch.view_as_complex(torch.cat(normed, dim=2).unflatten(-1, (-1, 2)).contiguous())
-    return torch.view_as_real(pairs * rotary).flatten(-2)
 
 
 def _integers(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
