@@ -28,6 +28,7 @@ from benchmarks.fullsize import SMALL, draw
 from benchmarks.report import publish, write
 from lightweight_engine.backend import eight_bit
 from lightweight_engine.backend.ahead import Ahead
+from lightweight_engine.backend.attention import attention
 from lightweight_engine.backend.eight_bit import EightBitLinear, multiply_as_stored
 from lightweight_engine.backend.linear import PackedLinear, store
 from lightweight_engine.backend.lora import Change
@@ -197,7 +198,7 @@ def floor(task: Task, model: Flux) -> Step:
                     work.append(partial(linear, eight_bit.in_rows(x)))
                 else:
                     work.append(partial(F.linear, x, linear.weight, linear.bias))
-            work.append(lambda: F.scaled_dot_product_attention(q, k, v))
+            work.append(lambda: attention(q, k, v))
 
     def step() -> None:
         for each in work:

@@ -7,11 +7,15 @@ that the following linear reads.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .kernels import attention as program
+from .kernels.cuda import usable
 
 FUSED = 256
 """Dims of a head that kernels hold together with its scores; wider ones they would keep in memory."""
@@ -45,9 +49,18 @@ def _reference(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: boo
 
 def _auto(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float | None) -> Tensor:
     plain = bias is None and not causal and not torch.is_grad_enabled()
-    if plain and q.is_cuda and q.dtype.itemsize == 2 and q.shape[-1] > FUSED:
-        return in_parts(q, k, v, scale)
+    if plain and q.is_cuda and q.dtype.itemsize == 2:
+        if q.shape[-1] > FUSED:
+            return in_parts(q, k, v, scale)
+        if program.take(q, k, v, scale) and available(q.device):
+            return program.attend(q, k, v, scale)
     return _sdpa(q, k, v, bias, causal, scale)
+
+
+@cache
+def available(device: torch.device) -> bool:
+    """Whether a device has our own program; asked before a model is ready, as it may have to be compiled."""
+    return usable(program.program, device, "attention is torch's, which takes a tenth longer")
 
 
 def in_parts(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:

@@ -8,7 +8,6 @@ Sources: SageAttention 2 (Zhang et al. 2024); FlashAttention-3 (Shah et al. 2024
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from functools import cache
@@ -19,10 +18,8 @@ from torch import Tensor, nn
 from .attention import attention
 from .eight_bit import LARGEST, EightBitLinear
 from .fused import Stream, heads, plain_heads, rotate
-from .kernels import attention as programs
-from .kernels.cuda import CudaError
-
-logger = logging.getLogger(__name__)
+from .kernels import eight_bit_attention as programs
+from .kernels.cuda import usable
 
 LIFT = 6
 """A weight of 1 is 2 ** 6 in 8 bits, which hold 448."""
@@ -48,14 +45,7 @@ def attend(streams: Sequence[Stream], rotary: Tensor, projection: nn.Module) -> 
 @cache
 def available(device: torch.device) -> bool:
     """Whether a device has the programs; asked before a model is ready, as they may have to be compiled."""
-    if device.type != "cuda" or not programs.is_made_for(device):
-        return False
-    try:
-        programs.programs(device)
-    except (CudaError, OSError) as error:
-        logger.warning("speed = fp8: attention stays in 16 bits: %s", error)
-        return False
-    return True
+    return usable(programs.programs, device, "speed = fp8: attention stays in 16 bits")
 
 
 def twin(streams: Sequence[Stream], rotary: Tensor) -> Tensor:

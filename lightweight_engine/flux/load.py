@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._device import DeviceContext
 
-from ..backend import eight_bit_attention
+from ..backend import attention, eight_bit_attention
 from ..backend.eight_bit import multiply_as_stored, takes
 from ..backend.feature_maps import channels_last_is_faster
 from ..backend.fp8 import as_rows
@@ -246,9 +246,10 @@ def load_part(
     if device.type != "cpu":
         release_files(part.checkpoint)
     cast_at_use(module, storage.compute)
-    if storage.format == ROWS:
+    rows = storage.format == ROWS
+    if rows:
         multiply_as_stored(module)
-        eight_bit_attention.available(device)  # no picture waits for its programs to be compiled
+    (eight_bit_attention if rows else attention).available(device)  # no picture waits for its program to be compiled
     return module.requires_grad_(False).eval()
 
 

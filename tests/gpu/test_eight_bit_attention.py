@@ -15,7 +15,7 @@ from lightweight_engine.backend.eight_bit import multiply_as_stored
 from lightweight_engine.backend.eight_bit_attention import attend, twin
 from lightweight_engine.backend.fp8 import quantize_rows
 from lightweight_engine.backend.fused import Stream
-from lightweight_engine.backend.kernels import attention as programs
+from lightweight_engine.backend.kernels import eight_bit_attention as programs
 from lightweight_engine.backend.linear import PackedLinear
 
 GPU = torch.device("cuda", 0)
@@ -50,7 +50,9 @@ def projection() -> Any:
     return model[0]
 
 
-@pytest.mark.parametrize(("tokens", "heads", "batch"), [*SHAPES, ((512, 4032), 2, 1), ((129, 2048), 24, 2)])
+@pytest.mark.parametrize(
+    ("tokens", "heads", "batch"), [*SHAPES, ((512, 4032), 2, 1), ((129, 2048), 24, 2), ((40,), 24, 9)]
+)
 def test_the_programs_say_what_their_twin_says(tokens: tuple[int, ...], heads: int, batch: int) -> None:
     """Within what tensor cores keep of a sum, and roundings of scores that fall the other way for it."""
     streams, rotary = projections(tokens, heads, batch)

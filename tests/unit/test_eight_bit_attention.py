@@ -1,8 +1,7 @@
-"""Attention in 8 bits by its twin on a CPU, and its programs up to machine code; they run in ``tests/gpu``."""
+"""Attention in 8 bits by its twin on a CPU; its programs run in ``tests/gpu``."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,19 +9,13 @@ import torch
 from attention_cases import DIM, SHAPES, distance, exact, projections
 from torch import nn
 
-from lightweight_engine.backend import kernels
 from lightweight_engine.backend.attention import attention
 from lightweight_engine.backend.eight_bit import multiply_as_stored
 from lightweight_engine.backend.eight_bit_attention import attend, available, twin
 from lightweight_engine.backend.fp8 import quantize_rows
 from lightweight_engine.backend.fused import heads
-from lightweight_engine.backend.kernels import attention as programs
-from lightweight_engine.backend.kernels import cuda
+from lightweight_engine.backend.kernels import eight_bit_attention as programs
 from lightweight_engine.backend.linear import PackedLinear
-
-PROGRAMS = Path(kernels.__file__).with_name("attention.cu")
-
-needs_compiler = pytest.mark.skipif(torch.version.cuda is None, reason="torch was built without CUDA's compiler")
 
 
 @pytest.mark.parametrize(("tokens", "count", "batch"), SHAPES)
@@ -88,52 +81,3 @@ def test_what_lies_otherwise_than_the_programs_read_is_told() -> None:
     assert not programs.take([(odd, first, second)]), "rows that start between 16 bytes"
     assert not programs.take([stream, (qkv, shifted, second)])
     assert not programs.take([(qkv, first[:64], second[:64])]), "heads of another width"
-    long = qkv[:, :1].expand(-1, 1 << 18, -1)
-    assert programs.take([(long, first, second)]) and not programs.take([(long, first, second), stream])
-
-
-@needs_compiler
-def test_its_programs_are_compiled_without_a_gpu() -> None:
-    code = cuda.compiled(PROGRAMS.read_bytes(), PROGRAMS.name, "sm_90a")
-    assert code.startswith(b"\x7fELF")
-    assert all(name in code for name in (b"find_peaks", b"prepare", b"attend"))
-
-
-@needs_compiler
-def test_a_program_that_cannot_be_compiled_says_why() -> None:
-    with pytest.raises(cuda.CudaError, match=r"odd\.cu cannot be compiled for sm_90a: odd\.cu\(1\): error.*nothing"):
-        cuda.compiled(b"__global__ void odd() { nothing(); }", "odd.cu", "sm_90a")
-
-
-@needs_compiler
-def test_machine_code_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "kernels"))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
-    made = cuda._machine_code("attention.cu", 0)
-    (kept,) = (tmp_path / "kernels").iterdir()
-    assert kept.read_bytes() == made
-    kept.write_bytes(b"kept")
-    assert cuda._machine_code("attention.cu", 0) == b"kept", "it is not compiled again"
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 9))
-    with pytest.raises(cuda.CudaError, match="sm_99a"):
-        cuda._machine_code("attention.cu", 0)
-
-
-def test_a_folder_that_cannot_be_written_to_is_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if torch.version.cuda is None:
-        pytest.skip("torch was built without CUDA's compiler")
-    (tmp_path / "file").write_bytes(b"")
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file" / "kernels"))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
-    assert cuda._machine_code("attention.cu", 0).startswith(b"\x7fELF")
-
-
-def test_without_a_compiler_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda._compiler.cache_clear()
-    monkeypatch.setattr(torch.version, "cuda", None)
-    with pytest.raises(cuda.CudaError, match="without CUDA"):
-        cuda.compiled(b"", "empty.cu", "sm_90a")
-    monkeypatch.setattr(torch.version, "cuda", "99.7")
-    with pytest.raises(cuda.CudaError, match=r"libnvrtc-builtins\.so\.99\.7 is missing"):
-        cuda.compiled(b"", "empty.cu", "sm_90a")
-    cuda._compiler.cache_clear()

@@ -1,123 +1,105 @@
-"""Starts the programs of ``attention.cu``: attention in 8 bits on Hopper. Its twin is in ``..eight_bit_attention``."""
+"""Starts the program of ``attention.cu`` on Hopper. Its twin is the reference of ``..attention``."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from ctypes import Structure, c_float, c_int, c_longlong, c_void_p
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from .cuda import CudaProgram
+from .cuda import CudaProgram, TensorMap, multiprocessors, tensor_map
 
 DIM = 128  # of a head
-TILE = 128  # tokens that are laid out together
-MOST_TILES = 2048
-"""That a head may have: each takes four bytes of shared memory."""
 
 # As in attention.cu.
-_THREADS, _GROUPS, _STAGES, _SUMS, _BARRIERS = 512, 2, 4, 68, 144
+_GROUPS, _TILE, _HALF, _SHARED = 2, 176, 64, 213072
 _BLOCK = 64 * _GROUPS
-_SCORES = DIM**-0.5 / math.log(2)
-_CAPABILITY = (9, 0)
-
-
-class _Stream(Structure):
-    _fields_ = (("fused", c_void_p), ("gains", c_void_p * 2), ("batch", c_longlong), ("row", c_longlong))
 
 
 class _Work(Structure):
     _fields_ = (
-        ("streams", _Stream * 2),
-        ("first_tokens", c_int),
+        ("queries", TensorMap),
+        ("keys", TensorMap),
+        ("values", TensorMap),
         ("tokens", c_int),
-        ("tiles", c_int),
+        ("blocks", c_int),
+        ("heads", c_int),
+        ("jobs", c_int),
         ("score_scale", c_float),
-        ("rotary", c_void_p),
-        ("images", c_void_p * 3),
-        ("query_scales", c_void_p),
-        ("key_scales", c_void_p),
-        ("value_peaks", c_void_p),
         ("result", c_void_p),
         ("result_batch", c_longlong),
         ("result_row", c_longlong),
     )
 
 
-def is_made_for(device: torch.device) -> bool:
-    """Whether a GPU is of the only type that has these instructions."""
-    return torch.cuda.get_device_capability(device) == _CAPABILITY
-
-
 @cache
-def programs(device: torch.device) -> dict[str, CudaProgram]:
-    """Those of a GPU by their names; compiled where no cache has them, in about a second.
+def program(device: torch.device) -> CudaProgram:
+    """That of a GPU; compiled where no cache has it, in about a second.
 
     Raises:
-        CudaError: they cannot be.
+        CudaError: it cannot be.
     """
-    shared = {"find_peaks": 0, "prepare": 0, "attend": _shared(MOST_TILES)}
-    return {name: CudaProgram("attention.cu", name, device, nbytes) for name, nbytes in shared.items()}
+    return CudaProgram("attention.cu", "attend", device, _SHARED)
 
 
-def _shared(tiles: int) -> int:
-    """Bytes of shared memory for so many tiles of keys."""
-    return (_BLOCK + _STAGES * (2 * TILE + 8)) * DIM + _BARRIERS + _GROUPS * _SUMS * 128 * 4 + tiles * 4
-
-
-def take(streams: Sequence[tuple[Tensor, Tensor, Tensor]]) -> bool:
-    """Whether the programs read what lies as these do: heads of 128 in bfloat16, 16 bytes at a time."""
-    parts = [part for stream in streams for part in stream]
-    starts = [part.data_ptr() for part in parts]
-    steps = [2 * step for part in parts for step in part.stride()[:-1]]
+def take(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> bool:
+    """Whether the program computes this: heads of 128 in bfloat16, read 16 bytes at a time, all of as many tokens."""
     return (
-        all(part.dtype == torch.bfloat16 and part.stride(-1) == 1 for part in parts)
-        and all(place % 16 == 0 for place in starts + steps)
-        and all(len(gain) == DIM for _, *gains in streams for gain in gains)
-        and sum(qkv.shape[1] for qkv, _, _ in streams) <= MOST_TILES * TILE
+        q.shape == k.shape == v.shape
+        and q.shape[-1] == DIM
+        and q.numel() > 0
+        and (scale is None or scale > 0)  # the largest score is sought before it is scaled
+        and all(map(_is_read, (q, k, v)))
     )
 
 
-def attend(streams: Sequence[tuple[Tensor, Tensor, Tensor]], rotary: Tensor) -> Tensor:
-    """Attention ``[B, S, N*K]`` over streams one behind another.
+def _is_read(x: Tensor) -> bool:
+    return (
+        x.dtype == torch.bfloat16
+        and x.stride(-1) == 1
+        and x.data_ptr() % 16 == 0
+        and all(step > 0 and step % 16 == 0 for step in _steps(x))
+    )
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+    """Attention ``[B, N, S, K]`` over all of as many tokens, which lies as ``[B, S, N, K]``.
 
     Args:
-        streams: one or two that ``take`` says yes to; of each the projection ``[B, S, 3*N*K]`` and the gains ``[K]`` of
-            its queries and keys.
-        rotary: complex64 ``[S, K/2]`` for all of them.
+        q, k, v: ``[B, N, S, K]``; ``take`` says yes to all arguments.
+        scale: of the scores; ``None`` is ``K ** -0.5``.
     """
-    first = streams[0][0]
-    batch, width, device = len(first), first.shape[-1] // 3, first.device
-    count, tokens = width // DIM, sum(qkv.shape[1] for qkv, _, _ in streams)
-    tiles = -(-tokens // TILE)
-    made = batch * count * tiles
-    images = torch.empty((3, made, TILE * DIM), dtype=torch.int8, device=device)
-    scales = torch.empty(made * (TILE + 2), dtype=torch.float32, device=device)
-    angles = torch.view_as_real(rotary)
-    out = torch.empty((batch, tokens, width), dtype=first.dtype, device=device)
+    batch, heads, tokens, _ = q.shape
+    blocks = -(-tokens // _BLOCK)
+    jobs = batch * heads * blocks
+    out = torch.empty((batch, tokens, heads, DIM), dtype=q.dtype, device=q.device)
     work = _Work(
-        (_Stream * 2)(_stream(*streams[0]), _stream(*streams[-1])),
-        first.shape[1],
+        _boxes(q, _BLOCK),
+        _boxes(k, _TILE),
+        _boxes(v, _TILE),
         tokens,
-        tiles,
-        _SCORES,
-        angles.data_ptr(),
-        (c_void_p * 3)(*(images.data_ptr() + kind * made * TILE * DIM for kind in range(3))),
-        *(scales.data_ptr() + 4 * start for start in (0, made * TILE, made * (TILE + 1))),
+        blocks,
+        heads,
+        jobs,
+        (DIM**-0.5 if scale is None else scale) / math.log(2),
         out.data_ptr(),
         2 * out.stride(0),
         2 * out.stride(1),
     )
-    ready = programs(device)
-    with torch.cuda.device_of(first):
-        ready["find_peaks"]((count, tiles, batch), _THREADS, work)
-        ready["prepare"]((count, tiles, batch), _THREADS, work)
-        ready["attend"]((-(-tokens // _BLOCK), count, batch), 128 * (_GROUPS + 1), work, shared=_shared(tiles))
-    return out
+    with torch.cuda.device_of(q):
+        grid = (min(jobs, multiprocessors(q.device)), 1, 1)
+        program(q.device)(grid, 128 * (_GROUPS + 1), work, shared=_SHARED)
+    return out.transpose(1, 2)
 
 
-def _stream(qkv: Tensor, query_gain: Tensor, key_gain: Tensor) -> _Stream:
-    gains = (c_void_p * 2)(query_gain.data_ptr(), key_gain.data_ptr())
-    return _Stream(qkv.data_ptr(), gains, 2 * qkv.stride(0), 2 * qkv.stride(1))
+def _boxes(x: Tensor, tokens: int) -> TensorMap:
+    """``x`` by so many tokens of a head, half of their dims."""
+    batch, heads, count, dim = x.shape
+    return tensor_map(x.data_ptr(), (dim, count, heads, batch), _steps(x), (_HALF, tokens, 1, 1))
+
+
+def _steps(x: Tensor) -> tuple[int, ...]:
+    """Bytes from a token, a head and a picture to the next; where there is none, any will do."""
+    return tuple(2 * (step if size > 1 else DIM) for size, step in zip(x.shape[2::-1], x.stride()[2::-1], strict=True))

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
-from ctypes import Structure, byref, c_char_p, c_int, c_size_t, c_void_p
-from functools import cache
+from ctypes import Structure, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,13 @@ import torch
 from ...errors import EngineError
 from .launch import kept_in
 
+logger = logging.getLogger(__name__)
+
+HOPPER = (9, 0)
 PLAIN_SHARED = 48 << 10
 """Bytes of shared memory that a program may have without being allowed more."""
 _MOST_SHARED = 8  # the attribute that allows more
+_BFLOAT16 = 9  # of the types of a tensor map
 
 
 class CudaError(EngineError):
@@ -63,6 +69,58 @@ class CudaProgram:
         _check(done, self._name)
 
 
+class TensorMap(Structure):
+    """Where numbers of 16 bits lie, as Hopper's GPUs fetch boxes of them. It is part of what a program is given."""
+
+    _fields_ = (("opaque", c_uint64 * 16),)
+
+
+@lru_cache(1024)
+def tensor_map(address: int, sizes: tuple[int, ...], steps: tuple[int, ...], box: tuple[int, ...]) -> TensorMap:
+    """Of bfloat16, in boxes whose rows of 128 bytes come out swizzled; zeros where there is nothing.
+
+    Args:
+        address: of the first number; a multiple of 16.
+        sizes: of all dimensions, the innermost first.
+        steps: bytes from one to the next in each but the innermost; multiples of 16.
+        box: numbers of each dimension that are fetched at a time, 64 of the innermost.
+
+    Raises:
+        CudaError: these do not fit together.
+    """
+    made, count = TensorMap(), len(sizes)
+    shape = (c_uint64 * count)(*sizes), (c_uint64 * (count - 1))(*steps), (c_uint32 * count)(*box)
+    every = (c_uint32 * count)(*(1 for _ in sizes))
+    plain, swizzled, kept, zeros = 0, 3, 3, 0  # no interleaving; 128 bytes; 256 bytes of the second-level cache
+    encode = _driver().cuTensorMapEncodeTiled
+    failed = encode(
+        byref(made), _BFLOAT16, count, c_void_p(address), *shape, every, *map(c_int, (plain, swizzled, kept, zeros))
+    )
+    _check(failed, "tensor map")
+    return made
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def usable(programs: Callable[[torch.device], Any], device: torch.device, otherwise: str) -> bool:
+    """Whether a device has programs for Hopper, which are compiled now where no cache has them.
+
+    Args:
+        otherwise: what is done without, told in a warning where a GPU of that type cannot have them.
+    """
+    if device.type != "cuda" or torch.version.cuda is None or torch.cuda.get_device_capability(device) != HOPPER:
+        return False
+    try:
+        programs(device)
+    except (CudaError, OSError) as error:
+        logger.warning("%s: %s", otherwise, error)
+        return False
+    return True
+
+
 def _check(code: int, what: str) -> None:
     if code:
         text = c_char_p()
@@ -90,7 +148,8 @@ def _machine_code(file: str, index: int) -> bytes:
     """That of a file for a GPU; from the cache where that has it."""
     source = (Path(__file__).parent / file).read_bytes()
     target = "sm_{}{}a".format(*torch.cuda.get_device_capability(index))
-    version = hashlib.sha256(f"{target} {torch.version.cuda}\n".encode() + source).hexdigest()[:32]
+    parts = f"{target} {torch.version.cuda}\n".encode(), source, *_headers().values()
+    version = hashlib.sha256(b"".join(parts)).hexdigest()[:32]
     kept = kept_in() / f"{Path(file).stem}-{version}.cubin"
     with suppress(OSError):
         return kept.read_bytes()
@@ -104,7 +163,7 @@ def _machine_code(file: str, index: int) -> bytes:
 
 
 def compiled(source: bytes, name: str, target: str) -> bytes:
-    """Machine code; needs no GPU.
+    """Machine code; needs no GPU. The source may include what is in this folder's headers.
 
     Args:
         name: of the source, in errors.
@@ -115,7 +174,9 @@ def compiled(source: bytes, name: str, target: str) -> bytes:
     """
     compiler, program = _compiler(), c_void_p()
     options = [f"--gpu-architecture={target}".encode(), b"-std=c++17"]
-    failed = compiler.nvrtcCreateProgram(byref(program), source, name.encode(), 0, None, None)
+    headers = _headers()
+    texts, names = ((c_char_p * len(headers))(*each) for each in (headers.values(), headers))
+    failed = compiler.nvrtcCreateProgram(byref(program), source, name.encode(), len(headers), texts, names)
     try:
         failed = failed or compiler.nvrtcCompileProgram(program, len(options), (c_char_p * len(options))(*options))
         if failed:
@@ -124,6 +185,12 @@ def compiled(source: bytes, name: str, target: str) -> bytes:
         return _told(compiler, program, "CUBIN")
     finally:
         compiler.nvrtcDestroyProgram(byref(program))
+
+
+@cache
+def _headers() -> dict[bytes, bytes]:
+    """Texts by their names."""
+    return {path.name.encode(): path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.cuh"))}
 
 
 def _told(compiler: Any, program: c_void_p, what: str) -> bytes:

@@ -1,0 +1,120 @@
+"""Programs in CUDA C++ up to machine code, which needs no GPU; they run in ``tests/gpu``."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightweight_engine.backend import kernels
+from lightweight_engine.backend.kernels import attention, cuda
+from lightweight_engine.backend.kernels.cuda import CudaError, usable
+
+SOURCES = sorted(Path(kernels.__file__).parent.glob("*.cu"))
+NAMES = {"attention.cu": [b"attend"], "eight_bit_attention.cu": [b"find_peaks", b"prepare", b"attend"]}
+
+needs_compiler = pytest.mark.skipif(torch.version.cuda is None, reason="torch was built without CUDA's compiler")
+
+
+@needs_compiler
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
+def test_programs_are_compiled_without_a_gpu(source: Path) -> None:
+    code = cuda.compiled(source.read_bytes(), source.name, "sm_90a")
+    assert code.startswith(b"\x7fELF")
+    assert all(name in code for name in NAMES[source.name])
+
+
+@needs_compiler
+def test_a_program_that_cannot_be_compiled_says_why() -> None:
+    with pytest.raises(cuda.CudaError, match=r"odd\.cu cannot be compiled for sm_90a: odd\.cu\(1\): error.*nothing"):
+        cuda.compiled(b"__global__ void odd() { nothing(); }", "odd.cu", "sm_90a")
+
+
+@needs_compiler
+def test_machine_code_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "kernels"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    made = cuda._machine_code("attention.cu", 0)
+    (kept,) = (tmp_path / "kernels").iterdir()
+    assert kept.read_bytes() == made
+    kept.write_bytes(b"kept")
+    assert cuda._machine_code("attention.cu", 0) == b"kept", "it is not compiled again"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 9))
+    with pytest.raises(cuda.CudaError, match="sm_99a"):
+        cuda._machine_code("attention.cu", 0)
+
+
+@needs_compiler
+def test_machine_code_belongs_to_the_headers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    cuda._machine_code("attention.cu", 0)
+    monkeypatch.setattr(cuda, "_headers", lambda: {b"hopper.cuh": b"#error changed"})
+    with pytest.raises(CudaError, match="changed"):
+        cuda._machine_code("attention.cu", 0)
+
+
+def test_a_folder_that_cannot_be_written_to_is_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.version.cuda is None:
+        pytest.skip("torch was built without CUDA's compiler")
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file" / "kernels"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    assert cuda._machine_code("attention.cu", 0).startswith(b"\x7fELF")
+
+
+def test_without_a_compiler_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda._compiler.cache_clear()
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(cuda.CudaError, match="without CUDA"):
+        cuda.compiled(b"", "empty.cu", "sm_90a")
+    monkeypatch.setattr(torch.version, "cuda", "99.7")
+    with pytest.raises(cuda.CudaError, match=r"libnvrtc-builtins\.so\.99\.7 is missing"):
+        cuda.compiled(b"", "empty.cu", "sm_90a")
+    cuda._compiler.cache_clear()
+
+
+def test_what_another_gpu_has_not_is_no_matter(caplog: pytest.LogCaptureFixture) -> None:
+    assert not usable(attention.program, torch.device("cpu"), "slower")
+    assert not caplog.messages
+
+
+def test_a_gpu_that_should_have_programs_says_why_it_has_none(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(device: torch.device) -> None:
+        raise CudaError("no room")
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    with caplog.at_level(logging.WARNING):
+        assert not usable(fails, torch.device("cuda", 0), "attention is torch's")
+        assert usable(lambda device: None, torch.device("cuda", 0), "attention is torch's")
+    assert caplog.messages == ["attention is torch's: no room"]
+    monkeypatch.setattr(torch.version, "cuda", None)  # AMD counts its GPUs otherwise
+    assert not usable(lambda device: None, torch.device("cuda", 0), "")
+
+
+def lying(*, tokens: int = 40, heads: int = 2, apart: int = 0, first: int = 0) -> torch.Tensor:
+    """Queries, keys or values ``[1, N, S, 128]`` in rows that are apart, from some number of memory on."""
+    width = heads * attention.DIM + apart
+    memory = torch.zeros(tokens * width + first, dtype=torch.bfloat16)[first:]
+    rows = memory.view(1, tokens, width)[..., : heads * attention.DIM]
+    return rows.unflatten(-1, (heads, attention.DIM)).transpose(1, 2)
+
+
+def test_what_lies_otherwise_than_attention_reads_is_told() -> None:
+    x = lying()
+    assert attention.take(x, x, x) and attention.take(x, lying(apart=64), x, 0.5)
+    assert attention.take(*(x.expand(1, 2, 40, 128) for _ in range(3)))
+    assert not attention.take(x, x, lying(apart=4)), "rows that start between 16 bytes"
+    assert not attention.take(x, lying(first=1), x), "memory that does"
+    assert not attention.take(x, x[:, :, :8], x[:, :, :8]), "keys that are not as many as queries"
+    assert not attention.take(x.float(), x.float(), x.float())
+    assert not attention.take(x.half(), x.half(), x.half())
+    assert not attention.take(*(each[..., :64] for each in (x, x, x))), "heads of another width"
+    assert not attention.take(*(x[:, :1].expand(1, 3, 40, 128) for _ in range(3))), "one head for all"
+    assert not attention.take(x, x, x, -1.0)
+    assert not attention.take(x[:0], x[:0], x[:0])
