@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .kernels import attention as program
-from .kernels.cuda import usable
+from .kernels import attention as programs
+from .kernels.hopper import usable
 
 FUSED = 256
 """Dims of a head that kernels hold together with its scores; wider ones they would keep in memory."""
@@ -52,15 +52,15 @@ def _auto(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, sc
     if plain and q.is_cuda and q.dtype.itemsize == 2:
         if q.shape[-1] > FUSED:
             return in_parts(q, k, v, scale)
-        if program.take(q, k, v, scale) and available(q.device):
-            return program.attend(q, k, v, scale)
+        if programs.take(q, k, v, scale) and available(q.device):
+            return programs.attend(q, k, v, scale)
     return _sdpa(q, k, v, bias, causal, scale)
 
 
 @cache
 def available(device: torch.device) -> bool:
-    """Whether a device has our own program; asked before a model is ready, as it may have to be compiled."""
-    return usable(program.program, device, "attention is torch's, which takes a tenth longer")
+    """Whether a device has our own programs; asked before a model is ready, as they may have to be compiled."""
+    return usable(programs.programs, device, "attention is torch's, which takes a tenth longer")
 
 
 def in_parts(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:

@@ -19,7 +19,7 @@ from .attention import attention
 from .eight_bit import LARGEST, EightBitLinear
 from .fused import Stream, heads, plain_heads, rotate
 from .kernels import eight_bit_attention as programs
-from .kernels.cuda import usable
+from .kernels.hopper import plan, usable
 
 LIFT = 6
 """A weight of 1 is 2 ** 6 in 8 bits, which hold 448."""
@@ -48,8 +48,12 @@ def available(device: torch.device) -> bool:
     return usable(programs.programs, device, "speed = fp8: attention stays in 16 bits")
 
 
-def twin(streams: Sequence[Stream], rotary: Tensor) -> Tensor:
-    """What the programs compute, every rounding in its place, in plain torch; tests compare with it."""
+def twin(streams: Sequence[Stream], rotary: Tensor, blocks: int = 0) -> Tensor:
+    """What the programs compute, every rounding in its place, in plain torch; tests compare with it.
+
+    Args:
+        blocks: that cut jobs among them, as many as the GPU has multiprocessors. Every part rounds by its own scores.
+    """
     wide = [(qkv.float(), first.float(), second.float()) for qkv, first, second in streams]
     queries, keys, values = plain_heads(wide, rotary, rotate)
     values, exponent = _rounded_values(values)
@@ -57,17 +61,44 @@ def twin(streams: Sequence[Stream], rotary: Tensor) -> Tensor:
     padding = -queries.shape[2] % programs.TILE
     keys, key_units = _integers(nn.functional.pad(keys, (0, 0, 0, padding)), programs.TILE)
     scale = query_units * (queries.shape[-1] ** -0.5 / math.log(2))
-    most = torch.full_like(query_units, -(LEAST**-1))
-    total = torch.zeros(*queries.shape[:-1], queries.shape[-1] + 1)
     beside_ones = torch.cat((values, torch.ones_like(values[..., :1])), dim=-1)
-    for start in range(0, queries.shape[2], programs.TILE):
-        tile = slice(start, min(start + programs.TILE, queries.shape[2]))
-        scores = queries @ keys[:, :, tile].mT * (scale * key_units[:, :, start // programs.TILE, None])
+    lowest = torch.full_like(query_units, -(LEAST**-1))
+    nothing = torch.zeros(*queries.shape[:-1], queries.shape[-1] + 1), lowest
+    before, (total, most) = nothing, nothing
+    for tile, begins in enumerate(_beginnings(queries.shape, blocks).unbind(-1)):
+        before = _where(begins, _joined(before, (total, most)), before)
+        total, most = _where(begins, nothing, (total, most))
+        rows = slice(tile * programs.TILE, min((tile + 1) * programs.TILE, queries.shape[2]))
+        scores = queries @ keys[:, :, rows].mT * (scale * key_units[:, :, tile, None])
         peak = scores.amax(-1, keepdim=True)
         grown = torch.where(peak <= most + SLACK, most, peak)
-        total = total * torch.exp2(most - grown) + _weights(scores - grown) @ beside_ones[:, :, tile]
+        total = total * torch.exp2(most - grown) + _weights(scores - grown) @ beside_ones[:, :, rows]
         most = grown
+    total, _ = _joined(before, (total, most))
     return (total[..., :-1] / total[..., -1:] * torch.exp2(exponent)).transpose(1, 2).flatten(2)
+
+
+Sums = tuple[Tensor, Tensor]
+"""Of values and weights ``[B, N, S, K + 1]``, and the power of two that they are multiples of."""
+
+
+def _joined(first: Sums, second: Sums) -> Sums:
+    most = torch.maximum(first[1], second[1])
+    return sum((total * torch.exp2(power - most) for total, power in (first, second)), torch.zeros(())), most
+
+
+def _where(chosen: Tensor, first: Sums, second: Sums) -> Sums:
+    return torch.where(chosen, first[0], second[0]), torch.where(chosen, first[1], second[1])
+
+
+def _beginnings(shape: torch.Size, blocks: int) -> Tensor:
+    """Whether a part of a job begins at a tile, for queries ``[B, N, S, K]``: ``[B, N, S, 1, T]``."""
+    batch, heads, tokens, _ = shape
+    parts = plan(batch, heads, tokens, programs.TILE, blocks or 1)
+    jobs = torch.arange(parts.jobs).view(batch, heads, -1).repeat_interleave(programs.TILE, dim=2)[:, :, :tokens, None]
+    tiles = torch.arange(parts.tiles)
+    cut = (jobs >= parts.whole) & (((jobs - parts.whole) * parts.tiles + tiles) % parts.share == 0)
+    return ((tiles == 0) | cut)[..., None, :]
 
 
 def _integers(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:

@@ -112,6 +112,9 @@ class Library:
 EIGHT_BITS = 24 << 20
 """Bytes that products in 8 bits take for themselves beyond ``Library.base``: 18 to 21 MB of an H200."""
 
+ATTENTION = 18 << 20
+"""Bytes that attention puts the sums of cut jobs by in, on a GPU of the Hopper class."""
+
 PLAIN_CONVOLUTION = (4.4, 4.4)
 """Of a GPU whose maps lie as pictures do, as it runs no programs."""
 
@@ -156,13 +159,13 @@ def step_room(
             3 + mlp + 3 + 2 * mlp,  # activation beside attention: fused, attended, gelu, both joined, x
             4 + mlp + 2 + (1 + mlp) + matrix,  # linear2
         )
-    workspace = 0
+    workspace = ATTENTION if library.in_place else 0
     if storage.format == ROWS:
         eight = 1 / storage.compute.itemsize
         rows = eight if library.in_place else 1 + 9 * eight  # plain torch: from a copy, by way of two in float32
         # What linear2 reads, beside x, fused and attended; where LoRAs act, beside what it gives in place of attended.
         points = (*points, 2 + 3 + mlp + (1 + mlp) * rows)
-        workspace = EIGHT_BITS
+        workspace += EIGHT_BITS
     rotary = 3 * (image + text) * params.head_dim // 2 * 8
     return int((max(points) * unit + rotary + workspace) * (1 + library.kept))
 

@@ -249,7 +249,7 @@ def load_part(
     rows = storage.format == ROWS
     if rows:
         multiply_as_stored(module)
-    (eight_bit_attention if rows else attention).available(device)  # no picture waits for its program to be compiled
+    (eight_bit_attention if rows else attention).available(device)  # no picture waits for a compiler
     return module.requires_grad_(False).eval()
 
 

@@ -1,4 +1,4 @@
-"""Attention in bfloat16 by our own program on a GPU that has it, beside the reference."""
+"""Attention in bfloat16 by our own programs on a GPU that has it, beside the reference."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightweight_engine.backend import attention as backends
 from lightweight_engine.backend.attention import attention
-from lightweight_engine.backend.kernels import attention as program
+from lightweight_engine.backend.kernels import attention as programs
 
 GPU = torch.device("cuda", 0)
 
@@ -24,9 +24,12 @@ pytestmark = [
 
 Heads = tuple[Tensor, Tensor, Tensor]
 
-# (tokens, heads, batch): one, less than a block of queries, less than a tile of keys, whole ones, one more; more blocks
-# than the card has multiprocessors; a picture with its text.
-SHAPES = [(1, 1, 1), (77, 2, 3), (128, 1, 1), (176, 3, 1), (177, 2, 2), (352, 1, 1), (1000, 24, 3), (4544, 24, 1)]
+# (tokens, heads, batch): one, less than a job's queries, less than a tile of keys, whole ones, one more; jobs that are
+# cut, as many parts as a job has tiles, too; more jobs than the card has multiprocessors; pictures with their text.
+SHAPES = [
+    *((1, 1, 1), (77, 2, 3), (128, 1, 1), (176, 3, 1), (177, 2, 2), (352, 1, 1), (2000, 1, 1)),
+    *((1000, 24, 3), (1536, 24, 1), (4544, 24, 1)),
+]
 
 
 def projected(tokens: int, heads: int, batch: int, *, spread: float = 1.0) -> Heads:
@@ -44,7 +47,7 @@ def projected(tokens: int, heads: int, batch: int, *, spread: float = 1.0) -> He
 
 def run(heads: Heads, scale: float | None = None) -> Tensor:
     with torch.inference_mode():
-        assert program.take(*heads, scale)
+        assert programs.take(*heads, scale)
         return attention(*heads, scale=scale)
 
 
@@ -63,7 +66,7 @@ def test_it_is_as_near_as_torchs(tokens: int, heads: int, batch: int) -> None:
     given = projected(tokens, heads, batch)
     expected, found = exact(given), run(given)
     assert found.shape == (batch, tokens, heads * 128) and found.is_contiguous()
-    assert distance(found, expected) < 1.1 * distance(attention(*given, backend="flash"), expected) < 0.004
+    assert distance(found, expected) <= 1.1 * distance(attention(*given, backend="flash"), expected) < 0.004
 
 
 @pytest.mark.parametrize("scale", [0.02, 0.5])

@@ -10,10 +10,14 @@ import torch
 
 from lightweight_engine.backend import kernels
 from lightweight_engine.backend.kernels import attention, cuda
-from lightweight_engine.backend.kernels.cuda import CudaError, usable
+from lightweight_engine.backend.kernels.cuda import CudaError
+from lightweight_engine.backend.kernels.hopper import LEAST_TILES, plan, usable
 
 SOURCES = sorted(Path(kernels.__file__).parent.glob("*.cu"))
-NAMES = {"attention.cu": [b"attend"], "eight_bit_attention.cu": [b"find_peaks", b"prepare", b"attend"]}
+NAMES = {
+    "attention.cu": [b"attend", b"merge"],
+    "eight_bit_attention.cu": [b"find_peaks", b"prepare", b"attend", b"merge"],
+}
 
 needs_compiler = pytest.mark.skipif(torch.version.cuda is None, reason="torch was built without CUDA's compiler")
 
@@ -77,7 +81,7 @@ def test_without_a_compiler_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_another_gpu_has_not_is_no_matter(caplog: pytest.LogCaptureFixture) -> None:
-    assert not usable(attention.program, torch.device("cpu"), "slower")
+    assert not usable(attention.programs, torch.device("cpu"), "slower")
     assert not caplog.messages
 
 
@@ -118,3 +122,26 @@ def test_what_lies_otherwise_than_attention_reads_is_told() -> None:
     assert not attention.take(*(x[:, :1].expand(1, 3, 40, 128) for _ in range(3))), "one head for all"
     assert not attention.take(x, x, x, -1.0)
     assert not attention.take(x[:0], x[:0], x[:0])
+
+
+@pytest.mark.parametrize(
+    ("batch", "heads", "tokens"), [(1, 24, 4544), (4, 24, 1536), (1, 1, 300), (2, 24, 77), (1, 24, 16640)]
+)
+def test_jobs_that_are_left_are_cut_into_equal_shares(batch: int, heads: int, tokens: int) -> None:
+    blocks = 132
+    made = plan(batch, heads, tokens, 176, blocks)
+    assert made.jobs == batch * heads * made.places and 128 * (made.places - 1) < tokens <= 128 * made.places
+    assert 176 * (made.tiles - 1) < tokens <= 176 * made.tiles
+    cut = made.jobs - made.whole
+    assert cut < blocks
+    if cut:
+        assert made.whole % blocks == 0, "the others are shared out evenly"
+        assert LEAST_TILES <= made.share < made.tiles, "a block has parts of two jobs at most"
+        assert made.share * blocks >= cut * made.tiles, "all tiles are somebody's"
+
+
+def test_what_would_be_left_for_nearly_all_blocks_is_not_cut() -> None:
+    assert plan(1, 1, 128 * 131, 176, 132).whole == 131
+    assert plan(1, 1, 128 * 132, 176, 132).whole == 132
+    assert plan(1, 1, 128 * 133, 176, 132).whole == 132
+    assert plan(1, 2, 128, 176, 132).whole == 2

@@ -25,6 +25,15 @@ def test_it_is_near_to_attention(tokens: tuple[int, ...], count: int, batch: int
     assert distance(twin(streams, rotary), exact(streams, rotary)) < 0.046
 
 
+def test_parts_of_jobs_sum_up_to_them() -> None:
+    """A part rounds weights by its own largest scores, which moves the result within what rounding costs anyway."""
+    streams, rotary = projections((512, 1000), 2, 1)
+    whole, cut = twin(streams, rotary), twin(streams, rotary, 132)
+    assert 0.005 < distance(cut, whole) < 0.05
+    assert distance(cut, exact(streams, rotary)) < 0.046
+    assert torch.equal(twin(streams, rotary, 24), whole), "as many jobs as blocks: nothing is cut"
+
+
 def test_scores_far_apart_are_no_harder() -> None:
     streams, rotary = projections((300,), 2, 1, spread=8)
     assert distance(twin(streams, rotary), exact(streams, rotary)) < 0.09

@@ -20,17 +20,18 @@ constexpr float SLACK = 8;  // powers of two that scores may grow by before sums
 
 struct Work {
     TensorMap queries, keys, values;  // [B, N, S, 128], in boxes of BLOCK or TILE tokens and HALF dims
-    int tokens, blocks, heads, jobs;
-    float score_scale;                   // of scores as powers of two
-    u8* result;                          // [B, S, N * 128]
-    long long result_batch, result_row;  // bytes from one to the next
+    Plan plan;
+    float score_scale;  // of scores as powers of two
+    Result result;
+    float4* records;
 };
 
 struct Shared {
     u8 queries[2][QUERIES], keys[STAGES][2][KEYS], values[STAGES][2][KEYS];
     Barriers<STAGES> barriers;
+    Part parts[2];  // in turn, as those who compute end one while the next is fetched
 };
-static_assert(sizeof(Shared) == 213072, "as attention.py has it");
+static_assert(sizeof(Shared) == 213096, "as attention.py has it");
 
 // scores = queries . keys over 16 dims, or so much more.
 __device__ __forceinline__ void add_scores(float (&scores)[SCORES], u64 queries, u64 keys, int more) {
@@ -135,23 +136,11 @@ __device__ __forceinline__ void mask(Rows& my, int tokens) {
         if (i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2 >= tokens % TILE) my.scores[i] = __uint_as_float(0xff800000);
 }
 
-// The sum of what the four threads of a row have.
-__device__ __forceinline__ float of_four(float x) {
-    x += __shfl_xor_sync(~0u, x, 1);
-    return x + __shfl_xor_sync(~0u, x, 2);
-}
-
-__device__ __forceinline__ void finish(const Rows& my, const Work& work, const Job& job, int row) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        const float factor = 1 / of_four(my.total[i]);
-        if (row + 8 * i >= work.tokens) continue;
-        u8* out = work.result + job.batch * work.result_batch + (row + 8 * i) * work.result_row +
-                  (job.head * DIM + threadIdx.x % 4 * 2) * 2;
-#pragma unroll
-        for (int j = 0; j < 16; ++j)
-            *(u32*)(out + j * 16) = two_bf16(my.sums[4 * j + 2 * i] * factor, my.sums[4 * j + 2 * i + 1] * factor);
-    }
+__device__ __forceinline__ void finish(const Work& work, int index, int group, const float (&sums)[64],
+                                       const float (&total)[2]) {
+    const Job job = job_at(work.plan, index);
+    const float factors[2] = {1 / of_four(total[0]), 1 / of_four(total[1])};
+    write(work.result, job, job.place * BLOCK + row_of_thread(group), sums, factors);
 }
 
 __device__ __forceinline__ void fetch_tile(u8 (&to)[2][KEYS], const TensorMap& map, int tile, const Job& job, u64* full,
@@ -162,71 +151,79 @@ __device__ __forceinline__ void fetch_tile(u8 (&to)[2][KEYS], const TensorMap& m
 }
 
 __device__ __forceinline__ void fetch_all(const Work& work, Shared& shared) {
+    Barriers<STAGES>& barriers = shared.barriers;
     Turn<STAGES> turn;
-    int queries_phase = 1;
-    for (int index = blockIdx.x; index < work.jobs; index += gridDim.x, queries_phase ^= 1) {
-        const Job job = job_at(index, work.blocks, work.heads);
-        barrier_wait(&shared.barriers.queries_free, queries_phase);
-        barrier_expect(&shared.barriers.queries_full, 2 * QUERIES);
-        for (int half = 0; half < 2; ++half)
-            fetch_box(shared.queries[half], work.queries, half * HALF, job.block * BLOCK, job.head, job.batch,
-                      &shared.barriers.queries_full);
-        for (int tile = 0; tile * TILE < work.tokens; ++tile, turn.next()) {
+    int phase = 1;
+    for_each_part(work.plan, [&](const Part& part) {
+        barrier_wait(&barriers.queries_free, phase);
+        phase ^= 1;
+        shared.parts[phase] = part;
+        const Job job = job_at(work.plan, part.job);
+        const int bytes = part.end ? 2 * QUERIES : 0;
+        barrier_expect(&barriers.queries_full, bytes);
+        for (int half = 0; half < 2 && bytes; ++half)
+            fetch_box(shared.queries[half], work.queries, half * HALF, job.place * BLOCK, job.head, job.batch,
+                      &barriers.queries_full);
+        for (int tile = part.begin; tile < part.end; ++tile, turn.next()) {
             const int stage = turn.stage;
-            fetch_tile(shared.keys[stage], work.keys, tile, job, &shared.barriers.keys_full[stage],
-                       &shared.barriers.keys_free[stage], turn.phase);
-            fetch_tile(shared.values[stage], work.values, tile, job, &shared.barriers.values_full[stage],
-                       &shared.barriers.values_free[stage], turn.phase);
+            fetch_tile(shared.keys[stage], work.keys, tile, job, &barriers.keys_full[stage], &barriers.keys_free[stage],
+                       turn.phase);
+            fetch_tile(shared.values[stage], work.values, tile, job, &barriers.values_full[stage],
+                       &barriers.values_free[stage], turn.phase);
         }
-    }
+    });
 }
 
 __device__ __forceinline__ void compute_all(const Work& work, Shared& shared, int group) {
-    const int lane = threadIdx.x % 32, last = (work.tokens - 1) / TILE;
-    const int within = group * 64 + threadIdx.x / 32 % 4 * 16 + lane / 4;  // a row of the block, and the one 8 below
+    const bool first_lane = threadIdx.x % 32 == 0;
     const u64 queries = descriptor(shared.queries[0] + group * 64 * 128);
     const u64 first_keys = descriptor(shared.keys), first_values = descriptor(shared.values, KEYS);
+    Barriers<STAGES>& barriers = shared.barriers;
     Turn<STAGES> keys, values;
-    int queries_phase = 0;
     Rows my;
-    for (int index = blockIdx.x; index < work.jobs; index += gridDim.x, queries_phase ^= 1) {
+    for (int phase = 0;; phase ^= 1) {
+        barrier_wait(&barriers.queries_full, phase);
+        const volatile Part& part = shared.parts[phase];
+        const int count = part.end - part.begin;
+        if (count == 0) return;
         begin(my);
-        barrier_wait(&shared.barriers.queries_full, queries_phase);
-        barrier_wait(&shared.barriers.keys_full[keys.stage], keys.phase);
+        barrier_wait(&barriers.keys_full[keys.stage], keys.phase);
         queue_scores(my, queries, first_keys + keys.stage * (2 * KEYS >> 4));
         products_wait<0>(my.scores);
-        if (lane == 0) barrier_arrive(&shared.barriers.keys_free[keys.stage]);
+        if (first_lane) barrier_arrive(&barriers.keys_free[keys.stage]);
         keys.next();
 
         // Scores of the next tile are computed beside the values of this one.
-        for (int tile = 0; tile < last; ++tile) {
+        for (int tile = 0; tile < count - 1; ++tile) {
             weigh(my, work.score_scale);
             if (tile) {
-                if (lane == 0) barrier_arrive(&shared.barriers.values_free[values.stage]);
+                if (first_lane) barrier_arrive(&barriers.values_free[values.stage]);
                 values.next();
             }
-            barrier_wait(&shared.barriers.keys_full[keys.stage], keys.phase);
-            barrier_wait(&shared.barriers.values_full[values.stage], values.phase);
+            barrier_wait(&barriers.keys_full[keys.stage], keys.phase);
+            barrier_wait(&barriers.values_full[values.stage], values.phase);
             queue_scores(my, queries, first_keys + keys.stage * (2 * KEYS >> 4));
             queue_values(my, first_values + values.stage * (2 * KEYS >> 4));
             products_wait<1>(my.scores);
-            if (lane == 0) barrier_arrive(&shared.barriers.keys_free[keys.stage]);
+            if (first_lane) barrier_arrive(&barriers.keys_free[keys.stage]);
             keys.next();
         }
-        if (lane == 0) barrier_arrive(&shared.barriers.queries_free);
-        mask(my, work.tokens);
+        if (first_lane) barrier_arrive(&barriers.queries_free);
+        if (part.end == work.plan.tiles) mask(my, work.result.tokens);
         weigh(my, work.score_scale);
-        if (last) {
-            if (lane == 0) barrier_arrive(&shared.barriers.values_free[values.stage]);
+        if (count > 1) {
+            if (first_lane) barrier_arrive(&barriers.values_free[values.stage]);
             values.next();
         }
-        barrier_wait(&shared.barriers.values_full[values.stage], values.phase);
+        barrier_wait(&barriers.values_full[values.stage], values.phase);
         queue_values(my, first_values + values.stage * (2 * KEYS >> 4));
         products_wait<0>(my.sums);
-        if (lane == 0) barrier_arrive(&shared.barriers.values_free[values.stage]);
+        if (first_lane) barrier_arrive(&barriers.values_free[values.stage]);
         values.next();
-        const Job job = job_at(index, work.blocks, work.heads);
-        finish(my, work, job, job.block * BLOCK + within);
+        if (count == work.plan.tiles)
+            finish(work, part.job, group, my.sums, my.total);
+        else
+            put_record(record_of(work.records, blockIdx.x, part.begin == 0, group, GROUPS), my.sums, my.total, my.most);
     }
 }
 
@@ -244,4 +241,11 @@ extern "C" __global__ void __launch_bounds__((GROUPS + 1) * 128, 1) attend(const
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
         compute_all(work, shared, group);
     }
+}
+
+// A block for each job that was cut, GROUPS * 128 threads.
+extern "C" __global__ void __launch_bounds__(GROUPS * 128) merge(const __grid_constant__ Work work) {
+    float sums[64], total[2];
+    if (merged(work.plan, work.records, GROUPS, sums, total))
+        finish(work, work.plan.whole + blockIdx.x, threadIdx.x / 128, sums, total);
 }

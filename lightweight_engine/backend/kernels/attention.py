@@ -1,21 +1,23 @@
-"""Starts the program of ``attention.cu`` on Hopper. Its twin is the reference of ``..attention``."""
+"""Starts the programs of ``attention.cu`` on Hopper. Their twin is the reference of ``..attention``."""
 
 from __future__ import annotations
 
 import math
-from ctypes import Structure, c_float, c_int, c_longlong, c_void_p
-from functools import cache
+from ctypes import Structure, c_float, c_void_p
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
 
-from .cuda import CudaProgram, TensorMap, multiprocessors, tensor_map
+from .cuda import CudaProgram, TensorMap, tensor_map
+from .hopper import QUERIES, Plan, Result, multiprocessors, plan, record_bytes, result, start
 
 DIM = 128  # of a head
+TILE = 176
+"""Keys."""
 
 # As in attention.cu.
-_GROUPS, _TILE, _HALF, _SHARED = 2, 176, 64, 213072
-_BLOCK = 64 * _GROUPS
+_HALF, _SHARED = 64, 213096
 
 
 class _Work(Structure):
@@ -23,29 +25,26 @@ class _Work(Structure):
         ("queries", TensorMap),
         ("keys", TensorMap),
         ("values", TensorMap),
-        ("tokens", c_int),
-        ("blocks", c_int),
-        ("heads", c_int),
-        ("jobs", c_int),
+        ("plan", Plan),
         ("score_scale", c_float),
-        ("result", c_void_p),
-        ("result_batch", c_longlong),
-        ("result_row", c_longlong),
+        ("result", Result),
+        ("records", c_void_p),
     )
 
 
 @cache
-def program(device: torch.device) -> CudaProgram:
-    """That of a GPU; compiled where no cache has it, in about a second.
+def programs(device: torch.device) -> dict[str, CudaProgram]:
+    """Those of a GPU by their names; compiled where no cache has them, in about a second.
 
     Raises:
-        CudaError: it cannot be.
+        CudaError: they cannot be.
     """
-    return CudaProgram("attention.cu", "attend", device, _SHARED)
+    shared = {"attend": _SHARED, "merge": 0}
+    return {name: CudaProgram("attention.cu", name, device, nbytes) for name, nbytes in shared.items()}
 
 
 def take(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> bool:
-    """Whether the program computes this: heads of 128 in bfloat16, read 16 bytes at a time, all of as many tokens."""
+    """Whether the programs compute this: heads of 128 in bfloat16, read 16 bytes at a time, all of as many tokens."""
     return (
         q.shape == k.shape == v.shape
         and q.shape[-1] == DIM
@@ -56,12 +55,12 @@ def take(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> bool:
 
 
 def _is_read(x: Tensor) -> bool:
-    return (
-        x.dtype == torch.bfloat16
-        and x.stride(-1) == 1
-        and x.data_ptr() % 16 == 0
-        and all(step > 0 and step % 16 == 0 for step in _steps(x))
-    )
+    return x.dtype == torch.bfloat16 and x.data_ptr() % 16 == 0 and _lies_well(x.shape, x.stride())
+
+
+@lru_cache(1024)
+def _lies_well(shape: torch.Size, strides: tuple[int, ...]) -> bool:
+    return strides[-1] == 1 and all(step > 0 and step % 16 == 0 for step in _steps(shape, strides))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
@@ -72,34 +71,30 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tenso
         scale: of the scores; ``None`` is ``K ** -0.5``.
     """
     batch, heads, tokens, _ = q.shape
-    blocks = -(-tokens // _BLOCK)
-    jobs = batch * heads * blocks
+    blocks = multiprocessors(q.device)
+    parts = plan(batch, heads, tokens, TILE, blocks)
     out = torch.empty((batch, tokens, heads, DIM), dtype=q.dtype, device=q.device)
-    work = _Work(
-        _boxes(q, _BLOCK),
-        _boxes(k, _TILE),
-        _boxes(v, _TILE),
-        tokens,
-        blocks,
-        heads,
-        jobs,
-        (DIM**-0.5 if scale is None else scale) / math.log(2),
-        out.data_ptr(),
-        2 * out.stride(0),
-        2 * out.stride(1),
-    )
+    room = torch.empty(record_bytes(parts, blocks), dtype=torch.uint8, device=q.device)
+    places = tuple((each.data_ptr(), each.stride()) for each in (q, k, v))
+    work = _work(places, q.shape, blocks, scale or DIM**-0.5, out.data_ptr(), room.data_ptr())
     with torch.cuda.device_of(q):
-        grid = (min(jobs, multiprocessors(q.device)), 1, 1)
-        program(q.device)(grid, 128 * (_GROUPS + 1), work, shared=_SHARED)
+        start(programs(q.device), parts, blocks, work, _SHARED)
     return out.transpose(1, 2)
 
 
-def _boxes(x: Tensor, tokens: int) -> TensorMap:
-    """``x`` by so many tokens of a head, half of their dims."""
-    batch, heads, count, dim = x.shape
-    return tensor_map(x.data_ptr(), (dim, count, heads, batch), _steps(x), (_HALF, tokens, 1, 1))
+@lru_cache(1024)  # memory is taken again and again, and a host has other things to do
+def _work(
+    places: tuple[tuple[int, tuple[int, ...]], ...], shape: torch.Size, blocks: int, scale: float, out: int, room: int
+) -> _Work:
+    batch, heads, tokens, _ = shape
+    boxes = [
+        tensor_map(address, shape[::-1], _steps(shape, strides), (_HALF, size, 1, 1))
+        for (address, strides), size in zip(places, (QUERIES, TILE, TILE), strict=True)
+    ]
+    parts = plan(batch, heads, tokens, TILE, blocks)
+    return _Work(*boxes, parts, scale / math.log(2), result(out, tokens, heads * DIM), room)
 
 
-def _steps(x: Tensor) -> tuple[int, ...]:
+def _steps(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
     """Bytes from a token, a head and a picture to the next; where there is none, any will do."""
-    return tuple(2 * (step if size > 1 else DIM) for size, step in zip(x.shape[2::-1], x.stride()[2::-1], strict=True))
+    return tuple(2 * (step if size > 1 else DIM) for size, step in zip(shape[2::-1], strides[2::-1], strict=True))

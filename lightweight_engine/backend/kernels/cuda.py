@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import logging
 import os
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from ctypes import Structure, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +23,6 @@ import torch
 from ...errors import EngineError
 from .launch import kept_in
 
-logger = logging.getLogger(__name__)
-
-HOPPER = (9, 0)
 PLAIN_SHARED = 48 << 10
 """Bytes of shared memory that a program may have without being allowed more."""
 _MOST_SHARED = 8  # the attribute that allows more
@@ -75,7 +70,6 @@ class TensorMap(Structure):
     _fields_ = (("opaque", c_uint64 * 16),)
 
 
-@lru_cache(1024)
 def tensor_map(address: int, sizes: tuple[int, ...], steps: tuple[int, ...], box: tuple[int, ...]) -> TensorMap:
     """Of bfloat16, in boxes whose rows of 128 bytes come out swizzled; zeros where there is nothing.
 
@@ -98,27 +92,6 @@ def tensor_map(address: int, sizes: tuple[int, ...], steps: tuple[int, ...], box
     )
     _check(failed, "tensor map")
     return made
-
-
-@cache
-def multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def usable(programs: Callable[[torch.device], Any], device: torch.device, otherwise: str) -> bool:
-    """Whether a device has programs for Hopper, which are compiled now where no cache has them.
-
-    Args:
-        otherwise: what is done without, told in a warning where a GPU of that type cannot have them.
-    """
-    if device.type != "cuda" or torch.version.cuda is None or torch.cuda.get_device_capability(device) != HOPPER:
-        return False
-    try:
-        programs(device)
-    except (CudaError, OSError) as error:
-        logger.warning("%s: %s", otherwise, error)
-        return False
-    return True
 
 
 def _check(code: int, what: str) -> None:

@@ -27,15 +27,16 @@ struct Stream {  // tokens, the projection of which [B, S, 3, N, 128] lies by it
 
 struct Work {
     Stream streams[2];  // the second's tokens come behind the first's
-    int first_tokens, tokens, tiles, heads, jobs;
+    int first_tokens, tokens;
+    Plan plan;            // jobs of a tile of queries each
     float score_scale;    // of scores as powers of two
     const float* rotary;  // [S, 64, 2], cosines and sines
     u8* images[3];        // queries, keys, values: [B, N, T] tiles
     float* query_scales;  // [B, N, T * 128]
     float* key_scales;    // [B, N, T, 4], of which the first is one; 16 bytes are the least that is fetched
     u32* value_peaks;     // [B, N, T]: bits of the largest number of a tile
-    u8* result;           // [B, S, N * 128] in bfloat16
-    long long result_batch, result_row;
+    Result result;
+    float4* records;
 };
 
 // ---- numbers ------------------------------------------------------------------------------------------------------
@@ -174,7 +175,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) find_peaks(const Work work
         peak = max(peak, peak_of(x));
     }
     peak = largest_of_block(peak);
-    if (threadIdx.x == 0) work.value_peaks[head_place(work) * work.tiles + blockIdx.y] = peak;
+    if (threadIdx.x == 0) work.value_peaks[head_place(work) * work.plan.tiles + blockIdx.y] = peak;
 }
 
 // All values of a head are rounded by one power of two, which costs no accuracy: this is its exponent.
@@ -209,7 +210,7 @@ __device__ __forceinline__ void put_values(u8* image, const u8* raw, float facto
 extern "C" __global__ void __launch_bounds__(THREADS, 2) prepare(const Work work) {
     __shared__ __align__(16) u8 raw[TILE * DIM * 2];
     const int lane = threadIdx.x % 16;
-    const long long head = head_place(work), tile = head * work.tiles + blockIdx.y;
+    const long long head = head_place(work), tile = head * work.plan.tiles + blockIdx.y;
     float keys[PASSES][8];
     u32 peak = 0;
 #pragma unroll
@@ -236,7 +237,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) prepare(const Work work
 #pragma unroll
     for (int pass = 0; pass < PASSES; ++pass)
         put_integers(work.images[KEYS] + tile * IMAGE, pass * AT_ONCE + threadIdx.x / 16, keys[pass], unit);
-    const float exponent = value_exponent(work.value_peaks + head * work.tiles, work.tiles);
+    const float exponent = value_exponent(work.value_peaks + head * work.plan.tiles, work.plan.tiles);
     put_values(work.images[VALUES] + tile * IMAGE, raw, power_of_two(-exponent));
 }
 
@@ -257,8 +258,9 @@ struct Shared {
     float4 totals[GROUPS][SUMS / 4][128];
     float4 key_scales[STAGES];
     Barriers<STAGES> barriers;
+    Part parts[2];  // in turn, as those who compute end one while the next is fetched
 };
-static_assert(sizeof(Shared) == 221392 && BLOCK == TILE, "as eight_bit_attention.py has them");
+static_assert(sizeof(Shared) == 221424 && BLOCK == TILE, "as eight_bit_attention.py has them");
 
 // scores += queries . keys over 32 dims, in integers.
 __device__ __forceinline__ void add_scores(u32 (&scores)[64], u64 queries, u64 keys) {
@@ -394,27 +396,30 @@ __device__ __forceinline__ void begin(Rows& my, const Work& work, long long firs
 }
 
 __device__ __forceinline__ void fetch_all(const Work& work, Shared& shared) {
+    Barriers<STAGES>& barriers = shared.barriers;
     Turn<STAGES> turn;
-    int queries_phase = 1;
-    for (int index = blockIdx.x; index < work.jobs; index += gridDim.x) {
-        const int first = index / work.tiles * work.tiles;  // tile of the head
-        barrier_wait(&shared.barriers.queries_free, queries_phase);
-        queries_phase ^= 1;
-        barrier_expect(&shared.barriers.queries_full, IMAGE);
-        fetch(shared.queries, work.images[QUERIES] + (long long)index * IMAGE, IMAGE, &shared.barriers.queries_full);
-        for (int tile = first; tile < first + work.tiles; ++tile, turn.next()) {
+    int phase = 1;
+    for_each_part(work.plan, [&](const Part& part) {
+        barrier_wait(&barriers.queries_free, phase);
+        phase ^= 1;
+        shared.parts[phase] = part;
+        const long long first = part.job / work.plan.tiles * work.plan.tiles;  // tile of the head
+        const int bytes = part.end ? IMAGE : 0;
+        barrier_expect(&barriers.queries_full, bytes);
+        if (bytes)
+            fetch(shared.queries, work.images[QUERIES] + (long long)part.job * IMAGE, IMAGE, &barriers.queries_full);
+        for (int tile = part.begin; tile < part.end; ++tile, turn.next()) {
             const int stage = turn.stage;
-            barrier_wait(&shared.barriers.keys_free[stage], turn.phase ^ 1);
-            u64* keys_full = &shared.barriers.keys_full[stage];
+            u64 *keys_full = &barriers.keys_full[stage], *values_full = &barriers.values_full[stage];
+            barrier_wait(&barriers.keys_free[stage], turn.phase ^ 1);
             barrier_expect(keys_full, IMAGE + sizeof(float4));
-            fetch(&shared.key_scales[stage], work.key_scales + 4ll * tile, sizeof(float4), keys_full);
-            fetch(shared.keys[stage], work.images[KEYS] + (long long)tile * IMAGE, IMAGE, keys_full);
-            barrier_wait(&shared.barriers.values_free[stage], turn.phase ^ 1);
-            barrier_expect(&shared.barriers.values_full[stage], IMAGE);
-            fetch(shared.values[stage], work.images[VALUES] + (long long)tile * IMAGE, IMAGE,
-                  &shared.barriers.values_full[stage]);
+            fetch(&shared.key_scales[stage], work.key_scales + 4 * (first + tile), sizeof(float4), keys_full);
+            fetch(shared.keys[stage], work.images[KEYS] + (first + tile) * IMAGE, IMAGE, keys_full);
+            barrier_wait(&barriers.values_free[stage], turn.phase ^ 1);
+            barrier_expect(values_full, IMAGE);
+            fetch(shared.values[stage], work.images[VALUES] + (first + tile) * IMAGE, IMAGE, values_full);
         }
-    }
+    });
 }
 
 // Scores behind the last token weigh nothing.
@@ -425,71 +430,71 @@ __device__ __forceinline__ void mask(Rows& my, int tokens) {
         if (i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2 >= tokens % TILE) my.scores[i] = 0xff800000;  // minus infinity
 }
 
-__device__ __forceinline__ void finish(const Rows& my, const Work& work, const Job& job, int row) {
-    const long long head = (long long)job.batch * work.heads + job.head;
-    const float unit = power_of_two(value_exponent(work.value_peaks + head * work.tiles, work.tiles));
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        if (row + 8 * i >= work.tokens) continue;
-        const float factor = unit / my.sums[64 + 2 * i];
-        u8* out = work.result + job.batch * work.result_batch + (row + 8 * i) * work.result_row +
-                  (job.head * DIM + threadIdx.x % 4 * 2) * 2;
-#pragma unroll
-        for (int j = 0; j < 16; ++j)
-            *(u32*)(out + j * 16) = two_bf16(my.sums[4 * j + 2 * i] * factor, my.sums[4 * j + 2 * i + 1] * factor);
-    }
+__device__ __forceinline__ void finish(const Work& work, int index, int group, const float (&sums)[64],
+                                       const float (&total)[2]) {
+    const Job job = job_at(work.plan, index);
+    const long long head = (long long)job.batch * work.plan.heads + job.head;
+    const float unit = power_of_two(value_exponent(work.value_peaks + head * work.plan.tiles, work.plan.tiles));
+    const float factors[2] = {unit / total[0], unit / total[1]};
+    write(work.result, job, job.place * BLOCK + row_of_thread(group), sums, factors);
 }
 
 __device__ __forceinline__ void compute_all(const Work& work, Shared& shared, int group) {
-    const int lane = threadIdx.x % 32, last = work.tiles - 1;
-    const int within = group * 64 + threadIdx.x / 32 % 4 * 16 + lane / 4;  // a row of the block, and the one 8 below
+    const bool first_lane = threadIdx.x % 32 == 0;
     float4* totals = &shared.totals[group][0][threadIdx.x % 128];
     const u64 queries = descriptor(shared.queries + group * 64 * DIM);
     const u64 first_keys = descriptor(shared.keys), first_values = descriptor(shared.values);
+    Barriers<STAGES>& barriers = shared.barriers;
     Turn<STAGES> keys, values;
-    int queries_phase = 0;
     Rows my;
-    for (int index = blockIdx.x; index < work.jobs; index += gridDim.x, queries_phase ^= 1) {
-        begin(my, work, (long long)index * BLOCK + within, totals);
-        barrier_wait(&shared.barriers.queries_full, queries_phase);
-        barrier_wait(&shared.barriers.keys_full[keys.stage], keys.phase);
+    for (int phase = 0;; phase ^= 1) {
+        barrier_wait(&barriers.queries_full, phase);
+        const volatile Part& part = shared.parts[phase];
+        const int count = part.end - part.begin;
+        if (count == 0) return;
+        begin(my, work, (long long)part.job * BLOCK + row_of_thread(group), totals);
+        barrier_wait(&barriers.keys_full[keys.stage], keys.phase);
         float key_scale = shared.key_scales[keys.stage].x;
         queue_scores(my, queries, first_keys + keys.stage * (IMAGE >> 4));
         products_wait<0>(my.scores);
-        if (lane == 0) barrier_arrive(&shared.barriers.keys_free[keys.stage]);
+        if (first_lane) barrier_arrive(&barriers.keys_free[keys.stage]);
         keys.next();
 
         // Scores of the next tile are computed beside the values of this one.
-        for (int tile = 0; tile < last; ++tile) {
+        for (int tile = 0; tile < count - 1; ++tile) {
             weigh(my, key_scale, totals, tile && tile % PERIOD == 0);
             if (tile) {
-                if (lane == 0) barrier_arrive(&shared.barriers.values_free[values.stage]);
+                if (first_lane) barrier_arrive(&barriers.values_free[values.stage]);
                 values.next();
             }
-            barrier_wait(&shared.barriers.keys_full[keys.stage], keys.phase);
+            barrier_wait(&barriers.keys_full[keys.stage], keys.phase);
             key_scale = shared.key_scales[keys.stage].x;
             queue_scores(my, queries, first_keys + keys.stage * (IMAGE >> 4));
-            barrier_wait(&shared.barriers.values_full[values.stage], values.phase);
+            barrier_wait(&barriers.values_full[values.stage], values.phase);
             queue_values(my, first_values + values.stage * (STAGE >> 4));
             products_wait<1>(my.scores);
-            if (lane == 0) barrier_arrive(&shared.barriers.keys_free[keys.stage]);
+            if (first_lane) barrier_arrive(&barriers.keys_free[keys.stage]);
             keys.next();
         }
-        if (lane == 0) barrier_arrive(&shared.barriers.queries_free);
-        mask(my, work.tokens);
+        if (first_lane) barrier_arrive(&barriers.queries_free);
+        if (part.end == work.plan.tiles) mask(my, work.tokens);
         weigh(my, key_scale, totals, false);
-        if (last) {
-            if (lane == 0) barrier_arrive(&shared.barriers.values_free[values.stage]);
+        if (count > 1) {
+            if (first_lane) barrier_arrive(&barriers.values_free[values.stage]);
             values.next();
         }
-        barrier_wait(&shared.barriers.values_full[values.stage], values.phase);
+        barrier_wait(&barriers.values_full[values.stage], values.phase);
         queue_values(my, first_values + values.stage * (STAGE >> 4));
         products_wait<0>(my.sums);
-        if (lane == 0) barrier_arrive(&shared.barriers.values_free[values.stage]);
+        if (first_lane) barrier_arrive(&barriers.values_free[values.stage]);
         values.next();
         with_totals(my, totals);
-        const Job job = job_at(index, work.tiles, work.heads);
-        finish(my, work, job, job.block * BLOCK + within);
+        const float total[2] = {my.sums[64], my.sums[66]};
+        float (&sums)[64] = *(float (*)[64]) & my.sums;
+        if (count == work.plan.tiles)
+            finish(work, part.job, group, sums, total);
+        else
+            put_record(record_of(work.records, blockIdx.x, part.begin == 0, group, GROUPS), sums, total, my.most);
     }
 }
 
@@ -510,4 +515,11 @@ extern "C" __global__ void __launch_bounds__((GROUPS + 1) * 128, 1) attend(const
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
         compute_all(work, shared, group);
     }
+}
+
+// A block for each job that was cut, GROUPS * 128 threads.
+extern "C" __global__ void __launch_bounds__(GROUPS * 128) merge(const Work work) {
+    float sums[64], total[2];
+    if (merged(work.plan, work.records, GROUPS, sums, total))
+        finish(work, work.plan.whole + blockIdx.x, threadIdx.x / 128, sums, total);
 }

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from ctypes import Structure, c_float, c_int, c_longlong, c_void_p
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
 
-from .cuda import CudaProgram, multiprocessors
+from .cuda import CudaProgram
+from .hopper import QUERIES, Plan, Result, multiprocessors, plan, record_bytes, result, start
 
 DIM = 128  # of a head
-TILE = 128  # tokens that are laid out together
+TILE = QUERIES  # tokens that are laid out together
 
 # As in eight_bit_attention.cu.
-_THREADS, _GROUPS, _SHARED = 512, 2, 221392
+_THREADS, _SHARED = 512, 221424
 _SCORES = DIM**-0.5 / math.log(2)
 
 
@@ -29,18 +31,15 @@ class _Work(Structure):
         ("streams", _Stream * 2),
         ("first_tokens", c_int),
         ("tokens", c_int),
-        ("tiles", c_int),
-        ("heads", c_int),
-        ("jobs", c_int),
+        ("plan", Plan),
         ("score_scale", c_float),
         ("rotary", c_void_p),
         ("images", c_void_p * 3),
         ("query_scales", c_void_p),
         ("key_scales", c_void_p),
         ("value_peaks", c_void_p),
-        ("result", c_void_p),
-        ("result_batch", c_longlong),
-        ("result_row", c_longlong),
+        ("result", Result),
+        ("records", c_void_p),
     )
 
 
@@ -51,7 +50,7 @@ def programs(device: torch.device) -> dict[str, CudaProgram]:
     Raises:
         CudaError: they cannot be.
     """
-    shared = {"find_peaks": 0, "prepare": 0, "attend": _SHARED}
+    shared = {"find_peaks": 0, "prepare": 0, "attend": _SHARED, "merge": 0}
     return {name: CudaProgram("eight_bit_attention.cu", name, device, nbytes) for name, nbytes in shared.items()}
 
 
@@ -78,35 +77,67 @@ def attend(streams: Sequence[tuple[Tensor, Tensor, Tensor]], rotary: Tensor) -> 
     first = streams[0][0]
     batch, width, device = len(first), first.shape[-1] // 3, first.device
     count, tokens = width // DIM, sum(qkv.shape[1] for qkv, _, _ in streams)
-    tiles = -(-tokens // TILE)
-    made = batch * count * tiles
-    images = torch.empty((3, made, TILE * DIM), dtype=torch.int8, device=device)
-    scales = torch.empty(made * (TILE + 5), dtype=torch.float32, device=device)
-    angles = torch.view_as_real(rotary)
+    blocks = multiprocessors(device)
+    parts = plan(batch, count, tokens, TILE, blocks)
     out = torch.empty((batch, tokens, width), dtype=first.dtype, device=device)
-    work = _Work(
-        (_Stream * 2)(_stream(*streams[0]), _stream(*streams[-1])),
-        first.shape[1],
-        tokens,
-        tiles,
-        count,
-        made,
-        _SCORES,
-        angles.data_ptr(),
-        (c_void_p * 3)(*(images.data_ptr() + kind * made * TILE * DIM for kind in range(3))),
-        *(scales.data_ptr() + 4 * start for start in (0, made * TILE, made * (TILE + 4))),
-        out.data_ptr(),
-        2 * out.stride(0),
-        2 * out.stride(1),
+    room = torch.empty(sum(_room(parts, blocks)), dtype=torch.uint8, device=device)
+    places = tuple(_place(stream) for stream in (streams[0], streams[-1]))
+    work = _work(
+        places, first.shape[1], batch, tokens, width, blocks, rotary.data_ptr(), out.data_ptr(), room.data_ptr()
     )
     ready = programs(device)
     with torch.cuda.device_of(first):
-        ready["find_peaks"]((count, tiles, batch), _THREADS, work)
-        ready["prepare"]((count, tiles, batch), _THREADS, work)
-        ready["attend"]((min(made, multiprocessors(device)), 1, 1), 128 * (_GROUPS + 1), work, shared=_SHARED)
+        ready["find_peaks"]((count, parts.tiles, batch), _THREADS, work)
+        ready["prepare"]((count, parts.tiles, batch), _THREADS, work)
+        start(ready, parts, blocks, work, _SHARED)
     return out
 
 
-def _stream(qkv: Tensor, query_gain: Tensor, key_gain: Tensor) -> _Stream:
-    gains = (c_void_p * 2)(query_gain.data_ptr(), key_gain.data_ptr())
-    return _Stream(qkv.data_ptr(), gains, 2 * qkv.stride(0), 2 * qkv.stride(1))
+def _room(parts: Plan, blocks: int) -> tuple[int, ...]:
+    """Bytes of queries, keys and values, of the scales of both, of what comes of parts of jobs, and of peaks."""
+    image = parts.jobs * TILE * DIM
+    return image, image, image, parts.jobs * TILE * 4, parts.jobs * 16, record_bytes(parts, blocks), parts.jobs * 4
+
+
+Place = tuple[int, int, int, int, int]
+
+
+def _place(stream: tuple[Tensor, Tensor, Tensor]) -> Place:
+    """Where a stream lies: its projection and gains, and how far a picture and a token are from the next."""
+    qkv, query_gain, key_gain = stream
+    return qkv.data_ptr(), query_gain.data_ptr(), key_gain.data_ptr(), qkv.stride(0), qkv.stride(1)
+
+
+@lru_cache(1024)  # memory is taken again and again, and a host has other things to do
+def _work(
+    places: tuple[Place, ...],
+    first_tokens: int,
+    batch: int,
+    tokens: int,
+    width: int,
+    blocks: int,
+    rotary: int,
+    out: int,
+    room: int,
+) -> _Work:
+    parts = plan(batch, width // DIM, tokens, TILE, blocks)
+    starts = itertools.accumulate(_room(parts, blocks)[:-1], initial=room)
+    queries, keys, values, query_scales, key_scales, records, peaks = starts
+    streams = (
+        _Stream(qkv, (c_void_p * 2)(query_gain, key_gain), 2 * batch_step, 2 * row_step)
+        for qkv, query_gain, key_gain, batch_step, row_step in places
+    )
+    return _Work(
+        (_Stream * 2)(*streams),
+        first_tokens,
+        tokens,
+        parts,
+        _SCORES,
+        rotary,
+        (c_void_p * 3)(queries, keys, values),
+        query_scales,
+        key_scales,
+        peaks,
+        result(out, tokens, width),
+        records,
+    )

@@ -138,16 +138,43 @@ __device__ __forceinline__ void products_wait(T (&made)[COUNT]) {
     "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, " \
     "%44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
-// ---- what a block does ----------------------------------------------------------------------------------------------
-// As many blocks as there are multiprocessors take one job after another, so that what the next needs is fetched while
-// the last one ends.
+// ---- who computes what
+// ------------------------------------------------------------------------------------------------ A job is all keys
+// for some queries of a head. There are as many blocks as multiprocessors, each of which takes one job after another,
+// so that what the next one needs is fetched while the last one ends. Jobs that are left when each block has had as
+// many are cut: every block has the same number of their tiles, and `merge` sums up what comes of them.
 
-struct Job {  // some queries of a head
-    int block, head, batch;
+struct Plan {                 // made by hopper.py
+    int jobs, places, heads;  // all; of a head; of a picture
+    int tiles;                // of a job
+    int whole;                // jobs, the first of all, that are not cut
+    int share;                // of a block: tiles of those that are
 };
 
-__device__ __forceinline__ Job job_at(int index, int blocks, int heads) {
-    return {index % blocks, index / blocks % heads, index / blocks / heads};
+struct Job {
+    int place, head, batch;
+};
+
+__device__ __forceinline__ Job job_at(const Plan& plan, int index) {
+    return {index % plan.places, index / plan.places % plan.heads, index / plan.places / plan.heads};
+}
+
+struct Part {  // of a job: some of its tiles
+    int job, begin, end;
+};
+
+// Calls what fetches with the parts of this block, one after another, and at last with one that has no tiles.
+template <typename Fetch>
+__device__ __forceinline__ void for_each_part(const Plan& plan, Fetch fetch) {
+    for (int job = blockIdx.x; job < plan.whole; job += gridDim.x) fetch(Part{job, 0, plan.tiles});
+    int unit = blockIdx.x * plan.share;
+    const int last = min(unit + plan.share, (plan.jobs - plan.whole) * plan.tiles);
+    while (unit < last) {
+        const int begin = unit % plan.tiles, end = min(plan.tiles, begin + last - unit);
+        fetch(Part{plan.whole + unit / plan.tiles, begin, end});
+        unit += end - begin;
+    }
+    fetch(Part{0, 0, 0});
 }
 
 // Raises `most`, a row's largest score as a power of two, to `peak` once that is larger by more than the slack; what
@@ -158,4 +185,86 @@ __device__ __forceinline__ float raise(float& most, float peak, float slack) {
     const float before = most;
     most = peak <= before + slack ? before : peak;
     return power_of_two(before - most);
+}
+
+// ---- what comes of it
+// ------------------------------------------------------------------------------------------------- A thread has two
+// rows of 64 queries, as tensor cores give them, rows 8 apart: of each 8 of the 128 sums two of either.
+
+struct Result {
+    u8* start;             // [B, S, N * 128] in bfloat16
+    long long batch, row;  // bytes from one to the next
+    int tokens;
+};
+
+// The sum of what the four threads of a row have.
+__device__ __forceinline__ float of_four(float x) {
+    x += __shfl_xor_sync(~0u, x, 1);
+    return x + __shfl_xor_sync(~0u, x, 2);
+}
+
+// The first of the rows that a thread has of its block's queries, `GROUP` threads of which have 64.
+__device__ __forceinline__ int row_of_thread(int group) {
+    return group * 64 + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
+}
+
+template <int COUNT>
+__device__ __forceinline__ void write(const Result& result, const Job& job, int row, const float (&sums)[COUNT],
+                                      const float (&factors)[2]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        if (row + 8 * i >= result.tokens) continue;
+        u8* out = result.start + job.batch * result.batch + (row + 8 * i) * result.row +
+                  (job.head * DIM + threadIdx.x % 4 * 2) * 2;
+#pragma unroll
+        for (int j = 0; j < 16; ++j)
+            *(u32*)(out + j * 16) = two_bf16(sums[4 * j + 2 * i] * factors[i], sums[4 * j + 2 * i + 1] * factors[i]);
+    }
+}
+
+constexpr int RECORD = 17;  // times four floats, of a thread: its sums, their weights, and what both are multiples of
+
+// Where a block puts the record of a part, of which it has two at most: one that begins its job, one that does not.
+__device__ __forceinline__ float4* record_of(float4* records, int block, bool begins, int group, int groups) {
+    return records + ((block * 2 + begins) * groups + group) * RECORD * 128 + threadIdx.x % 128;
+}
+
+template <int COUNT>
+__device__ __forceinline__ void put_record(float4* to, const float (&sums)[COUNT], const float (&total)[2],
+                                           const float (&most)[2]) {
+#pragma unroll
+    for (int i = 0; i < 16; ++i)
+        to[i * 128] = make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
+    to[16 * 128] = make_float4(total[0], total[1], most[0], most[1]);
+}
+
+// Sums and weights of all parts of the job that this block merges; whether it has more than one.
+__device__ __forceinline__ bool merged(const Plan& plan, float4* records, int groups, float (&sums)[64],
+                                       float (&total)[2]) {
+    const int first = blockIdx.x * plan.tiles, from = first / plan.share;
+    const int to = (first + plan.tiles - 1) / plan.share, group = threadIdx.x / 128;
+    if (from == to) return false;
+    float most[2] = {LOWEST, LOWEST};
+    for (int block = from; block <= to; ++block) {
+        const float4 last = record_of(records, block, block == from, group, groups)[16 * 128];
+        most[0] = fmaxf(most[0], last.z), most[1] = fmaxf(most[1], last.w);
+    }
+#pragma unroll
+    for (int i = 0; i < 64; ++i) sums[i] = 0;
+    total[0] = total[1] = 0;
+    for (int block = from; block <= to; ++block) {
+        const float4* record = record_of(records, block, block == from, group, groups);
+        const float4 last = record[16 * 128];
+        const float scale[2] = {power_of_two(last.z - most[0]), power_of_two(last.w - most[1])};
+        total[0] = fmaf(last.x, scale[0], total[0]), total[1] = fmaf(last.y, scale[1], total[1]);
+#pragma unroll
+        for (int i = 0; i < 16; ++i) {
+            const float4 four = record[i * 128];
+            sums[4 * i] = fmaf(four.x, scale[0], sums[4 * i]);
+            sums[4 * i + 1] = fmaf(four.y, scale[0], sums[4 * i + 1]);
+            sums[4 * i + 2] = fmaf(four.z, scale[1], sums[4 * i + 2]);
+            sums[4 * i + 3] = fmaf(four.w, scale[1], sums[4 * i + 3]);
+        }
+    }
+    return true;
 }
