@@ -76,7 +76,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tenso
     out = torch.empty((batch, tokens, heads, DIM), dtype=q.dtype, device=q.device)
     room = torch.empty(record_bytes(parts, blocks), dtype=torch.uint8, device=q.device)
     places = tuple((each.data_ptr(), each.stride()) for each in (q, k, v))
-    work = _work(places, q.shape, blocks, scale or DIM**-0.5, out.data_ptr(), room.data_ptr())
+    work = _work(q.device, places, q.shape, blocks, scale or DIM**-0.5, out.data_ptr(), room.data_ptr())
     with torch.cuda.device_of(q):
         start(programs(q.device), parts, blocks, work, _SHARED)
     return out.transpose(1, 2)
@@ -84,11 +84,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tenso
 
 @lru_cache(1024)  # memory is taken again and again, and a host has other things to do
 def _work(
-    places: tuple[tuple[int, tuple[int, ...]], ...], shape: torch.Size, blocks: int, scale: float, out: int, room: int
+    device: torch.device,
+    places: tuple[tuple[int, tuple[int, ...]], ...],
+    shape: torch.Size,
+    blocks: int,
+    scale: float,
+    out: int,
+    room: int,
 ) -> _Work:
     batch, heads, tokens, _ = shape
     boxes = [
-        tensor_map(address, shape[::-1], _steps(shape, strides), (_HALF, size, 1, 1))
+        tensor_map(device, address, shape[::-1], _steps(shape, strides), (_HALF, size, 1, 1))
         for (address, strides), size in zip(places, (QUERIES, TILE, TILE), strict=True)
     ]
     parts = plan(batch, heads, tokens, TILE, blocks)

@@ -49,15 +49,16 @@ class CudaProgram:
     def __init__(self, file: str, name: str, device: torch.device, shared: int = 0) -> None:
         self._name, self._device = name, device
         self._function = c_void_p()
+        self._context = _context(device)
         with torch.cuda.device(device):
-            self._context, module = _loaded(file, torch.cuda.current_device())
+            module = _loaded(file, torch.cuda.current_device())
             _check(_driver().cuModuleGetFunction(byref(self._function), module, name.encode()), name)
             if shared > PLAIN_SHARED:
                 _check(_driver().cuFuncSetAttribute(self._function, _MOST_SHARED, c_int(shared)), name)
 
     def __call__(self, grid: tuple[int, int, int], threads: int, work: Structure, *, shared: int = 0) -> None:
         """Queue it on the current stream of its GPU."""
-        _check(_driver().cuCtxSetCurrent(self._context), self._name)  # a thread that has done nothing yet has none
+        _enter(self._context)
         arguments = (c_void_p * 1)(ctypes.addressof(work))  # copied before the driver returns
         stream = c_void_p(torch.cuda.current_stream(self._device).cuda_stream)
         done = _driver().cuLaunchKernel(self._function, *grid, threads, 1, 1, shared, stream, arguments, None)
@@ -70,10 +71,13 @@ class TensorMap(Structure):
     _fields_ = (("opaque", c_uint64 * 16),)
 
 
-def tensor_map(address: int, sizes: tuple[int, ...], steps: tuple[int, ...], box: tuple[int, ...]) -> TensorMap:
+def tensor_map(
+    device: torch.device, address: int, sizes: tuple[int, ...], steps: tuple[int, ...], box: tuple[int, ...]
+) -> TensorMap:
     """Of bfloat16, in boxes whose rows of 128 bytes come out swizzled; zeros where there is nothing.
 
     Args:
+        device: the GPU that has the numbers.
         address: of the first number; a multiple of 16.
         sizes: of all dimensions, the innermost first.
         steps: bytes from one to the next in each but the innermost; multiples of 16.
@@ -86,6 +90,7 @@ def tensor_map(address: int, sizes: tuple[int, ...], steps: tuple[int, ...], box
     shape = (c_uint64 * count)(*sizes), (c_uint64 * (count - 1))(*steps), (c_uint32 * count)(*box)
     every = (c_uint32 * count)(*(1 for _ in sizes))
     plain, swizzled, kept, zeros = 0, 3, 3, 0  # no interleaving; 128 bytes; 256 bytes of the second-level cache
+    _enter(_context(device))
     encode = _driver().cuTensorMapEncodeTiled
     failed = encode(
         byref(made), _BFLOAT16, count, c_void_p(address), *shape, every, *map(c_int, (plain, swizzled, kept, zeros))
@@ -107,14 +112,27 @@ def _driver() -> Any:
 
 
 @cache
-def _loaded(file: str, index: int) -> tuple[c_void_p, c_void_p]:
-    """The context of a GPU, which is torch's, and a file's functions in it."""
+def _context(device: torch.device) -> c_void_p:
+    """That of a GPU, which is torch's."""
     torch.cuda.init()
-    context, module = c_void_p(), c_void_p()
-    _check(_driver().cuDevicePrimaryCtxRetain(byref(context), c_int(index)), file)
-    _check(_driver().cuCtxSetCurrent(context), file)
+    context = c_void_p()
+    index = torch.cuda.current_device() if device.index is None else device.index
+    _check(_driver().cuDevicePrimaryCtxRetain(byref(context), c_int(index)), f"GPU {index}")
+    return context
+
+
+def _enter(context: c_void_p) -> None:
+    """Before any other call of the driver: a thread that has done nothing yet has no context."""
+    _check(_driver().cuCtxSetCurrent(context), "context")
+
+
+@cache
+def _loaded(file: str, index: int) -> c_void_p:
+    """A file's functions in the context of a GPU."""
+    module = c_void_p()
+    _enter(_context(torch.device("cuda", index)))
     _check(_driver().cuModuleLoadData(byref(module), _machine_code(file, index)), file)
-    return context, module
+    return module
 
 
 def _machine_code(file: str, index: int) -> bytes:
