@@ -518,5 +518,5 @@ stage   resident  slots    streamed/pass  kept     room     peak     floor/pass
 encode  10 MiB    0 MiB    0 MiB          802 MiB  98 MiB   910 MiB
 sample  257 MiB   544 MiB  768 MiB        11 MiB   167 MiB  979 MiB  107 ms
 decode  1 MiB     0 MiB    0 MiB          811 MiB  163 MiB  975 MiB
-NVIDIA GeForce RTX 4090: 1.00 GiB may be taken, 975 MiB at most will be (NORMAL_VRAM, transformer as bf16)
+NVIDIA GeForce RTX 4090: 1.00 GiB may be taken, 979 MiB at most will be (NORMAL_VRAM, transformer as bf16)
 """
