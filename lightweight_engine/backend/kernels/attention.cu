@@ -9,12 +9,10 @@
 
 #include "hopper.cuh"
 
-constexpr int GROUPS = 2;           // of 128 threads that compute, each 64 queries
-constexpr int STAGES = 2;           // tiles of keys, and of values, that are there or on their way
-constexpr int BLOCK = 64 * GROUPS;  // queries
-constexpr int TILE = 176;           // keys
-constexpr int SCORES = TILE / 2;    // of a thread: two rows of those of a tile
-constexpr int HALF = 64;            // dims that lie together: 128 bytes
+constexpr int STAGES = 2;         // tiles of keys, and of values, that are there or on their way
+constexpr int TILE = 176;         // keys
+constexpr int SCORES = TILE / 2;  // of a thread: two rows of those of a tile
+constexpr int HALF = 64;          // dims that lie together: 128 bytes
 constexpr int QUERIES = BLOCK * HALF * 2, KEYS = TILE * HALF * 2;  // bytes of such a half
 constexpr float SLACK = 8;  // powers of two that scores may grow by before sums are scaled anew
 
@@ -223,7 +221,7 @@ __device__ __forceinline__ void compute_all(const Work& work, Shared& shared, in
         if (count == work.plan.tiles)
             finish(work, part.job, group, my.sums, my.total);
         else
-            put_record(record_of(work.records, blockIdx.x, part.begin == 0, group, GROUPS), my.sums, my.total, my.most);
+            put_record(record_of(work.records, blockIdx.x, part.begin == 0, group), my.sums, my.total, my.most);
     }
 }
 
@@ -246,6 +244,6 @@ extern "C" __global__ void __launch_bounds__((GROUPS + 1) * 128, 1) attend(const
 // A block for each job that was cut, GROUPS * 128 threads.
 extern "C" __global__ void __launch_bounds__(GROUPS * 128) merge(const __grid_constant__ Work work) {
     float sums[64], total[2];
-    if (merged(work.plan, work.records, GROUPS, sums, total))
+    if (merged(work.plan, work.records, sums, total))
         finish(work, work.plan.whole + blockIdx.x, threadIdx.x / 128, sums, total);
 }

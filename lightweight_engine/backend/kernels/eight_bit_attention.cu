@@ -243,10 +243,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) prepare(const Work work
 
 // ---- attend -------------------------------------------------------------------------------------------------------
 
-constexpr int GROUPS = 2;               // of 128 threads that compute, each 64 queries
 constexpr int STAGES = 4;               // tiles of keys, and of values, that are there or on their way
 constexpr int PERIOD = 8;               // tiles, after which sums go to float32
-constexpr int BLOCK = 64 * GROUPS;      // queries
 constexpr int STAGE = IMAGE + 8 * 128;  // a tile of values, and 8 dims that are 1: their sums are those of the weights
 constexpr int SUMS = 68;                // of a thread: two rows of those 136 dims
 constexpr float LIFT = 6;               // a weight of 1 is 2 ** 6 of the 448 that 8 bits hold
@@ -494,7 +492,7 @@ __device__ __forceinline__ void compute_all(const Work& work, Shared& shared, in
         if (count == work.plan.tiles)
             finish(work, part.job, group, sums, total);
         else
-            put_record(record_of(work.records, blockIdx.x, part.begin == 0, group, GROUPS), sums, total, my.most);
+            put_record(record_of(work.records, blockIdx.x, part.begin == 0, group), sums, total, my.most);
     }
 }
 
@@ -520,6 +518,6 @@ extern "C" __global__ void __launch_bounds__((GROUPS + 1) * 128, 1) attend(const
 // A block for each job that was cut, GROUPS * 128 threads.
 extern "C" __global__ void __launch_bounds__(GROUPS * 128) merge(const Work work) {
     float sums[64], total[2];
-    if (merged(work.plan, work.records, GROUPS, sums, total))
+    if (merged(work.plan, work.records, sums, total))
         finish(work, work.plan.whole + blockIdx.x, threadIdx.x / 128, sums, total);
 }

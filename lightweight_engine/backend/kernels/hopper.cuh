@@ -6,7 +6,9 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef unsigned char u8;
 
-constexpr int DIM = 128;  // of a head
+constexpr int DIM = 128;            // of a head
+constexpr int GROUPS = 2;           // of 128 threads that compute, each 64 queries
+constexpr int BLOCK = 64 * GROUPS;  // queries
 constexpr float LOWEST = -1e30f;
 
 // ---- numbers ------------------------------------------------------------------------------------------------------
@@ -138,11 +140,11 @@ __device__ __forceinline__ void products_wait(T (&made)[COUNT]) {
     "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, " \
     "%44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
-// ---- who computes what
-// ------------------------------------------------------------------------------------------------ A job is all keys
-// for some queries of a head. There are as many blocks as multiprocessors, each of which takes one job after another,
-// so that what the next one needs is fetched while the last one ends. Jobs that are left when each block has had as
-// many are cut: every block has the same number of their tiles, and `merge` sums up what comes of them.
+// ---- who computes what ----------------------------------------------------------------------------------------------
+// A job is all keys for BLOCK queries of a head. There are as many blocks of threads as multiprocessors, each of which
+// takes one job after another, so that what the next one needs is fetched while the last one ends. Jobs that are left
+// when each has had as many are cut: every block has the same number of their tiles, and `merge` sums up what comes of
+// them.
 
 struct Plan {                 // made by hopper.py
     int jobs, places, heads;  // all; of a head; of a picture
@@ -187,9 +189,8 @@ __device__ __forceinline__ float raise(float& most, float peak, float slack) {
     return power_of_two(before - most);
 }
 
-// ---- what comes of it
-// ------------------------------------------------------------------------------------------------- A thread has two
-// rows of 64 queries, as tensor cores give them, rows 8 apart: of each 8 of the 128 sums two of either.
+// ---- what comes of it -----------------------------------------------------------------------------------------------
+// Of 64 queries a thread has two rows that are 8 apart, and of each 8 of their 128 sums two, as tensor cores give them.
 
 struct Result {
     u8* start;             // [B, S, N * 128] in bfloat16
@@ -203,7 +204,7 @@ __device__ __forceinline__ float of_four(float x) {
     return x + __shfl_xor_sync(~0u, x, 2);
 }
 
-// The first of the rows that a thread has of its block's queries, `GROUP` threads of which have 64.
+// The first of a thread's rows among its job's queries.
 __device__ __forceinline__ int row_of_thread(int group) {
     return group * 64 + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
 }
@@ -225,8 +226,8 @@ __device__ __forceinline__ void write(const Result& result, const Job& job, int 
 constexpr int RECORD = 17;  // times four floats, of a thread: its sums, their weights, and what both are multiples of
 
 // Where a block puts the record of a part, of which it has two at most: one that begins its job, one that does not.
-__device__ __forceinline__ float4* record_of(float4* records, int block, bool begins, int group, int groups) {
-    return records + ((block * 2 + begins) * groups + group) * RECORD * 128 + threadIdx.x % 128;
+__device__ __forceinline__ float4* record_of(float4* records, int block, bool begins, int group) {
+    return records + ((block * 2 + begins) * GROUPS + group) * RECORD * 128 + threadIdx.x % 128;
 }
 
 template <int COUNT>
@@ -239,21 +240,20 @@ __device__ __forceinline__ void put_record(float4* to, const float (&sums)[COUNT
 }
 
 // Sums and weights of all parts of the job that this block merges; whether it has more than one.
-__device__ __forceinline__ bool merged(const Plan& plan, float4* records, int groups, float (&sums)[64],
-                                       float (&total)[2]) {
+__device__ __forceinline__ bool merged(const Plan& plan, float4* records, float (&sums)[64], float (&total)[2]) {
     const int first = blockIdx.x * plan.tiles, from = first / plan.share;
     const int to = (first + plan.tiles - 1) / plan.share, group = threadIdx.x / 128;
     if (from == to) return false;
     float most[2] = {LOWEST, LOWEST};
     for (int block = from; block <= to; ++block) {
-        const float4 last = record_of(records, block, block == from, group, groups)[16 * 128];
+        const float4 last = record_of(records, block, block == from, group)[16 * 128];
         most[0] = fmaxf(most[0], last.z), most[1] = fmaxf(most[1], last.w);
     }
 #pragma unroll
     for (int i = 0; i < 64; ++i) sums[i] = 0;
     total[0] = total[1] = 0;
     for (int block = from; block <= to; ++block) {
-        const float4* record = record_of(records, block, block == from, group, groups);
+        const float4* record = record_of(records, block, block == from, group);
         const float4 last = record[16 * 128];
         const float scale[2] = {power_of_two(last.z - most[0]), power_of_two(last.w - most[1])};
         total[0] = fmaf(last.x, scale[0], total[0]), total[1] = fmaf(last.y, scale[1], total[1]);
