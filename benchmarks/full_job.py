@@ -24,8 +24,10 @@ from benchmarks.report import publish
 from lightweight_engine import GenerationRequest
 from lightweight_engine.core.describe import device_name
 from lightweight_engine.extensions.detection import Detection, Detector, YOLODetector
-from lightweight_engine.extensions.detectors import DetectorLibrary, Place, visiting
-from lightweight_engine.extensions.detectors import Entry as File
+from lightweight_engine.extensions.detector_list import Entry as File
+from lightweight_engine.extensions.detector_networks import visiting
+from lightweight_engine.extensions.detector_place import Place
+from lightweight_engine.extensions.detectors import DetectorLibrary
 from lightweight_engine.extensions.yolov8 import YOLOv8
 from lightweight_engine.extensions.yolov8_sizes import YOLOv8Sizes
 from lightweight_engine.upscalers.picture import Picture

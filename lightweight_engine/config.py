@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -555,6 +554,8 @@ def _from_file(path: Path | None) -> Iterator[tuple[str, Any, str]]:
     """The settings of a TOML file; its relative paths start from the folder that it lies in."""
     if path is None:
         return
+    import tomllib  # most starts have no such file
+
     text = ""
     try:
         text = path.read_text(encoding="utf-8")

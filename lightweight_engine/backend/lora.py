@@ -85,6 +85,24 @@ class Delta(ABC):
         return None
 
 
+class KroneckerProduct(Delta):
+    """A delta that acts beside a layer by two small matrices, of which it is the Kronecker product."""
+
+    @property
+    @abstractmethod
+    def elements(self) -> int:
+        """Of both matrices."""
+
+    @property
+    @abstractmethod
+    def piece(self) -> int:
+        """Numbers that are made on the way, for each token."""
+
+    @abstractmethod
+    def matrices(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """[out1, in1] and [out2, in2], the scale in the second."""
+
+
 @dataclass(frozen=True, eq=False)
 class Change:
     """A delta, and the rows of a parameter that it concerns."""

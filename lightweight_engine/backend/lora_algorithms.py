@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .lora import Branch, Delta
+from .lora import Branch, Delta, KroneckerProduct
 
 MAX_RANK = 4096
 EPSILON = torch.finfo(torch.float32).eps
@@ -72,7 +72,7 @@ class Hadamard(Delta):
 
 
 @dataclass(frozen=True, eq=False)
-class Kronecker(Delta):
+class Kronecker(KroneckerProduct):
     """LoKr: the Kronecker product of two matrices, each given whole or as two factors."""
 
     algorithm: ClassVar[str] = "LoKr"
@@ -96,16 +96,13 @@ class Kronecker(Delta):
 
     @property
     def elements(self) -> int:
-        """Of both matrices."""
         return sum(factors[0].shape[0] * factors[-1].shape[1] for factors in (self.first, self.second))
 
     @property
     def piece(self) -> int:
-        """Numbers that are made on the way, for each token."""
         return self.shape[0] + self.first[0].shape[0] * self.second[-1].shape[1]
 
     def matrices(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """[out1, in1] and [out2, in2], the scale in the second."""
         first, second = (_product(factors, device) for factors in (self.first, self.second))
         return first, second * self.scale
 

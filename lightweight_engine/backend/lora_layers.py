@@ -22,8 +22,7 @@ from .eight_bit import EightBitLinear, InEightBits, in_rows
 from .fp8 import quantize_rows
 from .kernels.dequantize import RANKS
 from .linear import SHORT, AsNumbers, PackedLinear, numbers, passing_numbers
-from .lora import Branch, Change, merged, on_device, side_branch
-from .lora_algorithms import Kronecker
+from .lora import Branch, Change, KroneckerProduct, merged, on_device, side_branch
 from .packed import Added, Spec
 
 Changes = Sequence[tuple[Change, float]]
@@ -129,7 +128,7 @@ def _cost_of(changes: Changes, shape: tuple[int, ...], itemsize: int) -> Cost:
         return Cost(2 * FLOAT * shape[0])
     tensors = sum(delta.nbytes for delta in deltas)
     thin = [delta.rank for delta in deltas if delta.rank is not None]
-    products = [delta for delta in deltas if isinstance(delta, Kronecker)]
+    products = [delta for delta in deltas if isinstance(delta, KroneckerProduct)]
     if len(thin) + len(products) < len(deltas) or (products and any(delta.needs_weight for delta in deltas)):
         return Cost(tensors, 4 * FLOAT * shape[0] * shape[1])
     held = sum(thin) * sum(shape) + 2 * shape[0] * bool(thin) + sum(product.elements for product in products)
@@ -225,8 +224,8 @@ def _linear(
     """The ``forward`` of a changed linear, or what is added to its weight."""
     changes = leaves.get("weight", ())
     bias = _bias(module, leaves, device)
-    products = [(change, s) for change, s in changes if isinstance(change.delta, Kronecker)]
-    others = [(change, s) for change, s in changes if not isinstance(change.delta, Kronecker)]
+    products = [(change, s) for change, s in changes if isinstance(change.delta, KroneckerProduct)]
+    others = [(change, s) for change, s in changes if not isinstance(change.delta, KroneckerProduct)]
     if products and any(change.delta.needs_weight for change, _ in changes):
         products, others = [], list(changes)
     shape = (module.out_features, module.in_features)
@@ -264,7 +263,7 @@ def _in_dtype(branch: Branch, dtype: torch.dtype) -> Branch:
 
 
 def _product(change: Change, strength: float, rows: int, device: torch.device, dtype: torch.dtype) -> _Product:
-    assert isinstance(change.delta, Kronecker)
+    assert isinstance(change.delta, KroneckerProduct)
     first, second = change.delta.matrices(device)
     return _Product(first.to(dtype), (second * strength).to(dtype), slice(*(change.rows or (0, rows))))
 

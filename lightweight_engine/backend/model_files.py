@@ -17,24 +17,17 @@ from typing import Any
 
 from ..errors import CorruptCheckpointError, ModelNotFoundError, UnsupportedCheckpointError
 from .checkpoint import Checkpoint, TensorInfo, corrupt, open_checkpoint, unique
-from .gguf_file import MAGIC as GGUF
-from .gguf_file import open_gguf
-from .legacy_pickles import open_legacy_pickle
-from .pickles import open_pickle
 
 INDEX = ".index.json"
 CONFIG = "config.json"
 MAX_INDEX = 16 << 20
 MAX_CONFIG = 1 << 20
 
+# How files begin; everything else is tried as safetensors.
 SAFETENSORS = b"\0\0\0\0{"  # from the fifth byte: the high half of the header's length, and its first letter
-
-# First bytes -> reader; everything else is tried as safetensors.
-READERS: tuple[tuple[bytes, Callable[[Path], Checkpoint]], ...] = (
-    (GGUF, open_gguf),
-    (b"PK\x03\x04", open_pickle),
-    (b"\x80", open_legacy_pickle),
-)
+GGUF = b"GGUF"
+ARCHIVE = b"PK\x03\x04"
+PICKLE = b"\x80"
 
 # First letters of a text -> what it is and what to do.
 TEXTS: tuple[tuple[tuple[bytes, ...], str], ...] = (
@@ -88,9 +81,27 @@ def _open_file(path: Path) -> Checkpoint:
         # A safetensors file may begin with any byte, but has zeros among its first eight.
         if b"\0" not in start and text.startswith(beginnings):
             raise CorruptCheckpointError(f"{path.name} is not a model: it is {what} ({status.st_size:,} bytes)")
+    return _reader_of(start)(path)
+
+
+def _reader_of(start: bytes) -> Callable[[Path], Checkpoint]:
+    """What opens a file that begins so. Readers of what is no safetensors are imported with the first such file: a
+    start waits for these imports, and seldom needs one."""
     if start[4:9] == SAFETENSORS:  # the low half of the length may look like any other beginning
-        return open_checkpoint(path)
-    return next((reader for magic, reader in READERS if start.startswith(magic)), open_checkpoint)(path)
+        return open_checkpoint
+    if start.startswith(GGUF):
+        from .gguf_file import open_gguf
+
+        return open_gguf
+    if start.startswith(ARCHIVE):
+        from .pickles import open_pickle
+
+        return open_pickle
+    if start.startswith(PICKLE):
+        from .legacy_pickles import open_legacy_pickle
+
+        return open_legacy_pickle
+    return open_checkpoint
 
 
 def _refuse_lone_shard(path: Path) -> None:

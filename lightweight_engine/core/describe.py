@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..backend.checkpoint import file_sha256
-from ..extensions.detailer_infotext import detailer_infotext
 from ..extensions.lora import of_urls
 from ..flux.conditioner import resolve_guidance
 from ..flux.prompt import parse_networks
@@ -83,7 +82,7 @@ def describe(job: Job, batch: Batch, seed: int, subseed: int, files: Sequence[Mo
         seed_resize_from=(max(request.seed_resize_from_w, 0), max(request.seed_resize_from_h, 0)),
         ensd=request.eta_noise_seed_delta if SAMPLERS[job.sampler].uses_ensd else 0,
         rng=job.noise_source,
-        extra=detailer_infotext(job.detailing.passes) if job.detailing else {},
+        extra=_detailer_facts(job),
         hires=_hires_facts(job.hires) if job.hires else None,
         image=_image_facts(job, batch.seeds.index(seed) + batch.first) if job.begin else None,
         loras={use.name: use.sha256[:10] for use in batch.loras.uses},
@@ -92,6 +91,15 @@ def describe(job: Job, batch: Batch, seed: int, subseed: int, files: Sequence[Mo
         version=f"lightweight-engine {__version__}",
     )
     return infotext(facts)
+
+
+def _detailer_facts(job: Job) -> dict[str, Any]:
+    """What the detailer adds, imported by jobs that have one."""
+    if job.detailing is None:
+        return {}
+    from ..extensions.detailer_infotext import detailer_infotext
+
+    return detailer_infotext(job.detailing.passes)
 
 
 def _hires_facts(hires: Hires) -> HiresFacts:

@@ -11,14 +11,14 @@ from PIL import Image
 
 from ..errors import EngineError, RequestError
 from ..extensions.adetailer import ADetailer, DetailerOptions
-from ..extensions.detailer_args import ADetailerArgs, Passes, check_samplers, of_pass
+from ..extensions.detailer_args import NONE_RUNS, ADetailerArgs, Passes, check_samplers, idle_arguments, of_pass
 from ..extensions.detailer_prompts import is_skipped, prompts_of
 from ..extensions.detailer_targets import drawn
 from ..extensions.detection import Detection
 from ..request import SMALLEST_SIDE, GenerationRequest
 from .limits import check_length, check_parts
 from .mask_request import ONE_PICTURE, with_outer_loras
-from .named import passes_of
+from .named_passes import passes_of
 from .passes import Pass, Tools, check_work, first_pass, plan_passes
 from .plan import Plan
 
@@ -57,6 +57,11 @@ def detailing_of(request: GenerationRequest, tools: Tools) -> Detailing | None:
     detailer.check(passes)
     check_samplers(passes, request.sampler, request.scheduler, request.compat)
     return Detailing(detailer, passes)
+
+
+def idle_detailing(detailing: Detailing | None) -> list[str]:
+    """What a request that asks for the detailer asks in vain."""
+    return [NONE_RUNS] if detailing is None else idle_arguments(detailing.passes)
 
 
 def find(request: GenerationRequest, tools: Tools, image: Image.Image) -> tuple[list[list[Detection]], Image.Image]:

@@ -16,7 +16,6 @@ import torch
 from ..backend.devices import Card, PeakMemory
 from ..config import EngineConfig
 from ..errors import ConfigError, RequestError
-from ..extensions.detection import Detection
 from ..extensions.detectors import DetectorLibrary
 from ..extensions.lora import LoRAManager, reports
 from ..flux.conditioner import EmbeddingCache
@@ -27,7 +26,6 @@ from ..upscalers.library import UpscalerLibrary
 from .assembly import assemble
 from .current_model import CurrentModel, ready_device
 from .describe import describe, device_name, versions
-from .detailing import find
 from .finite import settle
 from .hashes import HashCache
 from .jobs import plan_job, plan_request
@@ -41,11 +39,12 @@ from .precision import settings_in_effect
 from .processing import Batch, Drawn, Job, draw, make
 from .progress import Cancel, Interrupt, OnProgress, Tracker, Watch
 from .recovery import within_memory
-from .upscaling import upscale_pictures
 from .workshop import Workshop
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from ..extensions.detection import Detection
 
 log = logging.getLogger(__name__)
 
@@ -231,6 +230,8 @@ class LightweightEngine:
             GenerationCancelled: ``cancel`` was set.
             MemoryBudgetError: the device ran out of memory.
         """
+        from .upscaling import upscale_pictures  # which no job needs
+
         _check_kind(request, UpscaleRequest, "one, or call upscale(picture)")
         check_upscale(request, self.config)
         watch = Watch(on_progress, cancel, interrupt=interrupt)
@@ -268,6 +269,8 @@ class LightweightEngine:
             RequestError: an argument is wrong, or a detector is not known.
             ModelError: a detector cannot be used.
         """
+        from .detailing import find  # the detailer, which a start does not need
+
         with self._lock:
             networks = self._model.networks or self._assembled(self.config, None, [])
             return find(request, self._tools(networks, self._model.loras_of(networks.models)), picture)

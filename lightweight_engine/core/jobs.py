@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from PIL import Image
 from torch import Tensor
 
 from ..backend.pace import Laps
-from ..extensions.detailer_args import NONE_RUNS, idle_arguments
 from ..extensions.hires_fix import LATENT_MODES, LatentMode
 from ..flux.conditioner import Conditioner
 from ..request import GenerationRequest
 from ..upscalers.library import Coming
 from ..upscalers.upscaler import NONE, Upscaler
-from .detailing import Detailing, detailing_of, plan_detailing
 from .finite import check_finite
 from .idle_fields import without_effect
 from .images import to_images
@@ -29,6 +28,9 @@ from .processing import Hires, Job
 from .progress import Tracker, Watch, fetching
 from .recovery import Recovery
 from .start_pictures import StartPictures, read_start
+
+if TYPE_CHECKING:
+    from .detailing import Detailing
 
 # What a plan says where the setting of that name is in effect.
 RESIDENCIES = ("stored", "fast")
@@ -59,9 +61,8 @@ def plan_job(
         check_work(each, config)
     begin = _start_pictures(first, tools, warnings)
     memory = plan_passes(first, second, target, tools)
-    detailing = detailing_of(request, tools)
-    warnings += _idle_detailing(request, detailing)
-    for plan in (memory, *(plan_detailing(detailing, first, tools) if detailing else ())):
+    detailing, details = _detailing(first, tools, warnings)
+    for plan in (memory, *details):
         plan.check()
     if memory.residency not in RESIDENCIES:
         warnings.append(f"residency: {memory.residency}; see what it takes by `plan`, and make room or ask for less")
@@ -94,16 +95,20 @@ def plan_request(request: GenerationRequest, tools: Tools) -> Plan:
     request = _at_home(request, tools)
     first = first_pass(request, tools, [], lambda *_: None)
     memory = plan_passes(first, *hires_pass(first, tools, [], lambda *_: None), tools)
-    detailing = detailing_of(request, tools)
-    details = plan_detailing(detailing, first, tools) if detailing else []
+    _, details = _detailing(first, tools, [])
     return replace(memory, then={**memory.then, **{f"detail {i}": plan for i, plan in enumerate(details, 1)}})
 
 
-def _idle_detailing(request: GenerationRequest, detailing: Detailing | None) -> list[str]:
-    """What a request asks of the detailer in vain."""
-    if detailing is not None:
-        return idle_arguments(detailing.passes)
-    return [NONE_RUNS] if request.adetailer or request.adetailer_passes else []
+def _detailing(first: Pass, tools: Tools, warnings: list[str]) -> tuple[Detailing | None, list[Plan]]:
+    """The detailer's passes that a request asks for, each with its plan. The detailer is imported by those that ask."""
+    request = first.request
+    if not (request.adetailer or request.adetailer_passes):
+        return None, []
+    from .detailing import detailing_of, idle_detailing, plan_detailing
+
+    detailing = detailing_of(request, tools)
+    warnings += idle_detailing(detailing)
+    return detailing, plan_detailing(detailing, first, tools) if detailing else []
 
 
 def _at_home(request: GenerationRequest, tools: Tools) -> GenerationRequest:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..extensions.adetailer import Repaint
 from ..flux.prompt import parse_networks
 from ..request import GenerationRequest
+
+if TYPE_CHECKING:
+    from ..extensions.adetailer import Repaint
 
 # What an inner job does not take over from the outer one.
 ONE_PICTURE: Mapping[str, Any] = {

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from ..extensions.adetailer import Outer, PassReport, Repaint
 from ..flux.conditioner import resolve_guidance
 from ..request import GenerationRequest
 from ..results import DetailReport
 from ..upscalers.picture import Picture
 from .mask_request import request_of
 from .processing import Batch, Job, draw, finished
+
+if TYPE_CHECKING:
+    from ..extensions.adetailer import Outer, PassReport, Repaint
 
 
 @dataclass(eq=False)
@@ -70,6 +73,8 @@ def detail(job: Job, batch: Batch, workshop: Workshop, pictures: Sequence[Pictur
 
 
 def _outer(job: Job, index: int) -> Outer:
+    from ..extensions.adetailer import Outer  # imported by now, as the detailer is at work
+
     everyone = [row for each in job.batches for row in each.rows]
     request = job.request
     return Outer(

@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 
 from lightweight_engine.errors import UnsupportedCheckpointError
 from lightweight_engine.extensions.boxes import Letterbox
-from lightweight_engine.extensions.detectors import Entry, open_network
+from lightweight_engine.extensions.detector_list import Entry
+from lightweight_engine.extensions.detector_networks import open_network
 from lightweight_engine.extensions.ultralytics_detector import quietly
 from lightweight_engine.upscalers.resampling import resample
 

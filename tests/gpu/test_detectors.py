@@ -11,7 +11,8 @@ from test_upscalers import noise
 
 from lightweight_engine.extensions.boxes import Letterbox
 from lightweight_engine.extensions.detection import YOLODetector
-from lightweight_engine.extensions.detectors import Place, visiting
+from lightweight_engine.extensions.detector_networks import visiting
+from lightweight_engine.extensions.detector_place import Place
 from lightweight_engine.extensions.yolov8 import YOLOv8, build
 from lightweight_engine.extensions.yolov8_sizes import SCALES, YOLOv8Sizes
 from lightweight_engine.upscalers.picture import Picture

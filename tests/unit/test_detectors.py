@@ -31,7 +31,9 @@ from lightweight_engine.errors import (
 )
 from lightweight_engine.extensions.boxes import MOST, Found, Letterbox, masks_of, resize_linear, select, suppress
 from lightweight_engine.extensions.detector_files import IMAGE_SIZE, open_detector
-from lightweight_engine.extensions.detectors import DetectorLibrary, Entry, open_network, open_yolov8
+from lightweight_engine.extensions.detector_list import Entry
+from lightweight_engine.extensions.detector_networks import open_network, open_yolov8
+from lightweight_engine.extensions.detectors import DetectorLibrary
 from lightweight_engine.extensions.ultralytics_detector import checked_layers
 
 FACE = "face_yolov8n.pt"

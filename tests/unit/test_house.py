@@ -52,7 +52,7 @@ ARROWS = {
     "backend.ahead": "linear",
     "backend.lora_algorithms": "lora",
     "backend.lora_modules": "lora lora_algorithms",
-    "backend.lora_layers": "eight_bit fp8 kernels.dequantize linear lora lora_algorithms packed",
+    "backend.lora_layers": "eight_bit fp8 kernels.dequantize linear lora packed",
     "backend.streaming": "devices",
     "backend.together": "in_pieces linear streaming",
     "backend.page_locked": "read_ahead",
@@ -130,7 +130,8 @@ ARROWS = {
     "extensions.detailer_targets": "detailer_args detailer_masks detection",
     "extensions.adetailer": "detailer_args detailer_masks detailer_prompts detailer_targets detection",
     "extensions.ultralytics_detector": "detection detector_files",
-    "extensions.detectors": "detection detector_files detector_list ultralytics_detector yolov8",
+    "extensions.detector_networks": "detection detector_files detector_list detector_place ultralytics_detector yolov8",
+    "extensions.detectors": "detector_list detector_networks detector_place",
     "extensions.inpainting": "masks",
     # core
     "core.adapters": "",
@@ -150,7 +151,8 @@ ARROWS = {
     "core.quantized_cache": "folders models precision quantized_names",
     "core.choice": "folders models",
     "core.head_start": "choice folders models quantized_names",
-    "core.named": "models",
+    "core.named": "models named_passes",
+    "core.named_passes": "",
     "core.limits": "images",
     "core.assembly": "download models networks plan precision quantized_cache",
     "core.recovery": "networks plan",
@@ -161,7 +163,7 @@ ARROWS = {
     "core.passes": "idle_fields limits networks pictures plan processing",
     "core.describe": "infotext infotext_parse lora_sources pictures",
     "core.replay": "describe filenames images infotext_parse pictures",
-    "core.detailing": "limits mask_request named passes plan",
+    "core.detailing": "limits mask_request named_passes passes plan",
     "core.workshop": "mask_request processing",
     "core.jobs": "detailing finite idle_fields images limits named networks passes plan processing progress "
     "recovery start_pictures",
@@ -515,8 +517,19 @@ def test_the_driver_waits_for_no_import_of_what_reads_files() -> None:
     assert _loaded("import lightweight_engine.core.head_start", read) == []
 
 
-def test_a_job_with_neither_loras_nor_networks_that_enlarge_imports_none(tmp_path: Path) -> None:
-    late = tuple(f"lightweight_engine.{name}" for name in ("flux.lora_files", "flux.lora_keys", "upscalers.networks"))
+# What most jobs do without: a start waits for no import of it, and the first job that needs it imports it.
+LATE = (
+    *("backend.gguf_file", "backend.pickles", "backend.legacy_pickles"),  # files that are no safetensors
+    *("backend.lora_algorithms", "flux.lora_files", "flux.lora_keys"),
+    *("upscalers.networks", "core.upscaling"),
+    *("extensions.detailer_args", "extensions.detailer_infotext", "extensions.adetailer", "extensions.detection"),
+    *("extensions.detector_networks", "core.named_passes", "core.detailing"),
+)
+
+
+def test_a_plain_job_imports_nothing_of_what_others_ask_for(tmp_path: Path) -> None:
+    assert set(LATE) <= set(sources())
+    late = ("tomllib", *(f"lightweight_engine.{name}" for name in LATE))
     code = (
         "from lightweight_engine import Config, LightweightEngine\n"
         "from lightweight_engine.core.models import TINY\n"

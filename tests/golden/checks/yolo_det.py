@@ -14,7 +14,7 @@ from lightweight_engine.backend.checkpoint import open_checkpoint
 from lightweight_engine.extensions.boxes import OVERLAP, Letterbox
 from lightweight_engine.extensions.detection import YOLODetector
 from lightweight_engine.extensions.detector_files import DetectorFile
-from lightweight_engine.extensions.detectors import open_yolov8
+from lightweight_engine.extensions.detector_networks import open_yolov8
 
 
 @cache
