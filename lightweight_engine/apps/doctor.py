@@ -211,7 +211,7 @@ def _memory(config: EngineConfig) -> Iterator[Check]:
 def _tokenizers(config: EngineConfig) -> Iterator[Check]:
     """Those of the model in use; beside `tiny`, which has its own, those that a real model would need."""
     from ..core.choice import choose_models
-    from ..core.download import TOKENIZERS, by_hand, kept_tokenizer, tokenizer_places
+    from ..core.tokenizer_files import TOKENIZERS, by_hand, kept_tokenizer, tokenizer_places
     from ..flux.tokenizers import hub_cache
 
     try:

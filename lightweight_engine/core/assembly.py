@@ -9,11 +9,11 @@ import torch
 from ..backend.devices import Card
 from ..config import EngineConfig
 from ..flux.tokenizers import CLIPTokenizer, T5Tokenizer, hub_cache
-from .download import tokenizer_folder, tokenizer_places
 from .models import ModelSet
 from .networks import Networks
 from .precision import choose_precision, memory_manager
 from .quantized_cache import through_cache
+from .tokenizer_files import tokenizer_folder, tokenizer_places
 
 
 def assemble(

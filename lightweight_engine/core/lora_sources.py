@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from ..backend.urls import Target, check_url
 from ..errors import InvalidURLError, UnsupportedURLError
-from .file_cache import SUFFIX
+from ..extensions.lora_library import SUFFIX
 
 # Last part of a URL at Replicate -> the file of that archive which is the LoRA.
 TAR_MEMBERS = {

@@ -13,15 +13,16 @@ from ..backend.checkpoint import file_sha256
 from ..errors import AdapterError, ConfigError, ModelNotFoundError, OutputError, about, closest, placed, some_of
 from ..extensions.lora_library import FOLDERS, SUFFIX, LoraEntry, LoraLibrary
 from ..flux.prompt import parse_networks, read_lora_tag
-from .download import Downloads
 from .lora_sources import lora_source, shown_url
 from .models import TINY, ModelLibrary, ModelSet
 
 if TYPE_CHECKING:
     from ..config import EngineConfig
-    from ..extensions.lora import LoRAManager
+    from ..extensions.lora import Fetch, LoRAManager
     from ..flux.keymaps import Role
     from ..request import GenerationRequest
+    from ..results import OnBytes
+    from .file_cache import Held
 
 ROLES: tuple[Role, ...] = ("transformer", "clip", "t5")
 """The networks that LoRAs may change."""
@@ -84,11 +85,22 @@ def lora_manager(config: EngineConfig, models: ModelSet, sha256_of: Callable[[Pa
     return LoRAManager(
         {role: models.own_parts[role].shapes for role in ROLES},
         lora_library(config, with_tiny=models.is_tiny),
-        Downloads.of(config).lora,
+        _fetcher(config),
         sha256_of=sha256_of,
         shown=shown_url,
         exact_dora=config.exact_dora,
     )
+
+
+def _fetcher(config: EngineConfig) -> Fetch:
+    """Gets LoRAs by URL, through the cache. What that takes is imported with the first: most jobs fetch nothing."""
+
+    def fetch(url: str, *, sha256: str | None, progress: OnBytes) -> Held:
+        from .download import Downloads
+
+        return Downloads.of(config).lora(url, sha256=sha256, progress=progress)
+
+    return fetch
 
 
 def add_lora(config: EngineConfig, source: Path, name: str, *, force: bool = False) -> Path:

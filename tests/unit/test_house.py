@@ -139,7 +139,8 @@ ARROWS = {
     "core.pictures": "image_text images",
     "core.infotext_parse": "infotext",
     "core.file_cache": "locked_files",
-    "core.lora_sources": "file_cache",
+    "core.lora_sources": "",
+    "core.tokenizer_files": "",
     "core.transfer": "file_cache",
     "core.download": "file_cache lora_sources transfer",
     "core.models": "folders hashes",
@@ -154,7 +155,7 @@ ARROWS = {
     "core.named": "models named_passes",
     "core.named_passes": "",
     "core.limits": "images",
-    "core.assembly": "download models networks plan precision quantized_cache",
+    "core.assembly": "models networks plan precision quantized_cache tokenizer_files",
     "core.recovery": "networks plan",
     "core.current_model": "assembly choice folders head_start loras models networks plan precision recovery",
     "core.start_pictures": "colours pictures",
@@ -521,6 +522,7 @@ def test_the_driver_waits_for_no_import_of_what_reads_files() -> None:
 LATE = (
     *("backend.gguf_file", "backend.pickles", "backend.legacy_pickles"),  # files that are no safetensors
     *("backend.lora_algorithms", "flux.lora_files", "flux.lora_keys"),
+    *("core.download", "core.transfer", "core.file_cache"),
     *("upscalers.networks", "core.upscaling"),
     *("extensions.detailer_args", "extensions.detailer_infotext", "extensions.adetailer", "extensions.detection"),
     *("extensions.detector_networks", "core.named_passes", "core.detailing"),

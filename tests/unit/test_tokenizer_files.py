@@ -15,8 +15,8 @@ from factories import save_family
 
 from lightweight_engine import Config
 from lightweight_engine.core.assembly import read_tokenizers
-from lightweight_engine.core.download import TOKENIZERS, PinnedFile, fetch, tokenizer_folder
 from lightweight_engine.core.models import ModelLibrary
+from lightweight_engine.core.tokenizer_files import TOKENIZERS, PinnedFile, fetch, tokenizer_folder
 from lightweight_engine.errors import DownloadError, ModelNotFoundError
 from lightweight_engine.flux.tokenizers import CLIPTokenizer
 
