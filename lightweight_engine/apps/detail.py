@@ -59,12 +59,12 @@ def detail(
         size = {} if preview else _drawn_size(image, given, config)  # finding draws at no size
         usual = {**config.request_defaults(), **size, "adetailer": True, "skip_img2img": True}
         request = GenerationRequest.over(usual, {**given, "prompt": prompt, "image": source})
-        check_request(request, config)
+        library = check_request(request, config)
         check_folder(config.output_dir)
         if preview:
             _preview(console, config, request, image, source)
             return
-        engine = start_engine(console, config)
+        engine = start_engine(console, config, library)
         with watched(console) as options:
             result = engine.run(request, **options)
         from ..core.replay import save_result

@@ -94,9 +94,9 @@ def generate(
         console.typed, console.options = given.keys(), REQUEST_OPTIONS
         request = GenerationRequest.over(config.request_defaults(), {**given, "prompt": text})
         kept = picture_quality(console, quality, QUALITY, request.output_format)
-        check_request(request, config)
+        library = check_request(request, config)
         check_folder(config.output_dir)
-        engine = start_engine(console, config)
+        engine = start_engine(console, config, library)
         with watched(console) as options:
             result = engine.run(request, **options)
         from ..core.replay import save_result

@@ -69,10 +69,10 @@ def replay(
         idle = [name for name in assigned(settings) if name in config.request_defaults()]
         if idle:
             console.warn(f"{', '.join(idle)} had no effect by --set: the picture tells what it was made with")
-        check_request(recipe.request, config)
+        library = check_request(recipe.request, config)
         if save:
             check_folder(config.output_dir)
-        engine = start_engine(console, config)
+        engine = start_engine(console, config, library)
         with watched(console) as options:
             outcome = make_again(engine, image, recipe, **options)
         for warning in outcome.result.warnings:

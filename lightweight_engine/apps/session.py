@@ -20,22 +20,36 @@ from .progress import reporter
 if TYPE_CHECKING:
     from ..config import EngineConfig
     from ..core.engine import LightweightEngine
+    from ..core.models import ModelLibrary
     from ..request import GenerationRequest
     from ..results import DetailReport
 
 
-def check_request(request: GenerationRequest, config: EngineConfig) -> None:
-    """Refuse now, before anything is loaded, what the engine would refuse as soon as it is ready."""
+def check_request(request: GenerationRequest, config: EngineConfig) -> ModelLibrary:
+    """Refuse now, before anything is loaded, what the engine would refuse as soon as it is ready.
+
+    Returns:
+        The model files, their headers read, for ``start_engine``.
+    """
     from ..core.choice import choose_models
     from ..core.limits import check_fields
     from ..core.loras import check_loras, lora_library
+    from ..core.models import ModelLibrary
     from ..core.named import check_named
-    from ..core.pictures import PictureReader
 
     check_models_dir(config)
+    library = ModelLibrary.of(config)
     check_fields(request, config)
     check_loras(request, config, partial(lora_library, config))
-    check_named(request, config, is_tiny=choose_models(config.with_model_of(request), []).is_tiny)
+    check_named(request, config, is_tiny=choose_models(config.with_model_of(request), [], library).is_tiny)
+    if request.image is not None or request.mask is not None:
+        _check_pictures(request, config)
+    return library
+
+
+def _check_pictures(request: GenerationRequest, config: EngineConfig) -> None:
+    from ..core.pictures import PictureReader  # numpy and Pillow, for which the GPU's driver need not wait
+
     reader = PictureReader.of(config)
     for field in ("image", "mask"):
         given = getattr(request, field)
@@ -46,15 +60,19 @@ def check_request(request: GenerationRequest, config: EngineConfig) -> None:
             reader.read(given, field)
 
 
-def start_engine(console: Console, config: EngineConfig) -> LightweightEngine:
-    """An engine that is ready; says which model it has, and that it is `tiny` where none was found."""
+def start_engine(console: Console, config: EngineConfig, library: ModelLibrary | None = None) -> LightweightEngine:
+    """An engine that is ready; says which model it has, and that it is `tiny` where none was found.
+
+    Args:
+        library: see ``check_request``.
+    """
     check_models_dir(config)
     begin = time.perf_counter()
     with collector_paused():
         with _on_interrupt(leave):  # an import of torch may swallow an exception; nothing is open yet to close
             from ..core import head_start
 
-            head_start.begin(config)
+            head_start.begin(config, library)
             _check_device(config)
             console.say("loading ...")
             from ..core.engine import LightweightEngine

@@ -40,8 +40,11 @@ they share Python's lock, they take ten times as long. From a slow disk they tak
 SETTING: dict[Role, str] = {"transformer": "storage_dtype", "t5": "text_storage_dtype", "clip": "text_storage_dtype"}
 
 
-def begin(config: EngineConfig) -> list[threading.Thread]:
+def begin(config: EngineConfig, library: ModelLibrary | None = None) -> list[threading.Thread]:
     """Start at once what takes the system time; nothing where torch is here already, as then nothing is gained.
+
+    Args:
+        library: that of the settings' folder, where somebody has read its headers.
 
     Returns:
         The threads, which nobody has to wait for.
@@ -50,7 +53,9 @@ def begin(config: EngineConfig) -> list[threading.Thread]:
         return []
     found: SimpleQueue[list[Span]] = SimpleQueue()
     left = _begun().begin(config.models_dir)
-    jobs = [threading.Thread(target=lambda: found.put(_read(config, left)), name="head start: files", daemon=True)]
+    jobs = [
+        threading.Thread(target=lambda: found.put(_read(config, left, library)), name="head start: files", daemon=True)
+    ]
     index = _index(config.device)
     if index is not None:
 
@@ -133,14 +138,13 @@ def library_of(config: EngineConfig) -> ModelLibrary:
     return _begun().take(config) or ModelLibrary.of(config)
 
 
-def _read(config: EngineConfig, left: Future[ModelLibrary | None]) -> list[Span]:
+def _read(config: EngineConfig, left: Future[ModelLibrary | None], library: ModelLibrary | None = None) -> list[Span]:
     """Begin to read the model; what it is read from."""
-    library: ModelLibrary | None = None
     found: list[Span] = []
     try:
         from .models import ModelLibrary
 
-        library = ModelLibrary.of(config)
+        library = library or ModelLibrary.of(config)
         found = spans(config, library)
     except (EngineError, OSError, ValueError):
         pass  # told by whoever loads the model

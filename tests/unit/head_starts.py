@@ -6,10 +6,12 @@ import sys
 import threading
 from pathlib import Path
 
+from lightweight_engine.apps.session import check_request
 from lightweight_engine.config import EngineConfig
-from lightweight_engine.core import head_start
+from lightweight_engine.core import head_start, models
 from lightweight_engine.core.head_start import begin, library_of
 from lightweight_engine.core.models import ModelLibrary
+from lightweight_engine.request import GenerationRequest
 
 
 def started(models_dir: str) -> list[object]:
@@ -20,6 +22,22 @@ def started(models_dir: str) -> list[object]:
     for thread in threads:
         thread.join(20)
     return [sorted(thread.name for thread in threads), "torch" in sys.modules, errors]
+
+
+def read_for_a_request(models_dir: str) -> list[int]:
+    """Files whose headers are read, once or more, by the check of a request, the start that follows it, and its engine;
+    and how often they were, in all."""
+    real, read = models.read_entry, []
+
+    def noted(path: Path, name: str, **options: bool) -> models.Entry:
+        read.append(path)
+        return real(path, name, **options)
+
+    models.read_entry = noted
+    config = EngineConfig(models_dir=Path(models_dir), device="cpu", offline=True)
+    begin(config, check_request(GenerationRequest(prompt="a"), config))
+    library_of(config).refresh().choose()
+    return [len(set(read)), len(read)]
 
 
 def headers_read(models_dir: str) -> list[bool]:

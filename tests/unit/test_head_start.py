@@ -12,7 +12,7 @@ import pytest
 import torch
 from factories import save_family
 from fresh import called_fresh
-from head_starts import headers_read, started, waited_for
+from head_starts import headers_read, read_for_a_request, started, waited_for
 
 from lightweight_engine import Config
 from lightweight_engine.backend import host_memory, read_ahead
@@ -135,6 +135,11 @@ def test_it_loads_no_torch_and_fails_in_silence(folder: Path) -> None:
 def test_headers_that_a_start_has_read_are_read_by_nobody_else() -> None:
     """They go to the engine that comes first; the next reads its own."""
     assert called_fresh(headers_read, str(TINY)) == [True, False]
+
+
+def test_headers_that_the_check_of_a_request_has_read_are_not_read_by_a_start() -> None:
+    files, times = called_fresh(read_for_a_request, str(TINY))
+    assert files == times > 0
 
 
 def test_imports_wait_for_headers_but_not_for_long() -> None:

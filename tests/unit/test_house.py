@@ -518,6 +518,16 @@ def test_the_driver_waits_for_no_import_of_what_reads_files() -> None:
     assert _loaded("import lightweight_engine.core.head_start", read) == []
 
 
+def test_a_request_without_pictures_is_checked_before_any_are_imported() -> None:
+    code = (
+        "from lightweight_engine.apps.session import check_request\n"
+        "from lightweight_engine import Config, GenerationRequest\n"
+        "from lightweight_engine.core.models import TINY\n"
+        "check_request(GenerationRequest(prompt='a'), Config(models_dir=TINY, offline=True))"
+    )
+    assert _loaded(code) == []
+
+
 # What most jobs do without: a start waits for no import of it, and the first job that needs it imports it.
 LATE = (
     *("backend.gguf_file", "backend.pickles", "backend.legacy_pickles"),  # files that are no safetensors
