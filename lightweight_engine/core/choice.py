@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from ..errors import CorruptCheckpointError, EngineError, ModelNotFoundError
+from ..errors import ModelNotFoundError
 from .folders import stray_models
-from .models import TINY, Entry, ModelLibrary, ModelSet, read_entry
+from .models import TINY, Entry, ModelLibrary, ModelSet
 
 if TYPE_CHECKING:
     from ..config import EngineConfig
-
-CHECKPOINT_FOLDERS = frozenset({"Stable-diffusion", "checkpoints", "unet", "diffusion_models"})
-"""Where a file lies that somebody means to draw with."""
 
 
 def choose_models(config: EngineConfig, notes: list[str], library: ModelLibrary | None = None) -> ModelSet:
@@ -53,20 +49,6 @@ def choose_models(config: EngineConfig, notes: list[str], library: ModelLibrary 
 def broken_checkpoints(library: ModelLibrary) -> list[Entry]:
     """Files in the folders of checkpoints that somebody has to look at: damaged ones, and where no checkpoint can be
     read, those of other kinds too. Beside a checkpoint, models of other engines are no fault."""
-    meant = [entry for entry in library.ls() if entry.problem and _is_meant_to_draw(entry)]
+    meant = [entry for entry in library.ls() if entry.problem and entry.is_meant_as("transformer")]
     own = any("transformer" in entry.roles and TINY not in entry.path.parents for entry in library.ls())
-    return [entry for entry in meant if not own or _is_damaged(entry)]
-
-
-def _is_meant_to_draw(entry: Entry) -> bool:
-    return not CHECKPOINT_FOLDERS.isdisjoint(PurePosixPath(entry.name).parts[:-1])
-
-
-def _is_damaged(entry: Entry) -> bool:
-    try:
-        read_entry(entry.path, entry.name, strict=True)
-    except CorruptCheckpointError:
-        return True
-    except EngineError:
-        return False
-    return False
+    return [entry for entry in meant if not own or entry.damage()]

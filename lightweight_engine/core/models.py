@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING
 
 from ..backend.kept_files import FileVersion
 from ..backend.model_files import INDEX, open_model
-from ..errors import EngineError, ModelNotFoundError, UnsupportedCheckpointError, about, closest, some_of
+from ..errors import (
+    CorruptCheckpointError,
+    EngineError,
+    ModelNotFoundError,
+    UnsupportedCheckpointError,
+    about,
+    closest,
+    some_of,
+)
 from ..flux.keymaps import Part, Role, find_parts, read_params
 from ..flux.recognise import check_width, width_fed, width_of
 from ..results import ModelFile
@@ -37,23 +45,36 @@ class Slot:
 
     Attributes:
         what: what a person calls them, with its article.
-        folder: that they belong in.
+        folders: that they belong in, ours first.
         setting: that names one.
         published: what the published files are called, and their width.
     """
 
     what: str
-    folder: str
+    folders: tuple[str, ...]
     setting: str
     published: str
     width: int | None = None
 
+    @property
+    def folder(self) -> str:
+        """That new files go into."""
+        return self.folders[0]
+
+    @property
+    def name(self) -> str:
+        """What a person calls them, without an article."""
+        return self.what.split(maxsplit=1)[1]
+
+
+_DRAWING = ("Stable-diffusion", "checkpoints", "unet", "diffusion_models")
+_READING = ("text_encoder", "text_encoders", "clip")
 
 SLOTS: dict[Role, Slot] = {
-    "transformer": Slot("a checkpoint", "Stable-diffusion", "checkpoint", "flux1-dev.safetensors"),
-    "t5": Slot("a T5 text encoder", "text_encoder", "t5", "t5xxl_*.safetensors", 4096),
-    "clip": Slot("a CLIP text encoder", "text_encoder", "clip", "clip_l.safetensors", 768),
-    "autoencoder": Slot("an autoencoder (VAE)", "VAE", "vae", "ae.safetensors"),
+    "transformer": Slot("a checkpoint", _DRAWING, "checkpoint", "flux1-dev.safetensors"),
+    "t5": Slot("a T5 text encoder", _READING, "t5", "t5xxl_*.safetensors", 4096),
+    "clip": Slot("a CLIP text encoder", _READING, "clip", "clip_l.safetensors", 768),
+    "autoencoder": Slot("an autoencoder (VAE)", ("VAE", "vae"), "vae", "ae.safetensors"),
 }
 
 # Variant of a transformer -> what it needs beside a prompt; all others can be drawn with.
@@ -108,6 +129,21 @@ class Entry:
         wanted = PurePosixPath(name).parts
         tail = len(wanted) <= len(parts) and wanted in (parts[-len(wanted) :], short[-len(wanted) :])
         return bool(wanted and tail) or name in (str(self.path), str(self.path.absolute()))
+
+    def is_meant_as(self, role: Role) -> bool:
+        """Whether it lies where files of a role go, whatever it is."""
+        return not set(SLOTS[role].folders).isdisjoint(PurePosixPath(self.name).parts[:-1])
+
+    def damage(self) -> CorruptCheckpointError | None:
+        """What is to be told of it where it is damaged; nothing of what is only of another kind."""
+        try:
+            if self.problem:
+                read_entry(self.path, self.name, strict=True)
+        except CorruptCheckpointError as error:
+            return error
+        except EngineError:
+            pass
+        return None
 
     @property
     def usable(self) -> bool:
@@ -312,7 +348,8 @@ class ModelLibrary:
     def _separate(self, role: Role, main: Entry) -> Part:
         """The best separate file for a part that the checkpoint does not hold: of the right width, most bits first.
 
-        Those of the checkpoint's own models folder alone, where it lies in one.
+        Those of the checkpoint's own models folder alone, where it lies in one. Where none is left, a damaged file
+        in its place is what is told.
         """
         wanted = width_fed(role, main.parts["transformer"].shapes)
         root = _root_of(main.path, self.roots)
@@ -324,12 +361,15 @@ class ModelLibrary:
             fitting.sort(key=lambda name: -found[name].nbytes)
             _tell_choice(f"with a fitting {role}", fitting, "the largest")
             return found[fitting[0]]
+        for entry in near:
+            if entry.is_meant_as(role) and (damage := entry.damage()):
+                raise damage
         slot = SLOTS[role]
         others = ", ".join(f"{name} has {width:,}" for name, width in widths.items())
         size = f" of width {wanted:,}{f' ({others})' if others else ''}" if wanted else ""
         such_as = f", such as {slot.published}," if wanted in (None, slot.width) else ""
         raise ModelNotFoundError(
-            f"{main.name} holds no {slot.what.split(maxsplit=1)[1]}; choose one{size}{such_as} with the setting "
+            f"{main.name} holds no {slot.name}; choose one{size}{such_as} with the setting "
             f"{slot.setting}, or put it into {slot.folder}/"
         )
 

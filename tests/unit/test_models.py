@@ -91,6 +91,15 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         ModelLibrary([tmp_path]).choose("y")
 
 
+@pytest.mark.parametrize("file", ["VAE/ae.safetensors", "text_encoder/t5.safetensors", "text_encoder/clip.safetensors"])
+def test_a_damaged_part_is_told_and_not_missed(tmp_path: Path, file: str) -> None:
+    save_family(tmp_path)
+    (tmp_path / file).write_bytes(b"")
+    save_flux((tmp_path / file).with_name("a.safetensors"), prefix="lora_unet_")  # of another kind, and no fault
+    with pytest.raises(CorruptCheckpointError, match=rf"^{Path(file).name} is empty; download it again$"):
+        ModelLibrary([tmp_path]).choose()
+
+
 def test_a_setting_is_told_the_names_that_it_takes(tmp_path: Path) -> None:
     save_family(tmp_path)
     library = ModelLibrary([tmp_path])
