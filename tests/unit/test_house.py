@@ -203,8 +203,8 @@ ARROWS = {
     "apps.server.jobs": "server.faults server.messages",
     "apps.server.metrics": "server.messages",
     "apps.server.canary": "server.faults server.logs server.messages server.metrics server.supervisor",
-    "apps.server.service": "server.canary server.faults server.jobs server.logs server.messages server.metrics "
-    "server.sources server.supervisor server.tasks",
+    "apps.server.service": "server.canary server.estimate server.faults server.jobs server.logs server.messages "
+    "server.metrics server.sources server.supervisor server.tasks",
     "apps.server.bodies": "server.faults",
     "apps.server.schemas": "server.jobs server.messages",
     "apps.server.guards": "server.bodies server.faults server.logs server.metrics",

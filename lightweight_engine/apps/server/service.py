@@ -15,6 +15,7 @@ from ...core.images import check_folder
 from ...errors import EngineError, GenerationCancelled, about
 from ...request import Task
 from .canary import Canary
+from .estimate import Pace
 from .faults import ConflictError, DeadlineError, Fault, QueueFullError, Refusal, UnavailableError
 from .jobs import Job, JobStore
 from .logs import JOB_ID, REQUEST_ID
@@ -27,22 +28,8 @@ from .tasks import check, cost_of, digest_of
 CANCEL_SECONDS = 60.0
 """That a worker is given to end a cancelled job, before it is ended itself: a step and a decode may take as long."""
 _TICK = 0.5  # seconds between looks at the clock
-_FIRST_GUESS = 0.5  # seconds for a megapixel-step, until a job was seen
 
 log = logging.getLogger(__name__)
-
-
-class Pace:
-    """How fast jobs are done, from those that were: seconds for a megapixel-step."""
-
-    def __init__(self) -> None:
-        self._seconds_each = _FIRST_GUESS
-
-    def saw(self, cost: float, seconds: float) -> None:
-        self._seconds_each += 0.3 * (seconds / max(cost, 1e-6) - self._seconds_each)
-
-    def seconds(self, cost: float) -> float:
-        return cost * self._seconds_each
 
 
 class Service:
@@ -211,8 +198,8 @@ class Service:
 
     def _seconds_of(self, jobs: Iterable[Job]) -> float:
         """How long these take after what is left of the running job, roughly."""
-        left = self.running.cost * (1 - self.running.progress.get("fraction", 0.0)) if self.running else 0.0
-        return self.pace.seconds(left + sum(job.cost for job in jobs))
+        left = _left(self.running, self.pace) if self.running else 0.0
+        return left + sum(self.pace.seconds(job.cost) for job in jobs)
 
     async def drain(self) -> None:
         """Accept nothing more, send away what waits, let the running job end or cancel it, and end the worker."""
@@ -355,6 +342,12 @@ class Service:
         if self.running is not None:
             self._finish(self.running, Fault.of(_ending()))
         self.ended.set()
+
+
+def _left(job: Job, pace: Pace) -> float:
+    """Seconds that a running job takes still: as it says itself, once it has done a step."""
+    told = job.progress.get("eta_seconds")
+    return pace.seconds(job.cost) * (1 - job.progress.get("fraction", 0.0)) if told is None else told
 
 
 def _ending() -> Refusal:
