@@ -85,7 +85,7 @@ class PictureReader:
         """A picture as L, RGB or RGBA, with the text that it carried under ``PNG_KEY`` of its ``info``.
 
         Raises:
-            RequestError: it is none, it is damaged, animated or too large; names ``field``.
+            RequestError: it is none, it is damaged, empty, animated or too large; names ``field``.
             DownloadError: its URL may not be asked (BlockedURLError), or does not give it.
         """
         if isinstance(given, Image.Image):
@@ -95,6 +95,9 @@ class PictureReader:
         else:
             picture = self.open(given, field)
         _check_still(picture, field)
+        if not all(picture.size):
+            size = "x".join(map(str, picture.size))
+            raise RequestError(f"{field}: a picture of {size} has no pixels; give one that has some", field=field)
         made, text = plain(upright(picture), field), find_text(picture)
         if text is not None:
             made.info[PNG_KEY] = text

@@ -283,6 +283,14 @@ def test_a_picture_in_memory_has_the_same_limit() -> None:
         PictureReader(max_pixels=100).read(Image.new("L", (11, 10)))
 
 
+@pytest.mark.parametrize(("field", "size"), [("image", (0, 0)), ("mask", (0, 5)), ("images", (5, 0))])
+def test_a_picture_without_pixels_is_refused(field: str, size: tuple[int, int]) -> None:
+    told = f"^{field}: a picture of {size[0]}x{size[1]} has no pixels; give one that has some$"
+    with pytest.raises(RequestError, match=told) as caught:
+        READER.read(Image.new("RGB", size), field)
+    assert caught.value.field == field
+
+
 def test_a_service_reads_no_files(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(encoded(sample()))
