@@ -236,6 +236,11 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
 
 
+def counted(count: int, noun: str) -> str:
+    """How many there are of what a noun says, which is regular: "1 picture", "2 pictures"."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def some_of(names: Sequence[str]) -> str:
     """Names for a message: the first of many, and how many more there are."""
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""

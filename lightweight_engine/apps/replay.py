@@ -58,7 +58,9 @@ def replay(
 
         image = picture_of(image)
         doubts: list[str] = []
-        recipe = with_pictures(read_recipe(image), {"image": start, "mask": mask}, doubts)
+        moved = {"image": start, "mask": mask}
+        console.typed = [field for field, files in moved.items() if files]
+        recipe = with_pictures(read_recipe(image), moved, doubts)
         for doubt in doubts:
             console.warn(doubt)
         given = _given(settings)

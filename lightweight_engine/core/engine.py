@@ -424,7 +424,7 @@ class LightweightEngine:
         return assemble(models, settings, device, card or self._model.card_without(device), notes, load=False)
 
     def _usual_plan(self, networks: Networks, loras: LoRAManager) -> Plan:
-        return plan_request(self.request(prompt="", enable_hr=False), self._tools(networks, loras))
+        return plan_request(self.request(prompt="", enable_hr=False), self._tools(networks, loras), asked=False)
 
 
 def _spare_of(networks: ref[Networks]) -> Callable[[], int]:

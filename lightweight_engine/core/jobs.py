@@ -57,8 +57,7 @@ def plan_job(
     if request.hr_upscaler != asked.hr_upscaler and target and target.grows(first.size):
         own = f"the demonstration model enlarges with its own {request.hr_upscaler}"
         warnings.append(f"{asked.hr_upscaler} is not there: {own}")
-    for each in (first, second) if second else (first,):
-        check_work(each, config)
+    _check_work(first, second, tools)
     begin = _start_pictures(first, tools, warnings)
     memory = plan_passes(first, second, target, tools)
     detailing, details = _detailing(first, tools, warnings)
@@ -86,17 +85,28 @@ def plan_job(
     return replace(job, hires=Hires(hires, target, method, again)), tracker
 
 
-def plan_request(request: GenerationRequest, tools: Tools) -> Plan:
+def plan_request(request: GenerationRequest, tools: Tools, *, asked: bool = True) -> Plan:
     """The memory plan of a request: what it takes of the device, pass by pass and stage by stage.
+
+    Args:
+        asked: somebody asks for it, so that more work than the configuration allows is refused.
 
     Raises:
         EngineError: as ``plan_job``, but for pictures, which are not read.
     """
     request = _at_home(request, tools)
     first = first_pass(request, tools, [], lambda *_: None)
-    memory = plan_passes(first, *hires_pass(first, tools, [], lambda *_: None), tools)
+    second, target = hires_pass(first, tools, [], lambda *_: None)
+    if asked:
+        _check_work(first, second, tools)
+    memory = plan_passes(first, second, target, tools)
     _, details = _detailing(first, tools, [])
     return replace(memory, then={**memory.then, **{f"detail {i}": plan for i, plan in enumerate(details, 1)}})
+
+
+def _check_work(first: Pass, second: Pass | None, tools: Tools) -> None:
+    for each in filter(None, (first, second)):
+        check_work(each, tools.config)
 
 
 def _detailing(first: Pass, tools: Tools, warnings: list[str]) -> tuple[Detailing | None, list[Plan]]:

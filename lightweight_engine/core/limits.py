@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..errors import RequestError, TooCostlyError
+from ..errors import RequestError, TooCostlyError, counted
 from ..fields import shown_of
 from ..labels import resolve_sampler
 from ..request import GenerationRequest, UpscaleRequest
@@ -113,10 +113,11 @@ def check_cost(request: GenerationRequest, size: tuple[int, int], calls: int, co
     _check_sides(height, width, config)
     cost = height * width / 1e6 * calls * request.num_outputs
     if cost > config.max_megapixel_steps:
+        fewer = " or a smaller picture" if request.num_outputs == 1 else ", or fewer or smaller pictures"
         raise TooCostlyError(
-            f"steps: {width}x{height} x {calls} evaluations x {request.num_outputs} pictures is {cost:,.0f} "
-            f"megapixel-steps, over the limit of {config.max_megapixel_steps:,.0f} (setting max_megapixel_steps); "
-            "ask for fewer or smaller pictures",
+            f"steps: {width}x{height} x {counted(calls, 'evaluation')} x {counted(request.num_outputs, 'picture')} is "
+            f"{cost:,.0f} megapixel-steps, over the limit of {config.max_megapixel_steps:,.0f} (setting "
+            f"max_megapixel_steps); ask for fewer steps{fewer}",
             field="steps",
         )
 
@@ -139,7 +140,8 @@ def _check_starts(count: int, outputs: int) -> None:
         raise RequestError("image: the list is empty; give a picture, or leave it out", field="image")
     if count not in (1, outputs):
         raise RequestError(
-            f"image: {count} pictures for {outputs} outputs; give one, or one for each output", field="image"
+            f"image: {counted(count, 'picture')} for {counted(outputs, 'output')}; give one, or one for each output",
+            field="image",
         )
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RequestError
+from ..errors import RequestError, counted
 from ..request import GenerationRequest
 from ..results import GenerationResult
 from .describe import picture_hashes, pixels_sha256, sidecar
@@ -105,8 +105,7 @@ def with_pictures(recipe: Recipe, given: Mapping[str, Sequence[Path]], warnings:
             continue
         if len(files) != len(hashes):
             raise RequestError(
-                f"{field}: {_kept(recipe, field, hashes)}, and {len(files)} files were given; give as many, by "
-                f"--{field} FILE",
+                f"{field}: {_kept(recipe, field, hashes)}, and {_given(files)}; give as many, by --{field} FILE",
                 field=field,
             )
         known = dict(zip(hashes, files, strict=True))
@@ -126,14 +125,18 @@ def _in_place(held: Any, every: Sequence[Any], field: str, files: Sequence[Path]
     """Files in place of the paths or addresses that a request had in a field."""
     if len(files) != len(every):
         raise RequestError(
-            f"{field}: the picture was made with {len(every) or 'none'}, and {len(files)} files were given; give as "
-            "many, or leave them out",
+            f"{field}: the picture was made with {len(every) or 'none'}, and {_given(files)}; give as many, or leave "
+            "them out",
             field=field,
         )
     for file, before in zip(files, every, strict=True):
         open_image(file)
         warnings.append(f"{field}: {file} stands for {before}; whether it is the same is not known")
     return tuple(map(str, files)) if isinstance(held, (list, tuple)) else str(files[0])
+
+
+def _given(files: Sequence[Path]) -> str:
+    return f"{counted(len(files), 'file')} {'was' if len(files) == 1 else 'were'} given"
 
 
 def _check_there(every: Sequence[Any], field: str) -> None:

@@ -573,7 +573,7 @@ def test_a_start_picture_of_which_only_the_hash_was_kept_is_asked_for(cli: Cli, 
     assert "is not the file that was sent" not in done.err
     assert "is not the file that was sent" in cli("replay", path, "--device", "cpu", "--image", path).err
     done = cli("replay", path, "--device", "cpu", "--image", start, "--mask", start)
-    assert done.code == 2 and "mask: the picture was made with none" in done.err
+    assert done.code == 2 and "error: --mask: the picture was made with none, and 1 file was given;" in done.err
 
 
 def test_a_picture_that_was_ended_early_is_told_and_not_compared(cli: Cli, models: Path) -> None:

@@ -82,6 +82,7 @@ def test_generate_shows_the_plan_of_what_does_not_fit(cli: Cli, tmp_path: Path) 
         (["--vram", "nan"], "--vram: nan is no number"),
         (["--steps", 0], "--steps"),
         (["--width", 9000], "max_side"),
+        (["--width", 4096, "--height", 4096, "--steps", 1000], "error: --steps: 4096x4096 x 1,000 evaluations x 1 pic"),
         (["--models-dir", "absent"], "there is no folder"),
     ],
 )

@@ -246,6 +246,8 @@ def test_one_picture_for_each_output(engine: LightweightEngine) -> None:
     assert np.abs(pixels(together.images[1]) - pixels(alone.images[0])).max() <= 1
     with pytest.raises(RequestError, match="image: 2 pictures for 3 outputs"):
         engine.run(request(image=several, num_outputs=3))
+    with pytest.raises(RequestError, match="image: 2 pictures for 1 output; give one"):
+        engine.run(request(image=several))
     with pytest.raises(RequestError, match="the list is empty"):
         engine.run(request(image=[]))
 
@@ -312,7 +314,7 @@ def test_a_start_picture_that_lies_elsewhere(engine: LightweightEngine, tmp_path
         with_pictures(recipe, {}, [])
     with pytest.raises(RequestError, match="image: the picture was made with 1, and 2 files were given"):
         with_pictures(recipe, {"image": [moved, moved]}, [])
-    with pytest.raises(RequestError, match="mask: the picture was made with none, and 1 files were given"):
+    with pytest.raises(RequestError, match="mask: the picture was made with none, and 1 file was given"):
         with_pictures(recipe, {"image": [moved], "mask": [moved]}, [])
     recipe = with_pictures(recipe, {"image": [moved]}, doubts := [])
     again = replay(engine, saved.path, recipe)

@@ -9,7 +9,7 @@ import pytest
 from command_line import command_line
 
 from lightweight_engine import Config, GenerationRequest, LightweightEngine
-from lightweight_engine.core.limits import PROMPTS
+from lightweight_engine.core.limits import PROMPTS, check_cost
 from lightweight_engine.errors import RequestError, TooCostlyError
 from lightweight_engine.flux.chunks import segments_of, t5_chunks, t5_length
 
@@ -59,9 +59,23 @@ def test_each_evaluation_counts_as_work(tmp_path: Path) -> None:
     once = GenerationRequest(**{**SMALL, "prompt": "a", "steps": 2})  # 0.0082
     tight.run(once)
     for more in ({"prompt": "a AND b"}, {"cfg_scale": 2.0}):
-        with pytest.raises(TooCostlyError, match="64x64 x 4 evaluations"):
-            tight.run(once.model_copy(update=more))
+        for ask in (tight.run, tight.plan):
+            with pytest.raises(TooCostlyError, match="64x64 x 4 evaluations"):
+                ask(once.model_copy(update=more))
     tight.close()
+
+
+@pytest.mark.parametrize(
+    ("outputs", "told"),
+    [
+        (1, "256x256 x 50 evaluations x 1 picture is 3 megapixel-steps.*; ask for fewer steps or a smaller picture$"),
+        (2, r"x 50 evaluations x 2 pictures is 7 .*; ask for fewer steps, or fewer or smaller pictures$"),
+    ],
+)
+def test_too_much_work_is_told_with_what_makes_it_less(outputs: int, told: str) -> None:
+    request = GenerationRequest(prompt="a", steps=50, num_outputs=outputs)
+    with pytest.raises(TooCostlyError, match=told):
+        check_cost(request, (256, 256), 50, Config(max_megapixel_steps=1))
 
 
 @pytest.mark.parametrize(
