@@ -2,7 +2,7 @@
 
 import sys
 
-from lightweight_engine.apps.cli import main
+from lightweight_engine.__main__ import main
 
 if __name__ == "__main__":  # the service's worker imports this file again
     main(sys.argv[1:] or ["serve"])

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from ..errors import EngineError, GenerationCancelled
+from .interrupts import INTERRUPTED, leave
 
 EXIT_CODES = {
     0: "done",
@@ -26,10 +27,9 @@ EXIT_CODES = {
     7: "a result could not be written",
     8: "an optional package is missing",
     9: "replay: the picture differs; doctor: something must be repaired",
-    130: "stopped by Ctrl-C",
+    INTERRUPTED: "stopped by Ctrl-C",
 }
 DIFFERENT = 9
-INTERRUPTED = 130
 
 
 class Console:
@@ -139,12 +139,6 @@ class Console:
 
     def _option(self, field: str) -> str:
         return self.options.get(field) or option(field)
-
-
-def leave() -> NoReturn:
-    """End the process at once, as one that Ctrl-C stopped."""
-    os.write(sys.stderr.fileno(), b"error: stopped by Ctrl-C\n")
-    os._exit(INTERRUPTED)
 
 
 def _together(text: str, options: Mapping[str, str]) -> str:

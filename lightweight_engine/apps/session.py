@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ..backend.processes import collector_paused
 from ..backend.urls import check_url
 from ..errors import GenerationCancelled, about
-from .console import INTERRUPTED, Console, leave
+from .console import Console
+from .interrupts import INTERRUPTED, on_interrupt
 from .options import check_models_dir
 from .progress import reporter
 
@@ -69,13 +69,12 @@ def start_engine(console: Console, config: EngineConfig, library: ModelLibrary |
     check_models_dir(config)
     begin = time.perf_counter()
     with collector_paused():
-        with _on_interrupt(leave):  # an import of torch may swallow an exception; nothing is open yet to close
-            from ..core import head_start
+        from ..core import head_start
 
-            head_start.begin(config, library)
-            _check_device(config)
-            console.say("loading ...")
-            from ..core.engine import LightweightEngine
+        head_start.begin(config, library)
+        _check_device(config)
+        console.say("loading ...")
+        from ..core.engine import LightweightEngine
 
         engine = LightweightEngine(config)
         engine.setup()
@@ -110,33 +109,10 @@ def watched(console: Console, label: str = "") -> Iterator[dict[str, Any]]:
     A job stopped so ends the command with exit code 130.
     """
     cancel = threading.Event()
-    with _on_interrupt(cancel.set), reporter(console, label) as show:
+    with on_interrupt(cancel.set), reporter(console, label) as show:
         try:
             yield {"on_progress": show, "cancel": cancel}
         except GenerationCancelled:
             if cancel.is_set():
                 console.fail(GenerationCancelled("stopped by Ctrl-C; this job saved nothing"), INTERRUPTED)
             raise
-
-
-@contextmanager
-def _on_interrupt(first: Callable[[], None]) -> Iterator[None]:
-    """Call ``first`` at the first Ctrl-C. The second ends the command, which closes what is open; a third does not."""
-    previous: Any = signal.getsignal(signal.SIGINT)
-    presses: list[int] = []
-
-    def stop(number: int, frame: Any) -> None:
-        presses.append(number)
-        if len(presses) == 1:
-            first()
-        elif len(presses) == 2:
-            raise KeyboardInterrupt
-        else:
-            leave()
-
-    signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        if not presses:  # else the command is ending, and whoever presses again shall have a word
-            signal.signal(signal.SIGINT, previous)

@@ -172,11 +172,12 @@ ARROWS = {
     "core.engine": "assembly current_model describe detailing finite hashes jobs limits models networks passes "
     "pictures plan precision processing progress recovery upscaling workshop",
     # apps
-    "__main__": "cli",
+    "__main__": "cli interrupts",
     "apps.cli": "console",
+    "apps.console": "interrupts",
     "apps.options": "console",
     "apps.progress": "console",
-    "apps.session": "console options progress",
+    "apps.session": "console interrupts options progress",
     "apps.generate": "console options session",
     "apps.demo": "console options progress session",
     "apps.plan": "console options session",
