@@ -44,6 +44,8 @@ TOKEN_VARIABLES = {
 # Singular where one is the usual number.
 _ALIASES = {"tokenizer_dir": "tokenizer_dirs"}
 
+_FOLDERS = ("models_dir", "output_dir", "cache_dir")
+
 # Variables with our prefix that are no settings: the file of settings, and where tests look for goldens.
 _NO_SETTINGS = {FILE_VARIABLE, f"{PREFIX}GOLDEN_DIR"}
 
@@ -348,6 +350,13 @@ class EngineConfig(PlainNumbers):
         made._origins = {**self._origins, **dict.fromkeys(named, "request")}
         return made
 
+    def with_whole_folders(self) -> EngineConfig:
+        """These settings with the whole paths of folders, which is how messages for others know what to leave out."""
+        folders = {name: getattr(self, name).absolute() for name in _FOLDERS}
+        made = self.model_copy(update=folders)
+        made.model_fields_set.intersection_update(self.model_fields_set)  # nobody chose more than before
+        return made
+
     @property
     def model(self) -> tuple[tuple[Any, bool], ...]:
         """What the settings say of the model: values, and whether somebody chose them."""
@@ -413,7 +422,7 @@ class EngineConfig(PlainNumbers):
     def _tokens(cls, value: Any) -> Any:
         return _as_tokens(value)
 
-    @field_validator("models_dir", "output_dir", "cache_dir", mode="after")
+    @field_validator(*_FOLDERS, mode="after")
     @classmethod
     def _home(cls, value: Path) -> Path:
         return value.expanduser()
@@ -439,6 +448,10 @@ class EngineConfig(PlainNumbers):
             resolve_sampler(self.sampler, self.scheduler)
         except RequestError as error:
             raise ValueError(str(error)) from None
+        for name in ("width", "height"):
+            if (side := getattr(self, name) or 0) > self.max_side:  # no request that leaves it out would be drawn
+                limit = f"the limit of {self.max_side:,} pixels (setting max_side)"
+                raise ValueError(f"{name}: {side:,} is over {limit}; set it lower, or max_side higher")
         return self
 
 
@@ -571,7 +584,7 @@ def _from_file(path: Path | None) -> Iterator[tuple[str, Any, str]]:
             raise ConfigError(f"{path}: settings have no sections; leave out [{name}], and keep the lines below it")
     refuse_unknown(table, f"{path}: ")
     for name, value in table.items():
-        if name in ("models_dir", "output_dir", "cache_dir") and isinstance(value, str):
+        if name in _FOLDERS and isinstance(value, str):
             value = path.parent / Path(value).expanduser()
         elif name == "tokenizer_dirs" and isinstance(value, list):
             value = [path.parent / Path(str(item)).expanduser() for item in value]

@@ -32,6 +32,7 @@ def serve(host: Host = None, port: Port = None, debug: Debug = False, **settings
 
         check_models_dir(config)
         check_reach(config)
+        config = config.with_whole_folders()
         secrets = tuple(key.get_secret_value() for key in (*config.api_keys, *config.tokens.values()))
         set_up_logs(secrets, logging.DEBUG if debug else logging.INFO)
         warn_of_outputs(config)

@@ -18,6 +18,7 @@ _SETTINGS = [name for name in EngineConfig.model_fields if "_" in name and name 
 _ADVICE = (
     rf"(?:add|set|raise|choose|see)\b[^;,]*?(?:the setting \w+|output folder|`tokens`|\b(?:{'|'.join(_SETTINGS)})\b)",
     r"(?:change|check|mend)\b[^;,]*? permissions",
+    r"check the file with",
     r"pip install",
     r"put (?:it|the file|\S+ of FLUX)",
     r"free (?:some )?space",

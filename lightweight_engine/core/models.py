@@ -128,7 +128,7 @@ class Entry:
         short = (*parts[:-1], title_of(self.path))
         wanted = PurePosixPath(name).parts
         tail = len(wanted) <= len(parts) and wanted in (parts[-len(wanted) :], short[-len(wanted) :])
-        return bool(wanted and tail) or name in (str(self.path), str(self.path.absolute()))
+        return bool(wanted and tail) or Path(name).absolute() == self.path.absolute()
 
     def is_meant_as(self, role: Role) -> bool:
         """Whether it lies where files of a role go, whatever it is."""

@@ -371,6 +371,7 @@ OPERATOR = "(as the operator of this service can)"
         ("it needs x: pip install 'x[y]', or choose z", f"it needs x: pip install 'x[y]' {OPERATOR}, or choose z"),
         ("offline is on; switch it off or give a file", f"offline is on; switch it off {OPERATOR} or give a file"),
         ("put the file into …/Lora, or give its URL", f"put the file into …/Lora {OPERATOR}, or give its URL"),
+        ("check the file with `models verify …/x`; if", f"check the file with `models verify …/x` {OPERATOR}; if"),
         ("free space, or set cache_dir to a folder", f"free space {OPERATOR}, or set cache_dir to a folder"),
         ("set one for this host in `tokens`", f"set one for this host in `tokens` {OPERATOR}"),
         ("x: over 64 (setting max_outputs); ask for less", None),

@@ -262,3 +262,21 @@ def test_a_service_that_requires_a_model_does_not_start_without(tmp_path: Path) 
     with service(tmp_path, "--set", "require_model=true") as running:
         assert running.process.wait(60) == 3
         wait(lambda: any("no Flux checkpoint was found" in line and "require_model" in line for line in running.lines))
+
+
+def test_the_log_has_why_a_damaged_file_cannot_draw(tmp_path: Path) -> None:
+    """With its path, which a caller is not told."""
+    shutil.copytree(TINY, tmp_path / "some" / "models")
+    path = tmp_path / "some" / "models" / "Stable-diffusion" / "tiny.safetensors"
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 100_000] = b"\xff" * 100_000
+    path.write_bytes(content)
+    with service(tmp_path, "--models-dir", "some/models", XDG_CACHE_HOME=str(tmp_path / "cache")) as running:
+        answer = running.ready().post("/generate", SMALL, X_Request_ID="mine-2")
+        assert answer.status == 500 and answer.error["type"] == "ModelError"
+        told = "check the file with `models verify …/tiny.safetensors` (as the operator of this service can)"
+        assert told in answer.error["message"]
+        line = json.loads(wait(lambda: next((line for line in running.lines if "a job failed: " in line), None)))
+        assert (line["level"], line["request_id"]) == ("error", "mine-2")
+        assert "not finite" in line["message"] and str(path) in line["message"]

@@ -41,6 +41,31 @@ def test_precedence_and_origins(tmp_path: Path) -> None:
     assert Config(steps=3).origin("steps") == "argument"
 
 
+def test_whole_folders_are_the_same_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain = Config(models_dir="a/b", steps=3)
+    whole = plain.with_whole_folders()
+    assert (whole.models_dir, whole.output_dir, whole.steps) == (tmp_path / "a/b", tmp_path / "outputs", 3)
+    origins = [[each.origin(name) for name in EngineConfig.model_fields] for each in (plain, whole)]
+    assert origins[0] == origins[1] and whole.is_set("models_dir") and not whole.is_set("output_dir")
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        (
+            {"LWE_WIDTH": "5000"},
+            r"width \(from LWE_WIDTH\): 5,000 is over the limit of 4,096 pixels",
+        ),
+        ({"LWE_HEIGHT": "1024", "LWE_MAX_SIDE": "512"}, r"height \(from LWE_HEIGHT\): 1,024 is over the limit of 512"),
+    ],
+)
+def test_a_default_side_is_within_the_limit(tmp_path: Path, environ: dict[str, str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load(tmp_path, environ=environ)
+    assert load(tmp_path, environ={**environ, "LWE_MAX_SIDE": "5008"})
+
+
 def test_rows_name_every_setting_once() -> None:
     assert [name for _, name, _, _ in Config().rows()] == list(EngineConfig.model_fields)
     assert all(info.description for info in EngineConfig.model_fields.values())

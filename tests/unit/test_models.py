@@ -464,3 +464,9 @@ def test_a_part_of_impossible_sizes_is_a_problem_and_not_chosen(tmp_path: Path) 
     (entry,) = [entry for entry in ModelLibrary([tmp_path]).ls() if "stub" in entry.name]
     assert "autoencoder cannot be used" in (entry.problem or "") and not entry.usable
     assert ModelLibrary([tmp_path]).choose().parts["autoencoder"].checkpoint.path.name == "ae.safetensors"
+
+
+def test_a_path_from_the_working_folder_means_a_file_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(TINY.parent)
+    name = "Stable-diffusion/tiny.safetensors"
+    assert ModelLibrary([TINY]).find(f"{TINY.name}/{name}").name == name

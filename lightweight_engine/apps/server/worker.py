@@ -129,6 +129,8 @@ class Worker:
             outcome = self._draw(engine, facts.models, work)
         except EngineError as error:
             fault = Fault.of(error)
+            if fault.status >= 500:  # else its caller did it, whose words are not for the log
+                log.error("a job failed: %s", error)
         except Exception:  # whatever it is, the next job is not to pay for it
             log.exception("a job failed unexpectedly")
             fault = Fault.unexpected()
