@@ -260,7 +260,7 @@ class GenerationRequest(Frozen):
                 f"lora_scales has {len(self.lora_scales)} numbers for {len(self.lora_urls)} lora_urls; give one each",
                 field="lora_scales",
             )
-        if self.skip_img2img and (self.image is None or not (self.adetailer or self.adetailer_passes)):
+        if self.skip_img2img and (self.image is None or not self.detailed):
             raise RequestError(
                 "skip_img2img details a start picture: give image, and adetailer or adetailer_passes",
                 field="skip_img2img",
@@ -273,6 +273,11 @@ class GenerationRequest(Frozen):
     def hires(self) -> bool:
         """Whether a hires pass is asked for."""
         return self.hr_scale > 1 if self.enable_hr is None else self.enable_hr
+
+    @property
+    def detailed(self) -> bool:
+        """Whether the detailer is asked for."""
+        return self.adetailer or bool(self.adetailer_passes)
 
 
 def _fields_of(section: str) -> tuple[str, ...]:

@@ -69,7 +69,7 @@ def _idle(request: GenerationRequest) -> Iterator[tuple[str, list[str]]]:
     sides = [name for name in ("seed_resize_from_w", "seed_resize_from_h") if getattr(request, name) > 0]
     if len(sides) == 1:
         yield "alone; give width and height of the picture that the seed is of", _sent(request, sides)
-    if not (request.adetailer or request.adetailer_passes):  # whose passes may have samplers and guidance of their own
+    if not request.detailed:  # whose passes may have samplers and guidance of their own
         yield from _idle_in_walk(request)
         if _is_unguided(request):
             yield "at cfg_scale 1, which asks no negative prompt", _sent(request, _GUIDED)

@@ -112,7 +112,7 @@ def _check_work(first: Pass, second: Pass | None, tools: Tools) -> None:
 def _detailing(first: Pass, tools: Tools, warnings: list[str]) -> tuple[Detailing | None, list[Plan]]:
     """The detailer's passes that a request asks for, each with its plan. The detailer is imported by those that ask."""
     request = first.request
-    if not (request.adetailer or request.adetailer_passes):
+    if not request.detailed:
         return None, []
     from .detailing import detailing_of, idle_detailing, plan_detailing
 

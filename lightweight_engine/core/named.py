@@ -61,7 +61,7 @@ def _check_generation(
         upscalers.entry(request.hr_upscaler, field=HIRES)
     if request.image is not None and request.compat != "forge":
         upscalers.entry(request.img2img_upscaler, field="img2img_upscaler")
-    if request.adetailer or request.adetailer_passes:
+    if request.detailed:
         from .named_passes import check_passes  # the detailer's arguments, which other requests do not need
 
         check_passes(request, detectors, is_tiny=is_tiny)
