@@ -48,11 +48,12 @@ def available(device: torch.device) -> bool:
     return usable(programs.programs, device, "speed = fp8: attention stays in 16 bits")
 
 
-def twin(streams: Sequence[Stream], rotary: Tensor, blocks: int = 0) -> Tensor:
+def twin(streams: Sequence[Stream], rotary: Tensor, blocks: int = 1) -> Tensor:
     """What the programs compute, every rounding in its place, in plain torch; tests compare with it.
 
     Args:
-        blocks: that cut jobs among them, as many as the GPU has multiprocessors. Every part rounds by its own scores.
+        blocks: that cut jobs among them, as many as the GPU has multiprocessors; one cuts none. Every part rounds by
+            its own scores.
     """
     wide = [(qkv.float(), first.float(), second.float()) for qkv, first, second in streams]
     queries, keys, values = plain_heads(wide, rotary, rotate)
@@ -94,7 +95,7 @@ def _where(chosen: Tensor, first: Sums, second: Sums) -> Sums:
 def _beginnings(shape: torch.Size, blocks: int) -> Tensor:
     """Whether a part of a job begins at a tile, for queries ``[B, N, S, K]``: ``[B, N, S, 1, T]``."""
     batch, heads, tokens, _ = shape
-    parts = plan(batch, heads, tokens, programs.TILE, blocks or 1)
+    parts = plan(batch, heads, tokens, programs.TILE, blocks)
     jobs = torch.arange(parts.jobs).view(batch, heads, -1).repeat_interleave(programs.TILE, dim=2)[:, :, :tokens, None]
     tiles = torch.arange(parts.tiles)
     cut = (jobs >= parts.whole) & (((jobs - parts.whole) * parts.tiles + tiles) % parts.share == 0)

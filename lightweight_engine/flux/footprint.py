@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..backend.kernels.hopper import DIM
 from ..backend.quantize import ROWS
 from ..backend.streaming import aligned
 from ..backend.together import read_together
@@ -113,8 +114,7 @@ EIGHT_BITS = 24 << 20
 """Bytes that products in 8 bits take for themselves beyond ``Library.base``: 18 to 21 MB of an H200."""
 
 ATTENTION = 18 << 20
-"""Bytes in which attention over heads of ``ATTENDED`` numbers puts sums of cut jobs by, on a Hopper GPU."""
-ATTENDED = 128
+"""Bytes in which attention over heads of ``DIM`` numbers puts sums of cut jobs by, on a Hopper GPU."""
 
 PLAIN_CONVOLUTION = (4.4, 4.4)
 """Of a GPU whose maps lie as pictures do, as it runs no programs."""
@@ -160,7 +160,7 @@ def step_room(
             3 + mlp + 3 + 2 * mlp,  # activation beside attention: fused, attended, gelu, both joined, x
             4 + mlp + 2 + (1 + mlp) + matrix,  # linear2
         )
-    workspace = ATTENTION if library.in_place and params.head_dim == ATTENDED else 0
+    workspace = ATTENTION if library.in_place and params.head_dim == DIM else 0
     if storage.format == ROWS:
         eight = 1 / storage.compute.itemsize
         rows = eight if library.in_place else 1 + 9 * eight  # plain torch: from a copy, by way of two in float32

@@ -10,9 +10,19 @@ import torch
 from torch import Tensor
 
 from .cuda import CudaProgram, TensorMap, tensor_map
-from .hopper import QUERIES, Plan, Result, multiprocessors, plan, record_bytes, result, start
+from .hopper import (
+    DIM,
+    QUERIES,
+    Plan,
+    Result,
+    attention_programs,
+    multiprocessors,
+    plan,
+    record_bytes,
+    result,
+    start,
+)
 
-DIM = 128  # of a head
 TILE = 176
 """Keys."""
 
@@ -34,13 +44,7 @@ class _Work(Structure):
 
 @cache
 def programs(device: torch.device) -> dict[str, CudaProgram]:
-    """Those of a GPU by their names; compiled where no cache has them, in about a second.
-
-    Raises:
-        CudaError: they cannot be.
-    """
-    shared = {"attend": _SHARED, "merge": 0}
-    return {name: CudaProgram("attention.cu", name, device, nbytes) for name, nbytes in shared.items()}
+    return attention_programs("attention.cu", device, _SHARED)
 
 
 def take(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> bool:

@@ -12,9 +12,19 @@ import torch
 from torch import Tensor
 
 from .cuda import CudaProgram
-from .hopper import QUERIES, Plan, Result, multiprocessors, plan, record_bytes, result, start
+from .hopper import (
+    DIM,
+    QUERIES,
+    Plan,
+    Result,
+    attention_programs,
+    multiprocessors,
+    plan,
+    record_bytes,
+    result,
+    start,
+)
 
-DIM = 128  # of a head
 TILE = QUERIES  # tokens that are laid out together
 
 # As in eight_bit_attention.cu.
@@ -45,13 +55,7 @@ class _Work(Structure):
 
 @cache
 def programs(device: torch.device) -> dict[str, CudaProgram]:
-    """Those of a GPU by their names; compiled where no cache has them, in about a second.
-
-    Raises:
-        CudaError: they cannot be.
-    """
-    shared = {"find_peaks": 0, "prepare": 0, "attend": _SHARED, "merge": 0}
-    return {name: CudaProgram("eight_bit_attention.cu", name, device, nbytes) for name, nbytes in shared.items()}
+    return attention_programs("eight_bit_attention.cu", device, _SHARED, "find_peaks", "prepare")
 
 
 def take(streams: Sequence[tuple[Tensor, Tensor, Tensor]]) -> bool:

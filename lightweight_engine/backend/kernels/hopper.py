@@ -19,6 +19,8 @@ from .cuda import CudaError, CudaProgram
 logger = logging.getLogger(__name__)
 
 CAPABILITY = (9, 0)
+DIM = 128
+"""Numbers of a head."""
 GROUPS = 2
 """Of 128 threads that compute, in each block; one more fetches."""
 QUERIES = 64 * GROUPS
@@ -53,6 +55,19 @@ def usable(programs: Callable[[torch.device], Any], device: torch.device, otherw
         logger.warning("%s: %s", otherwise, error)
         return False
     return True
+
+
+def attention_programs(file: str, device: torch.device, shared: int, *others: str) -> dict[str, CudaProgram]:
+    """``attend``, ``merge`` and others of a file by their names; compiled where no cache has them, in about a second.
+
+    Args:
+        shared: bytes of shared memory that ``attend`` takes.
+
+    Raises:
+        CudaError: they cannot be.
+    """
+    names = {"attend": shared, "merge": 0, **dict.fromkeys(others, 0)}
+    return {name: CudaProgram(file, name, device, nbytes) for name, nbytes in names.items()}
 
 
 @cache
