@@ -61,6 +61,10 @@ def _idle(request: GenerationRequest) -> Iterator[tuple[str, list[str]]]:
         yield f"without a hires pass ({_no_hires(request)})", _sent(request, _HIRES, "enable_hr", "hr_scale")
         if request.image is None:
             yield "without image or a hires pass", _sent(request, ("denoising_strength",))
+    elif sides := [name for name in ("hr_resize_x", "hr_resize_y") if getattr(request, name)]:
+        only = "" if request.enable_hr else "but to switch the pass on, as enable_hr does, "
+        beside = f"beside {' and '.join(sides)}, which {'says' if len(sides) == 1 else 'say'} the size"
+        yield f"{only}{beside}", _sent(request, ("hr_scale",))
     if request.num_outputs == 1:
         told = "with one picture; num_outputs says how many are drawn, batch_size how many of them at once"
         yield told, _sent(request, ("batch_size",))

@@ -50,6 +50,11 @@ def specs_of(request: GenerationRequest, prompt: str, warnings: list[str]) -> li
     once = list(dict.fromkeys(asked))
     if len(once) < len(asked):
         warnings.append("a LoRA that is asked for twice at the same strength counts once, as in Forge")
+    warnings += [
+        f"{field_of(spec, request)}: {spec.name or 'a LoRA'} had no effect at strength 0; give another, or leave it out"
+        for spec in once
+        if spec.scale == 0 and not spec.text_scale
+    ]
     if len(once) > MAX_LORAS:
         raise RequestError(f"loras: {len(once)} are asked for; at most {MAX_LORAS} can act at once", field="loras")
     return once

@@ -62,6 +62,18 @@ def asked(warnings: list[str] | None = None, prompt: str = "a cat", **fields: ob
 
 
 class TestWhatIsAskedFor:
+    def test_a_strength_of_zero_is_told(self) -> None:
+        warnings: list[str] = []
+        asked(
+            warnings,
+            loras=["night:0", LoraSpec(name="hat", scale=0, text_scale=1), "cap"],
+            lora_urls=["https://a/secret.safetensors"],
+            lora_scales=[0],
+            prompt="<lora:style:0>",
+        )
+        ends = "had no effect at strength 0; give another, or leave it out"
+        assert warnings == [f"lora_urls[0]: a LoRA {ends}", f"loras[0]: night {ends}", f"prompt: style {ends}"]
+
     def test_from_three_places(self) -> None:
         found = asked(
             lora_urls=["https://a/x.safetensors", "https://a/y.safetensors"],

@@ -30,6 +30,14 @@ from lightweight_engine.labels import scheduler_labels
             {"hr_steps": 3, "enable_hr": False, "image": "x"},
             "hr_steps had no effect without a hires pass (there is none",
         ),
+        (
+            {"hr_scale": 2.0, "hr_resize_x": 96, "enable_hr": True},
+            "hr_scale had no effect beside hr_resize_x, which says",
+        ),
+        (
+            {"hr_scale": 2.0, "hr_resize_x": 96, "hr_resize_y": 96},
+            "hr_scale had no effect but to switch the pass on, as enable_hr does, beside hr_resize_x and hr_resi",
+        ),
         ({"seed_resize_from_w": 64}, "seed_resize_from_w had no effect alone; give width and height"),
         ({"seed_resize_from_h": 64, "seed_resize_from_w": -1}, "seed_resize_from_h had no effect alone"),
         ({"denoising_strength": 0.5}, "denoising_strength had no effect without image or a hires pass"),
@@ -77,6 +85,8 @@ def test_fields_without_effect(fields: dict[str, object], told: str) -> None:
         {"sampler": "DPM2 a", "s_noise": 2.0, "eta_noise_seed_delta": 4},
         {"s_min_uncond": 1.0, "cfg_scale": 2.0},
         {"save_stages": True, "enable_hr": True},
+        {"hr_scale": 2.0, "enable_hr": True},
+        {"hr_resize_x": 96, "enable_hr": True},
         {"save_stages": True, "s_min_uncond": 1.0, "adetailer": True},
         {"sampler": "DPM adaptive", "sigma_min": 0.1, "eta": 0.5},
         {"sampler": "DPM++ 2M", "scheduler": "Automatic", "rho": 5.0},
