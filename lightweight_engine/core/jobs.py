@@ -23,7 +23,7 @@ from .limits import check_fields
 from .named import at_home
 from .networks import Networks
 from .passes import Pass, Tools, check_work, first_pass, hires_pass, plan_passes
-from .plan import HIRES, Plan
+from .plan import HIRES, IN_EFFECT, Plan
 from .processing import Hires, Job
 from .progress import Tracker, Watch, fetching
 from .recovery import Recovery
@@ -31,9 +31,6 @@ from .start_pictures import StartPictures, read_start
 
 if TYPE_CHECKING:
     from .detailing import Detailing
-
-# What a plan says where the setting of that name is in effect.
-RESIDENCIES = ("stored", "fast")
 
 
 def plan_job(
@@ -63,7 +60,7 @@ def plan_job(
     detailing, details = _detailing(first, tools, warnings)
     for plan in (memory, *details):
         plan.check()
-    if memory.residency not in RESIDENCIES:
+    if memory.residency not in IN_EFFECT:
         warnings.append(f"residency: {memory.residency}; see what it takes by `plan`, and make room or ask for less")
     networks.follow(memory)
     tracker = Tracker(

@@ -41,6 +41,10 @@ StageName = Literal["encode", "upscale", "sample", "decode"]
 ORDER: tuple[StageName, ...] = get_args(StageName)  # in which those of a pass run
 HIRES = "hires"  # the pass of that name
 
+ADDS_NOTHING = "fast, which adds nothing where no LoRA acts and weights are numbers as they are stored"
+IN_EFFECT = ("stored", "fast", ADDS_NOTHING)
+"""What a plan says of the setting ``residency`` where it is as was asked."""
+
 TILE = 512  # pixels a side of the tiles that a large picture is decoded in
 T5_LENGTH = 256
 RECORDED = 40 * MIB  # a workspace of cuBLAS (32 on Hopper) for the stream that records, and a step's inputs
@@ -196,11 +200,13 @@ class Plan:
     @property
     def residency(self) -> str:
         """What becomes of the setting of that name, in the words of its choices."""
-        acts = [plan.fast for plan in (self, *self.then.values())]
+        plans = (self, *self.then.values())
+        acts = [plan.fast for plan in plans]
         if None in acts:
             return "stored"
         if all(acts):
-            return "fast"
+            every = (placed for plan in plans for stage in plan.stages for placed in stage.networks.values())
+            return "fast" if any(placed.at_hand for placed in every) else ADDS_NOTHING
         return "fast in some passes, as it does not fit in others" if any(acts) else "stored, as fast does not fit"
 
     @property

@@ -128,7 +128,13 @@ def _transformer(config: EngineConfig, models: ModelSet, card: Card, notes: list
             f"weights that are computed with as the file has them can stay there, and those of "
             f"{part.checkpoint.path.name} are converted; set compute_dtype to that of the file"
         )
-    return Storage(wanted, compute)
+    storage = Storage(wanted, compute)
+    if cpu and config.residency == "fast" and PLAIN.get(stored_as(part, storage)) == compute:
+        notes.append(
+            f"residency = fast ({config.origin('residency')}) has no effect on a CPU but with LoRAs: what is kept of "
+            f"{part.checkpoint.path.name} are the numbers that it computes with"
+        )
+    return storage
 
 
 def _no_eight_bits(compute: torch.dtype, card: Card) -> str | None:

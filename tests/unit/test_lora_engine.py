@@ -20,6 +20,7 @@ from lightweight_engine.core import networks
 from lightweight_engine.core.adapters import Adapter
 from lightweight_engine.core.describe import pixels_sha256, sidecar
 from lightweight_engine.core.models import TINY, ModelLibrary
+from lightweight_engine.core.plan import ADDS_NOTHING
 from lightweight_engine.core.replay import replay, save_result
 from lightweight_engine.errors import AdapterError, ModelNotFoundError
 
@@ -138,7 +139,7 @@ def test_merged_they_do_the_same_and_come_out_again(folder: Path, plain: Lightwe
     assert picture(merging) == bare == picture(beside)
 
 
-@pytest.mark.parametrize("storage", ["bf16", "nf4", "gguf:Q8_0"])
+@pytest.mark.parametrize("storage", ["auto", "bf16", "nf4", "gguf:Q8_0"])
 def test_at_hand_they_do_the_same_and_come_out_again(folder: Path, storage: str) -> None:
     fast = engine_in(folder, storage_dtype=storage, residency="fast")
     beside = engine_in(folder, storage_dtype=storage)
@@ -146,10 +147,15 @@ def test_at_hand_they_do_the_same_and_come_out_again(folder: Path, storage: str)
     for loras in (("A",), ("B:0.5", "C"), ()):
         request = GenerationRequest(**{**SMALL, "loras": loras})
         kept = fast.plan(request).placed("transformer").at_hand
-        assert kept > 0 or (storage == "bf16" and not loras)
+        assert kept > 0 or (storage == "auto" and not loras)
         ours, theirs = fast.draw(request).latent, beside.draw(request).latent
         torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-3 * float(theirs.abs().max()))
     assert picture(fast) == bare == picture(beside)
+    keeps = [fast.plan(GenerationRequest(**{**SMALL, "loras": loras})).residency for loras in ((), ("A",))]
+    assert keeps == [ADDS_NOTHING if storage == "auto" else "fast", "fast"]
+    told = [each for each in fast.run(GenerationRequest(**SMALL)).warnings if "residency" in each]
+    why = "residency = fast (argument) has no effect on a CPU but with LoRAs"
+    assert [each.partition(":")[0] for each in told] == [why] * (storage == "auto")
 
 
 def test_weights_at_hand_go_where_a_job_needs_their_room(folder: Path) -> None:

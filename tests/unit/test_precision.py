@@ -83,6 +83,23 @@ def test_what_is_in_effect(plain: ModelSet, packed: ModelSet) -> None:
     assert told(plain, GPU, speed="fp8")[2] == "fp8" and told(plain, HOST, speed="fp8")[2] == "exact"
 
 
+@pytest.mark.parametrize(
+    ("card", "settings", "told"),
+    [
+        (HOST, {}, True),
+        (HOST, {"storage_dtype": "nf4"}, False),
+        (HOST, {"compute_dtype": "bf16"}, True),
+        (GPU, {}, False),
+    ],
+)
+def test_weights_at_hand_that_are_at_hand_anyway_are_told(
+    plain: ModelSet, card: Card, settings: dict[str, str], told: bool
+) -> None:
+    notes: list[str] = []
+    chosen(plain, card, notes, residency="fast", **settings)
+    assert bool(notes) == told and all("residency = fast" in each and "no effect" in each for each in notes)
+
+
 def test_tiny_stays_as_it_is_unless_told() -> None:
     tiny = ModelLibrary([TINY]).choose()
     assert chosen(tiny, GPU).transformer.format == "auto"
