@@ -25,6 +25,7 @@ def check_fields(request: GenerationRequest, config: EngineConfig) -> None:
         RequestError: names the field and the fault; of a limit, the setting that holds it.
     """
     _check_samplers(request)
+    _check_detailer(request)
     if request.mask is not None and request.image is None:
         raise RequestError("mask: there is no picture that it belongs to; give image too", field="mask")
     _check_sides(request.height, request.width, config)
@@ -132,6 +133,15 @@ def _check_samplers(request: GenerationRequest) -> None:
             "hr_scheduler" if request.hr_scheduler else "scheduler",
         )
         resolve_sampler(*pair, request.compat, fields=named)
+
+
+def _check_detailer(request: GenerationRequest) -> None:
+    """Refuse arguments of the detailer that are wrong, where nothing reads them too: a slip shows before it counts."""
+    given = request.adetailer_args, request.adetailer_args_hands
+    if any(each not in ("", "{}", {}) for each in given):
+        from ..extensions.detailer_args import service_passes  # which few requests need
+
+        service_passes(*given)
 
 
 def _check_starts(count: int, outputs: int) -> None:

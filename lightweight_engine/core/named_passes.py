@@ -34,11 +34,12 @@ def passes_of(request: GenerationRequest, *, is_tiny: bool, detectors: Sequence[
         RequestError: an argument is wrong.
     """
     if request.adetailer_passes:
+        passes = read_passes(list(request.adetailer_passes), request.compat, "adetailer_passes")  # tells of slips first
         for number, each in enumerate(request.adetailer_passes):
             if isinstance(each, Mapping) and not each.get("ad_model"):
                 field = f"adetailer_passes[{number}].ad_model"
                 raise RequestError(f"{field}: there is none; name a detector", field=field)
-        return read_passes(list(request.adetailer_passes), request.compat, "adetailer_passes")
+        return passes
     if not request.adetailer:
         return Passes(())
     passes = service_passes(

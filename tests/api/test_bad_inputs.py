@@ -215,6 +215,7 @@ NAMES: dict[str, tuple[dict[str, Any], int, str]] = {
     ),
     "28 a script": ({"alwayson_scripts": {"X": {"args": []}}}, 422, "alwayson_scripts"),
     "29 arguments that are no object": ({"adetailer": True, "adetailer_args": "[1]"}, 422, "adetailer_args"),
+    "29 arguments that nothing reads": ({"adetailer_args": "x"}, 422, "adetailer_args: it is no JSON"),
     "29 an unknown key": ({"adetailer_passes": [{"ad_model": "face_tiny", "ad_modell": "x"}]}, 422, "ad_modell"),
     "19 a sampler of a pass": (
         {"adetailer_passes": [{"ad_model": "face_tiny", "ad_use_sampler": True, "ad_sampler": "Foo"}]},

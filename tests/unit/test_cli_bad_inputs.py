@@ -68,6 +68,7 @@ CASES: dict[str, tuple[Arguments, int, str]] = {
     "22 a detector": (["--adetailer-passes", '{"ad_model": "Foo"}'], MODEL, "there is no detector"),
     "26 look-alike letters": (["--lora", "hаt"], MODEL, "no LoRA"),
     "29 arguments that are no object": (["--adetailer", "--adetailer-args", "[1]"], WRONG, "adetailer"),
+    "29 arguments that nothing reads": (["--adetailer-args", "[1]"], WRONG, "adetailer-args: it is no JSON object"),
     "29 an unknown key": (["--adetailer", "--adetailer-args", '{"ad_stps": 1}'], WRONG, "ad_steps"),
     "19 a sampler of a pass": (
         ["--adetailer", "--adetailer-args", '{"ad_use_sampler": true, "ad_sampler": "Foo"}'],
