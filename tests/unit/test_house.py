@@ -200,7 +200,7 @@ ARROWS = {
     "apps.server.tasks": "server.faults",
     "apps.server.sources": "server.tasks",
     "apps.server.worker": "server.facts server.faults server.logs server.messages server.sources wording",
-    "apps.server.supervisor": "server.faults server.messages server.worker",
+    "apps.server.supervisor": "interrupts server.faults server.messages server.worker",
     "apps.server.jobs": "server.faults server.messages",
     "apps.server.metrics": "server.messages",
     "apps.server.canary": "server.faults server.logs server.messages server.metrics server.supervisor",

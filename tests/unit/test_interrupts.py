@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lightweight_engine.apps.interrupts import end_by_interrupt
+from lightweight_engine.apps.interrupts import end_by_interrupt, signals_held
 
 PROJECT = Path(__file__).parents[2]
 PRESSED = """
@@ -60,3 +60,73 @@ def test_what_works_may_close_what_is_open(capfd: pytest.CaptureFixture[str]) ->
     finally:
         signal.signal(signal.SIGINT, before)
     assert capfd.readouterr().err == ""
+
+
+def test_an_interrupt_within_a_text_that_is_run_is_no_end_by_signal(tmp_path: Path) -> None:
+    """Python would end by SIGINT, as the text was left by ``KeyboardInterrupt``, whoever caught that."""
+    code = """
+    from lightweight_engine.apps.interrupts import end_by_interrupt
+    end_by_interrupt()
+    try:
+        exec("import signal; signal.raise_signal(signal.SIGINT)")
+    except KeyboardInterrupt:
+        pass
+    """
+    assert run(tmp_path, code) == ENDED
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_what_comes_when_all_is_done_leaves_the_exit_code(tmp_path: Path, name: str) -> None:
+    code = f"""
+    import os, signal, sys
+    from lightweight_engine.apps.interrupts import end_by_interrupt
+
+    class Last:
+        def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.{name}):
+            kill(pid, number)
+
+    end_by_interrupt()
+    kept = Last()
+    sys.exit(9)
+    """
+    assert run(tmp_path, code) == (9, "")
+
+
+@pytest.mark.parametrize(("pid", "code"), [(1, 143), (2, -signal.SIGTERM)])
+def test_sigterm_ends_the_first_process_of_a_container_too(tmp_path: Path, pid: int, code: int) -> None:
+    text = f"""
+    import os, signal
+    from lightweight_engine.apps.interrupts import end_by_interrupt
+    os.getpid = lambda: {pid}
+    end_by_interrupt()
+    signal.raise_signal(signal.SIGTERM)
+    """
+    assert run(tmp_path, text) == (code, "")
+
+
+def test_held_signals_come_when_they_are_let_through() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    handler = signal.getsignal(signal.SIGINT)
+    told: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: told.append(number))
+    try:
+        with pytest.raises(OSError, match="no process"), signals_held():
+            signal.raise_signal(signal.SIGINT)
+            assert not told and signal.pthread_sigmask(signal.SIG_BLOCK, ()) >= {signal.SIGINT, signal.SIGTERM}
+            raise OSError("no process")
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert told == [signal.SIGINT] and signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
+def test_where_signals_cannot_be_held_a_process_is_started_all_the_same(tmp_path: Path) -> None:
+    code = """
+    import signal, sys
+    from lightweight_engine.apps.interrupts import leave_signals, signals_held
+    del signal.pthread_sigmask
+    with signals_held():
+        leave_signals()
+        signal.raise_signal(signal.SIGINT)
+    sys.exit(9)
+    """
+    assert run(tmp_path, code) == (9, "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
+import os
 import queue
 import threading
 import time
@@ -22,6 +23,7 @@ from typing import Any, Literal
 from ...backend.processes import collector_paused, resident_bytes
 from ...config import EngineConfig
 from ...errors import MemoryBudgetError
+from ..interrupts import leave_signals, signals_held
 from .faults import Fault, UnavailableError
 from .messages import Broken, Cancel, Ended, FromWorker, Interrupt, Moved, Quit, Ready, Tend, Tended, ToWorker, Work
 
@@ -50,6 +52,8 @@ class Child:
 def launch(config: EngineConfig, secrets: tuple[str, ...] = ()) -> Child:
     """Start a worker. It is spawned, not forked: threads and open sockets of this process are no part of it.
 
+    Ctrl-C and SIGTERM meanwhile act when it has begun, and on this process alone.
+
     Raises:
         MemoryBudgetError: the system starts no further process.
     """
@@ -57,7 +61,12 @@ def launch(config: EngineConfig, secrets: tuple[str, ...] = ()) -> Child:
     try:
         ours, theirs = context.Pipe()
         process = context.Process(target=_run_worker, args=(theirs, config, secrets), name="engine")
-        process.start()
+        try:
+            with signals_held():
+                process.start()
+        except BaseException:  # Ctrl-C too, at which the worker has begun: it ends with its pipe
+            ours.close()
+            raise
     except OSError as error:
         limits = "the limits of its processes and open files (ulimit -u, ulimit -n; TasksMax, a container's pids limit)"
         told = f"the worker's process cannot be started ({error.strerror or error})"
@@ -68,13 +77,25 @@ def launch(config: EngineConfig, secrets: tuple[str, ...] = ()) -> Child:
 
 def _run_worker(connection: Connection, config: EngineConfig, secrets: tuple[str, ...]) -> None:
     """The first thing that runs in the child; what it imports is for that process alone."""
+    leave_signals()
+    inbox: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, inbox), name="receiver", daemon=True).start()
     from ...core import head_start
 
     head_start.begin(config)
     with collector_paused(keep=True):
         from .worker import serve_jobs
 
-    serve_jobs(connection, config, secrets)
+    serve_jobs(connection, inbox, config, secrets)
+
+
+def _receive(connection: Connection, inbox: queue.SimpleQueue[ToWorker]) -> None:
+    """Take what the front sends, and end the process when that has gone, which may import for seconds yet."""
+    try:
+        while True:
+            inbox.put(connection.recv())
+    except (EOFError, OSError):
+        os._exit(0)
 
 
 class Supervisor:

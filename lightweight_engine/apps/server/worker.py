@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import signal
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -37,16 +36,20 @@ from .sources import check_models, reader_of, with_pictures
 
 log = logging.getLogger(__name__)
 
+Inbox = queue.SimpleQueue[ToWorker]
+
 MAX_TOLD = 20  # files that cannot be used, in the log of a start
 
 
-def serve_jobs(connection: Connection, config: EngineConfig, secrets: tuple[str, ...]) -> None:
-    """What the child process runs, until the pipe is closed."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def serve_jobs(connection: Connection, inbox: Inbox, config: EngineConfig, secrets: tuple[str, ...]) -> None:
+    """What the child process runs, until the pipe is closed.
+
+    Args:
+        inbox: what comes through the pipe.
+    """
     set_up_logs(secrets)
     try:
-        Worker(connection, config).run()
+        Worker(connection, inbox, config).run()
     except Exception:
         log.exception("the worker cannot go on")
         raise SystemExit(1) from None
@@ -63,8 +66,9 @@ class _Stops:
 class Worker:
     """Does jobs in the main thread, while another listens: a job is stopped by what arrives meanwhile."""
 
-    def __init__(self, connection: Connection, config: EngineConfig) -> None:
+    def __init__(self, connection: Connection, inbox: Inbox, config: EngineConfig) -> None:
         self._connection = connection
+        self._inbox = inbox
         self._config = config
         self._reader = reader_of(config)
         self._waiting: queue.SimpleQueue[Work | Tend] = queue.SimpleQueue()
@@ -90,11 +94,8 @@ class Worker:
             self._tell(_tended(engine, facts, message) if tend else self._done(engine, facts, message))
 
     def _listen(self) -> None:
-        try:
-            while True:
-                self._take(self._connection.recv())
-        except (EOFError, OSError):  # the front has gone
-            os._exit(0)
+        while True:
+            self._take(self._inbox.get())
 
     def _take(self, message: ToWorker) -> None:
         if isinstance(message, Work):
