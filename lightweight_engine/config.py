@@ -22,6 +22,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticKnownError
 
 from .errors import ConfigError, RequestError
 from .fields import PlainNumbers, limits_at, plain
@@ -63,6 +64,9 @@ _TOKEN = re.compile(r"[!-~]{1,4096}")  # what fits into a header
 _MIN_KEY = 8  # characters: a shorter one is guessed, and taken out of the log wherever it stands in a word
 
 
+_RULES = ("ge", "gt", "le", "min_length")  # of a request's field, which hold for the setting of its name
+
+
 def default_cache_dir() -> Path:
     """Where fetched files and hashes are kept, by the XDG convention."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightweight-engine"
@@ -76,7 +80,7 @@ def _setting(default: Any, section: str, help: str, **bounds: Any) -> Any:
 def _request(name: str) -> Any:
     """The default of a request field, with the help and the bounds that the request gives it."""
     info = GenerationRequest.model_fields[name]
-    bounds = {rule: getattr(each, rule) for each in info.metadata for rule in ("ge", "gt", "le") if hasattr(each, rule)}
+    bounds = {rule: getattr(each, rule) for each in info.metadata for rule in _RULES if hasattr(each, rule)}
     return _setting(info.default, "request", info.description or "", **bounds)
 
 
@@ -88,15 +92,17 @@ class EngineConfig(PlainNumbers):
     models_dir: Path = _setting(
         Path("models"), "files", "Folder with model files: ours, or that of a WebUI, Forge or ComfyUI. Only read."
     )
-    checkpoint: str | None = _setting(None, "files", "Checkpoint to use, by name or path; left out, the first found.")
+    checkpoint: str | None = _setting(
+        None, "files", "Checkpoint to use, by name or path; left out, the first found.", min_length=1
+    )
     require_model: bool = _setting(
         False,
         "files",
         "Refuse to start where no checkpoint is found and none is named, instead of drawing with `tiny`.",
     )
-    t5: str | None = _setting(None, "files", "T5 text encoder to use in place of the one found.")
-    clip: str | None = _setting(None, "files", "CLIP text encoder to use in place of the one found.")
-    vae: str | None = _setting(None, "files", "Autoencoder to use in place of the one found.")
+    t5: str | None = _setting(None, "files", "T5 text encoder to use in place of the one found.", min_length=1)
+    clip: str | None = _setting(None, "files", "CLIP text encoder to use in place of the one found.", min_length=1)
+    vae: str | None = _setting(None, "files", "Autoencoder to use in place of the one found.", min_length=1)
     variant: Literal["auto", "dev", "schnell"] = _setting(
         "auto",
         "files",
@@ -219,7 +225,7 @@ class EngineConfig(PlainNumbers):
     )
     ad_same_seed: bool = _setting(False, "detailer", "Every mask has the seed of the picture, instead of counting up.")
 
-    host: str = _setting("127.0.0.1", "service", "Address that the service listens on.")
+    host: str = _setting("127.0.0.1", "service", "Address that the service listens on.", min_length=1)
     port: int = _setting(7860, "service", "Port that it listens on; 0 takes a free one.", ge=0, le=65535)
     api_keys: tuple[SecretStr, ...] = _setting(
         (), "service", "Keys, of which every caller must send one; needed where host is no loopback address."
@@ -422,6 +428,14 @@ class EngineConfig(PlainNumbers):
     def _tokens(cls, value: Any) -> Any:
         return _as_tokens(value)
 
+    @field_validator(*_FOLDERS, mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """An empty text would be the working folder."""
+        if value == "":
+            raise PydanticKnownError("string_too_short", {"min_length": 1})
+        return value
+
     @field_validator(*_FOLDERS, mode="after")
     @classmethod
     def _home(cls, value: Path) -> Path:
@@ -584,7 +598,7 @@ def _from_file(path: Path | None) -> Iterator[tuple[str, Any, str]]:
             raise ConfigError(f"{path}: settings have no sections; leave out [{name}], and keep the lines below it")
     refuse_unknown(table, f"{path}: ")
     for name, value in table.items():
-        if name in _FOLDERS and isinstance(value, str):
+        if name in _FOLDERS and isinstance(value, str) and value:
             value = path.parent / Path(value).expanduser()
         elif name == "tokenizer_dirs" and isinstance(value, list):
             value = [path.parent / Path(str(item)).expanduser() for item in value]

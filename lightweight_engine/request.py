@@ -68,8 +68,10 @@ class GenerationRequest(Frozen):
     distilled_cfg_scale: float | None = _sampling(
         3.7, "Distilled guidance, the main one of Flux dev.", cog=3.5, a1111=3.5, ge=0, le=100
     )
-    sampler: str = _sampling("Euler", "Sampler; --list-samplers prints the names.")
-    scheduler: str = _sampling("Simple", "Noise schedule; --list-schedulers prints the names.", a1111="Automatic")
+    sampler: str = _sampling("Euler", "Sampler; --list-samplers prints the names.", min_length=1)
+    scheduler: str = _sampling(
+        "Simple", "Noise schedule; --list-schedulers prints the names.", a1111="Automatic", min_length=1
+    )
     seed: int = _picture(-1, "Seed of the first picture; -1 draws one.", ge=-1, le=MAX_SEED)
     num_outputs: int = _picture(1, "How many pictures, with seeds seed, seed+1, …", ge=1)
     batch_size: int = _picture(1, "How many pictures are drawn at once; more is not always faster.", ge=1, le=64)
@@ -112,7 +114,9 @@ class GenerationRequest(Frozen):
         ge=0,
         le=3,
     )
-    img2img_upscaler: str = _img2img("None", "Upscaler that enlarges a start picture which is smaller; None, Lanczos.")
+    img2img_upscaler: str = _img2img(
+        "None", "Upscaler that enlarges a start picture which is smaller; None, Lanczos.", min_length=1
+    )
     background_color: str = _img2img(
         "#ffffff", "What lies under transparent parts of a start picture: #rrggbb.", pattern=COLOUR
     )
@@ -147,6 +151,7 @@ class GenerationRequest(Frozen):
         "Upscaler of the hires pass: a network of `upscale --list`; without one None, Lanczos or Nearest; or Latent, "
         "also with (antialiased), (bicubic), (bicubic antialiased), (nearest) or (nearest-exact).",
         a1111="Latent",
+        min_length=1,
     )
     hr_cfg: float | None = _hires(
         None, "True guidance of the hires pass; left out, cfg_scale.", cog=1.0, a1111=1.0, ge=0, le=100
@@ -156,8 +161,8 @@ class GenerationRequest(Frozen):
     )
     hr_prompt: str = _hires("", "Prompt of the hires pass; left out, the prompt.")
     hr_negative_prompt: str = _hires("", "Negative prompt of the hires pass; left out, the negative prompt.")
-    hr_sampler: str = _hires("", "Sampler of the hires pass; left out, the sampler.")
-    hr_scheduler: str = _hires("", "Noise schedule of the hires pass; left out, the scheduler.")
+    hr_sampler: str | None = _hires(None, "Sampler of the hires pass; left out, the sampler.", min_length=1)
+    hr_scheduler: str | None = _hires(None, "Noise schedule of the hires pass; left out, the scheduler.", min_length=1)
     lora_urls: tuple[str, ...] = _lora((), "Addresses of LoRA files to apply.", max_length=MAX_LORAS, repr=False)
     lora_scales: tuple[LoraScale, ...] = _lora((), "One strength for each of lora_urls, or one for all; left out, 1.")
     loras: tuple[SpelledLora, ...] = _lora(
@@ -208,9 +213,7 @@ class GenerationRequest(Frozen):
         made = cls(**{**defaults, **values})
         return cls.model_construct(_fields_set=set(values if asked is None else asked), **vars(made))
 
-    @field_validator(
-        "prompt", "negative_prompt", "hr_prompt", "hr_negative_prompt", "hr_sampler", "hr_scheduler", mode="before"
-    )
+    @field_validator("prompt", "negative_prompt", "hr_prompt", "hr_negative_prompt", mode="before")
     @classmethod
     def _no_null(cls, value: Any) -> Any:
         return "" if value is None else value

@@ -15,7 +15,7 @@ import typer
 from ..errors import MissingDependencyError
 from ..request import MAX_STEPS, GenerationRequest
 from .console import Console
-from .options import Debug, Json, Quiet, load_config
+from .options import Debug, Json, Quiet, load_config, read_path
 from .session import start_engine, watched
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ COLUMNS = 6
 CELL, MARGIN = 256, 12
 CAPTION_LINES, LINE_HEIGHT, FONT_SIZE, TITLE_HEIGHT = 4, 15, 12, 26
 
-Folder = Annotated[Path | None, typer.Option("--output-dir", "-o", metavar="FOLDER", help="(default outputs/demo)")]
+Folder = Annotated[str | None, typer.Option("--output-dir", "-o", metavar="FOLDER", help="(default outputs/demo)")]
 Steps = Annotated[
     str,
     typer.Option(
@@ -123,7 +123,7 @@ def demo(
         console.typed = ("steps",)
         asked = GenerationRequest.over({}, {"steps": steps})  # reads the text, or says what it may be
         config = load_config({}, models_dir=TINY, offline=True)
-        folder = output_dir or config.output_dir / "demo"
+        folder = config.output_dir / "demo" if output_dir is None else read_path("--output-dir", output_dir)
         check_folder(folder)
         if find_spec("spandrel") is None:  # told now, and not at the last picture
             raise MissingDependencyError(

@@ -12,7 +12,7 @@ import typer
 from ..errors import ConfigError, EngineError, ModelError, OutputError, RequestError
 from ..labels import storage_name
 from .console import Console, human_bytes, table
-from .options import Debug, Grouped, Json, check_models_dir, load_config, takes_settings
+from .options import Debug, Grouped, Json, check_models_dir, load_config, read_path, takes_settings
 
 if TYPE_CHECKING:
     from ..config import EngineConfig
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A name that `models ls` shows, or the path of a file.")]
 Target = Annotated[str, typer.Option("--to", metavar="FORMAT", help="nf4, fp4, fp8_e4m3, fp8_e5m2, bf16, fp16, fp32.")]
 Output = Annotated[
-    Path | None,
+    str | None,
     typer.Option("--output", "-o", metavar="FILE", help="(default NAME-FORMAT.safetensors, in this folder)"),
 ]
 PartName = Annotated[
@@ -152,7 +152,8 @@ def convert(
         parts = read_entry(entry.path, entry.name, strict=True).parts
         chosen = _part(parts, part, entry.name)
         ending = f"-{chosen.role}" if len(parts) > 1 else ""
-        path = output or Path(f"{title_of(entry.path)}{ending}-{to.replace(':', '-')}.safetensors")
+        usual = f"{title_of(entry.path)}{ending}-{to.replace(':', '-')}.safetensors"
+        path = read_path("--output", usual if output is None else output)
         _check_target(path, chosen, force)
         check_conversion(chosen, to, force=force)
         others = [role for role in parts if role not in (chosen.role, "autoencoder")]

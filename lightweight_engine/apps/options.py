@@ -160,6 +160,17 @@ def read_number(name: str, given: str, kind: Any, *, unit: str = "") -> Any:
         raise ConfigError(f"{name}: {told}{unit and f'; it is a number of {unit}'}") from None
 
 
+def read_path(name: str, given: str) -> Path:
+    """The path of an option that is no setting.
+
+    Raises:
+        ConfigError: it is empty, which would be the working folder.
+    """
+    if not given:
+        raise ConfigError(f"{name}: it is empty; give a path, or leave it out")
+    return Path(given)
+
+
 def picture_quality(console: Console, given: str | None, usual: int, format: str) -> int:
     """The quality of files by ``--quality``, which some formats have none of."""
     if given is None:
@@ -219,7 +230,8 @@ def _parameter(name: str, info: Any) -> inspect.Parameter:
 def _plain_type(annotation: Any) -> tuple[Any, str | None]:
     """A type that the command line can read, and what its help shows for a value.
 
-    Numbers and choices are text: the model itself reads them, and says what they may be.
+    Numbers, choices and paths are text: the model itself reads them, and says what they may be. An empty text would
+    be the working folder as a path.
     """
     if get_origin(annotation) in (Union, types.UnionType):
         inner = [part for part in get_args(annotation) if part is not type(None)]
@@ -233,6 +245,8 @@ def _plain_type(annotation: Any) -> tuple[Any, str | None]:
         return list[kind], metavar
     if annotation in (int, float):
         return str, f"<{annotation.__name__}>"
+    if annotation is Path:
+        return str, None
     is_own = isinstance(annotation, type) and issubclass(annotation, BaseModel)  # which reads its own spelling
     return (str if annotation is Any or is_own else annotation), None
 

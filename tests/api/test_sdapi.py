@@ -125,6 +125,12 @@ def test_pictures_that_a_request_brings_are_not_sent_back_unasked(running: Runni
         ({"sampler_name": "k_euler_a"}, "Euler a", "Simple"),
         ({"sampler_name": "dpm++ 2m karras"}, "DPM++ 2M", "Karras"),
         ({"sampler_index": "Heun", "scheduler": "sgm_uniform"}, "Heun", "SGM Uniform"),
+        ({"sampler_name": "", "sampler_index": "", "scheduler": ""}, "Euler", "Simple"),
+        (
+            {"enable_hr": True, "denoising_strength": 0.5, "hr_scale": 1, "hr_sampler_name": "", "hr_scheduler": ""},
+            "Euler",
+            "Simple",
+        ),
     ],
 )
 def test_names_of_samplers(running: Running, fields: dict[str, Any], sampler: str, scheduler: str) -> None:
@@ -700,6 +706,7 @@ def test_bad_enlarging(running: Running, fields: dict[str, Any], status: int, pa
         ("/upscale", {"images": []}, "images: give at least 1 (got 0)"),
         ("/upscale", {}, "images: it is missing; give it"),
         ("/generate", {"checkpoint": ""}, "checkpoint: it is empty; give a text, or leave it out"),
+        ("/generate", {"hr_sampler": ""}, "hr_sampler: it is empty; give a text, or leave it out"),
         ("/generate", {"loras": ["a"] * 20}, "loras: give at most 16 (got 20)"),
         ("/generate", {"adetailer_passes": 5}, "adetailer_passes: give a list (got 5)"),
     ],

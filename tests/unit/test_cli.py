@@ -824,6 +824,11 @@ def test_demo_tells_of_wrong_steps_as_generate_does(cli: Cli, steps: str) -> Non
     assert done.err.startswith("error: --steps: ") and "give 1 to 1,000" in done.err
 
 
+def test_demo_tells_of_an_empty_folder(cli: Cli) -> None:
+    done = cli("demo", "-o", "")
+    assert (done.code, done.err) == (2, "error: --output-dir: it is empty; give a path, or leave it out\n")
+
+
 def test_demo_says_at_once_that_its_last_picture_needs_a_package(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "find_spec", lambda name: None)
     done = cli("demo")

@@ -107,6 +107,7 @@ def test_convert_writes_what_the_library_then_uses(cli: Cli, models: Path) -> No
         (["small", "--to", "nf4", "-o", "models/VAE/ae.safetensors"], 7, "there already; name another with -o"),
         (["small", "--to", "nf4", "-o", "x.gguf"], 2, "give it that ending"),
         (["small", "--to", "nf4", "-o", "/dev/null/x.safetensors"], 7, "cannot be written"),
+        (["small", "--to", "nf4", "-o", ""], 2, "--output: it is empty; give a path, or leave it out"),
         (["ae", "--to", "nf4"], 3, "an autoencoder is small"),
         (["absent", "--to", "nf4"], 3, "no model file is called 'absent'"),
     ],

@@ -150,6 +150,20 @@ def test_an_error_says_where_the_value_came_from(tmp_path: Path) -> None:
         load(tmp_path, "steps = 3\n[service]\nport = 8000")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["models_dir", "output_dir", "cache_dir", "checkpoint", "t5", "clip", "vae", "host"]
+    + ["sampler", "scheduler", "hr_upscaler"],
+)
+def test_an_empty_text_is_no_name(tmp_path: Path, name: str) -> None:
+    told = r"it is empty; give a text, or leave it out$"
+    for given in ({"assigned": {name: ""}}, {name: ""}):
+        with pytest.raises(ConfigError, match=rf"^{name} \(from --.*\): {told}"):
+            load(tmp_path, **given)
+    with pytest.raises(ConfigError, match=rf"^{name} \(from .*engine.toml\): {told}"):
+        load(tmp_path, f"{name} = ''")
+
+
 def test_an_empty_variable_counts_as_not_set(tmp_path: Path) -> None:
     environ = {"LWE_STEPS": "", "LWE_API_KEYS": "", "LWE_WIDTH": "64", "HOME": "", "OTHER_LWE_STEPS": ""}
     config = load(tmp_path, "steps = 3", environ)

@@ -63,6 +63,20 @@ def test_the_help_names_every_upscaler_that_needs_no_file(name: str) -> None:
     assert name.removeprefix("Latent ") in told
 
 
+@pytest.mark.parametrize(
+    "field",
+    ["sampler", "scheduler", "hr_sampler", "hr_scheduler", "hr_upscaler", "img2img_upscaler", "checkpoint", "vae"],
+)
+def test_an_empty_name_is_none(field: str) -> None:
+    with pytest.raises(RequestError, match=f"^{field}: it is empty; give a text, or leave it out$"):
+        GenerationRequest(**{field: ""})
+
+
+def test_a_hires_pass_that_names_no_sampler_has_that_of_the_first() -> None:
+    second = second_pass(GenerationRequest(sampler="Heun", scheduler="Beta", hr_sampler=None))
+    assert (second.sampler, second.scheduler) == ("Heun", "Beta")
+
+
 BOUNDS = [
     ("steps", 0, 1001),
     ("cfg_scale", -0.1, 100.1),

@@ -48,6 +48,6 @@ def check(case: Case) -> None:
         assert np.abs(bytes_in - case.array(f"vae_in_u8_{case.id}")).max() <= 1
     noise = ImageNoise((16, *target.cells(8)), [case["seed"]], source="CPU")
     assert torch.equal(noise.first(), torch.from_numpy(case.array(f"noise_{case.id}")))
-    own = {"hr_steps": case.get("n", 0), "hr_sampler": case.get("sampler") or ""}
+    own = {"hr_steps": case.get("n", 0), "hr_sampler": case.get("sampler")}
     second = second_pass(GenerationRequest(steps=20, sampler="Euler", **own))
     assert (second.steps, second.sampler, second.img2img_fix_steps) == (case["steps_arg"], case["sampler_used"], True)

@@ -160,7 +160,8 @@ def _idle(body: Body, raw: Mapping[str, Any]) -> list[str]:
 def _fields(body: Body, config: EngineConfig, warnings: list[str]) -> dict[str, Any]:
     """Our fields: of the body, else of its infotext, else Forge's defaults."""
     given, chosen = _mapped(body, SHARED, config), _chosen(body)
-    given["sampler"] = body.sampler_name or body.sampler_index
+    given["sampler"] = body.sampler_name or body.sampler_index or type(body).model_fields["sampler_index"].default
+    given["scheduler"] = given["scheduler"] or profile_defaults("a1111")["scheduler"]
     if isinstance(body, ImageToImageRequest):
         given |= _image_fields(body, config)
     from_text = _text_fields(body.infotext or "", warnings)
@@ -249,7 +250,7 @@ def _hires_fields(body: TextToImageRequest, from_text: Mapping[str, Any], config
     fields = _mapped(body, HIRES, config)
     for theirs, ours in (("hr_sampler_name", "hr_sampler"), ("hr_scheduler", "hr_scheduler")):
         name = getattr(body, theirs) or ""
-        fields[ours] = "" if name.lower() in SAME else name
+        fields[ours] = None if name.lower() in SAME else name
     if body.firstphase_width or body.firstphase_height:
         fields |= {"hr_resize_x": body.width or 0, "hr_resize_y": body.height or 0}
         fields |= {"width": body.firstphase_width or body.width, "height": body.firstphase_height or body.height}
