@@ -72,6 +72,7 @@ FAULTS = {
     **dict.fromkeys(("bool_type", "bool_parsing"), ("is no switch", "true or false")),
     **dict.fromkeys(("string_type", "string_unicode"), ("is no text", "one")),
     "literal_error": ("is no choice", "{expected}"),
+    "path_type": ("is no path", "one as a text"),
 }
 ASKED = {
     **dict.fromkeys(("list_type", "tuple_type"), "a list"),

@@ -52,7 +52,7 @@ EMBEDDING_CACHE_BYTES = 256 << 20
 
 NO_HASH = "{name}: the file was replaced, is not there any more, or cannot be read, so that its hash is not told"
 
-T = TypeVar("T")
+Asked = TypeVar("Asked", GenerationRequest, UpscaleRequest)
 
 ENDED_EARLY = "the job was interrupted: pictures may be missing, unfinished, or without their later passes"
 
@@ -65,9 +65,15 @@ class LightweightEngine:
 
     Args:
         config: settings; left out, the defaults with the files and environment that ``EngineConfig.load`` reads.
+
+    Raises:
+        ConfigError: ``config`` is something else, as a mapping or a path.
     """
 
     def __init__(self, config: EngineConfig | None = None) -> None:
+        if not isinstance(config, EngineConfig | None):
+            told = f"config: a {type(config).__name__} is no Config"
+            raise ConfigError(f"{told}; give Config(name=value, …), or Config.load(file) with all that is set besides")
         self.config = config or EngineConfig.load()
         self._lock = threading.RLock()
         self._embeddings = EmbeddingCache(EMBEDDING_CACHE_BYTES)
@@ -182,7 +188,7 @@ class LightweightEngine:
             GenerationCancelled: ``cancel`` was set.
             MemoryBudgetError: the device ran out of memory. The engine stays usable after each of these.
         """
-        _check_kind(request, GenerationRequest, "engine.request(prompt=…)")
+        request = _checked(request, GenerationRequest, "engine.request(prompt=…)")
         watch = Watch(on_progress, cancel, preview_every, interrupt)
         with self._lock:
             networks = self._model.use(self.config.with_model_of(request))
@@ -232,7 +238,7 @@ class LightweightEngine:
         """
         from .upscaling import upscale_pictures  # which no job needs
 
-        _check_kind(request, UpscaleRequest, "one, or call upscale(picture)")
+        request = _checked(request, UpscaleRequest, "one, or call upscale(picture)")
         check_upscale(request, self.config)
         watch = Watch(on_progress, cancel, interrupt=interrupt)
         reader = PictureReader.of(self.config)
@@ -284,7 +290,7 @@ class LightweightEngine:
         Raises:
             RequestError: a field is wrong or over a limit.
         """
-        _check_kind(request, GenerationRequest, "engine.request(prompt=…)")
+        request = _checked(request, GenerationRequest, "engine.request(prompt=…)")
         with self._lock:
             settings = self.config.with_model_of(request)
             if card is None and self._model.networks is not None and self._model.is_of(settings):
@@ -437,10 +443,15 @@ def _spare_of(networks: ref[Networks]) -> Callable[[], int]:
     return spare
 
 
-def _check_kind(request: object, kind: type, hint: str) -> None:
-    """Refuse what is no request: a prompt or a mapping alone, which other programs take."""
+def _checked(request: Asked, kind: type[Asked], hint: str) -> Asked:
+    """A request, its fields read once more: ``model_copy(update=…)`` takes any values.
+
+    Raises:
+        RequestError: it is none, as a prompt or a mapping alone, which other programs take; or a field is wrong.
+    """
     if not isinstance(request, kind):
         raise RequestError(f"a {type(request).__name__} is no {kind.__name__}; give {hint}")
+    return kind.model_construct(_fields_set=request.model_fields_set, **vars(kind(**vars(request))))
 
 
 def _draw_all(job: Job, tracker: Tracker) -> Iterator[tuple[Batch, Drawn]]:

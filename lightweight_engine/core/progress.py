@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import GenerationCancelled
+from ..errors import GenerationCancelled, RequestError
+from ..fields import shown_of
 from ..results import OnBytes, Progress
 
 if TYPE_CHECKING:
@@ -74,12 +75,27 @@ class Watch:
         cancel: ends it with nothing.
         preview_every: steps between previews; 0 is none.
         interrupt: ends it with what there is.
+
+    Raises:
+        RequestError: one is of another kind; names it, and what to give. It would fail in the middle of a job.
     """
 
     on_progress: OnProgress | None = None
     cancel: Cancel | None = None
     preview_every: int = 0
     interrupt: Interrupt | None = None
+
+    def __post_init__(self) -> None:
+        every, is_set = self.preview_every, getattr(self.cancel, "is_set", None)
+        self._refuse("on_progress", callable(self.on_progress), "a function that takes a Progress")
+        self._refuse("cancel", callable(is_set) and not isinstance(self.cancel, type), "a threading.Event()")
+        self._refuse("interrupt", isinstance(self.interrupt, Interrupt), "a lightweight_engine.Interrupt()")
+        self._refuse("preview_every", type(every) is int and every >= 0, "0 or more steps; 0 is none")
+
+    def _refuse(self, name: str, fits: bool, wanted: str) -> None:
+        given = getattr(self, name)
+        if given is not None and not fits:
+            raise RequestError(f"{name}: give {wanted} (got {shown_of(given)})", field=name)
 
     def check(self) -> None:
         """Raises GenerationCancelled where the caller asked to stop."""

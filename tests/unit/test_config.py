@@ -121,6 +121,8 @@ def test_the_file_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ({"sampler": "Eulerr"}, "choose one of: DPM\\+\\+ 2M"),
         ({"scheduler": "Turbo"}, "not valid for Flux"),
         ({"max_side": 4}, "max_side"),
+        ({"models_dir": 5}, "^models_dir: 5 is no path; give one as a text$"),
+        ({"tokenizer_dirs": [5]}, "^tokenizer_dirs: 5 is no path"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, object], said: str) -> None:

@@ -11,11 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
-from lightweight_engine import Config, GenerationRequest, LightweightEngine, Progress
+from lightweight_engine import Config, GenerationRequest, LightweightEngine, Progress, UpscaleRequest
 from lightweight_engine.core import engine as engine_module
 from lightweight_engine.core.describe import PACKAGES, pixels_sha256, versions
 from lightweight_engine.core.replay import read_recipe, replay, save_result
-from lightweight_engine.errors import GenerationCancelled, MemoryBudgetError, ModelNotFoundError, RequestError
+from lightweight_engine.errors import (
+    ConfigError,
+    GenerationCancelled,
+    MemoryBudgetError,
+    ModelNotFoundError,
+    RequestError,
+)
 
 SMALL = {"width": 128, "height": 128, "steps": 3, "seed": 7}
 
@@ -199,6 +205,48 @@ def test_what_is_no_request_is_told_what_to_give(engine: LightweightEngine, give
             method(given)
     with pytest.raises(RequestError, match=r"^a \w+ is no UpscaleRequest; give one, or call upscale"):
         engine.run_upscale(given)
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ({"cancel": True}, "cancel: give a threading.Event"),
+        ({"cancel": threading.Event}, "cancel: give a threading.Event"),
+        ({"on_progress": 5}, "on_progress: give a function"),
+        ({"interrupt": threading.Event()}, "interrupt: give a lightweight_engine.Interrupt"),
+        ({"preview_every": -1}, "preview_every: give 0 or more"),
+        ({"preview_every": "2"}, "preview_every: give 0 or more"),
+    ],
+)
+def test_an_argument_of_another_kind_is_told_before_the_job(
+    engine: LightweightEngine, argument: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(RequestError, match=rf"^{told}.* \(got ") as caught:
+        engine.run(request(), **argument)
+    assert [caught.value.field] == list(argument)
+
+
+@pytest.mark.parametrize("given", [{}, {"steps": 3}, "/models", Path("engine.toml")])
+def test_settings_of_another_kind_are_refused(given: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^config: a \w+ is no Config; give Config\("):
+        LightweightEngine(given)
+
+
+@pytest.mark.parametrize(
+    ("update", "told"), [({"steps": 0}, "^steps: 0 is too small; give 1"), ({"stepz": 2}, "^stepz: there is no such")]
+)
+def test_a_copy_with_wrong_values_is_refused(engine: LightweightEngine, update: dict[str, Any], told: str) -> None:
+    for method in (engine.run, engine.plan):
+        with pytest.raises(RequestError, match=told):
+            method(request().model_copy(update=update))
+    with pytest.raises(RequestError, match="^by: "):
+        engine.run_upscale(UpscaleRequest(images=[Image.new("RGB", (8, 8))]).model_copy(update={"by": 0}))
+
+
+def test_a_copy_keeps_what_was_asked_for_and_has_its_values_read(engine: LightweightEngine) -> None:
+    asked = GenerationRequest(prompt="a man", **SMALL)
+    made = engine.run(asked.model_copy(update={"steps": "2"})).request
+    assert made.steps == 2 and made.model_fields_set == asked.model_fields_set
 
 
 def test_generate_logs_what_a_result_would_tell(engine: LightweightEngine, monkeypatch: pytest.MonkeyPatch) -> None:
