@@ -157,7 +157,7 @@ def _one_line(error: ValidationError, model: type[BaseModel]) -> tuple[str, str 
     parts, first = [], None
     items = error.errors(include_url=False)
     for item in items[:_FAULTS_TOLD]:
-        name = placed(*item["loc"]) or None
+        name = placed(*item["loc"]) or ("''" if item["loc"] else None)  # one may be named by nothing
         first = first or name
         message = plain(item, limits_at(model, item["loc"]))
         if item["type"] == "extra_forbidden":

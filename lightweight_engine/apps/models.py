@@ -155,7 +155,10 @@ def convert(
         usual = f"{title_of(entry.path)}{ending}-{to.replace(':', '-')}.safetensors"
         path = read_path("--output", usual if output is None else output)
         _check_target(path, chosen, force)
-        check_conversion(chosen, to, force=force)
+        try:
+            check_conversion(chosen, to, force=force)
+        except ConfigError as error:  # of the format alone
+            raise ConfigError(f"--to: {error}") from None
         others = [role for role in parts if role not in (chosen.role, "autoencoder")]
         if others:
             console.say(f"of {entry.name}, {chosen.role} is written; {', '.join(others)} by --part")

@@ -54,7 +54,11 @@ def without_paths(text: str) -> str:
 
 
 def for_callers(text: str) -> str:
-    """A message whose advice is for the operator of the service alone, with a word on that where it is first given."""
+    """A message whose advice is for the operator of the service alone, with a word on that where it is first given.
+
+    Callers have no command line: what it would say is left out beside another way to learn it.
+    """
+    text = text.replace("`generate --help` or ", "")
     return _OPERATORS.sub(r"\g<0> (as the operator of this service can)", text, count=1)
 
 

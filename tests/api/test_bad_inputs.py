@@ -379,6 +379,7 @@ OPERATOR = "(as the operator of this service can)"
         ("a job takes too much; use a smaller storage_dtype, or set width", None),
         ("no upscaler 'a'; choose one of: Latent, 4x_tiny", None),
         ("steps: 0 is too small; give 1 to 1,000", None),
+        ("no such field; `generate --help` or /openapi.json lists them", "no such field; /openapi.json lists them"),
     ],
 )  # fmt: skip
 def test_advice_that_a_caller_cannot_follow_says_who_can(message: str, told: str | None) -> None:
@@ -503,6 +504,9 @@ def test_52_a_server_that_speaks_no_tls(strict: Running, site: Site) -> None:
         ({"lora_urls": ["https://example.org/a.safetensors"], "lora_scales": [1, 2]}, "lora_scales"),
         ({"lora_urls": ["https://example.org/a.safetensors", "night"]}, "lora_urls[1]"),
         ({"loras": ["nothing"]}, "loras[0]"),
+        ({"prompt": "\ud800"}, "prompt"),
+        ({"loras": ["hat", {"name": "\udfff"}]}, "loras[1].name"),
+        ({"": 1}, "''"),
         ({"loras": ["hat:abc"]}, "loras[0]"),
         ({"loras": ["hat", "nothing"]}, "loras[1]"),
         ({"loras": ["hat", "nan"]}, "loras[1]"),
@@ -635,8 +639,8 @@ def test_addresses(strict: Running) -> None:
     refused(strict.get("/generate"), 405)
     refused(strict.get("/jobs/..%2f..%2fetc%2fpasswd/images/0"), 404)
     refused(strict.get("/jobs/none/images/x"), 422)
-    refused(strict.post("/jobs?preview_every=-1", SMALL), 422)
-    refused(strict.post("/jobs?preview_every=x", SMALL), 422)
+    refused(strict.post("/jobs?preview_every=-1", SMALL), 422, "preview_every: -1 is too small; give 0 to 1,000")
+    refused(strict.post("/jobs?preview_every=x", SMALL), 422, "preview_every: 'x' is no whole number; give 0 to 1,000")
     refused(strict.post("/jobs", SMALL, Idempotency_Key="k" * 300), 400)
 
 

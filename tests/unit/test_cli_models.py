@@ -101,7 +101,7 @@ def test_convert_writes_what_the_library_then_uses(cli: Cli, models: Path) -> No
     ("arguments", "code", "said"),
     [
         (["small", "--to", "gguf:Q8_0"], 2, "cannot be written to a safetensors file; use one of bf16"),
-        (["small", "--to", "int8"], 2, "'int8' cannot be written"),
+        (["small", "--to", "int8"], 2, "error: --to: 'int8' cannot be written"),
         (["small", "--to", "nf4", "--part", "t5"], 2, "--part: Stable-diffusion/small.safetensors holds transformer"),
         (["small", "--to", "nf4", "-o", "models/Stable-diffusion/small.safetensors", "--force"], 7, "that is read"),
         (["small", "--to", "nf4", "-o", "models/VAE/ae.safetensors"], 7, "there already; name another with -o"),

@@ -138,6 +138,7 @@ def test_out_of_range(field: str, value: float) -> None:
         ({"compat": "best"}, "compat"),
         ({"output_format": "tiff"}, "output_format"),
         ({"colour": "red"}, "colour: there is no such field; `generate --help` or"),
+        ({"": 1}, "^'': there is no such field; "),
         ({"num_inference_steps": 9}, "num_inference_steps: there is no such field; did you mean 'steps'"),
         ({"n_iter": 2}, "n_iter: there is no such field; did you mean 'num_outputs'"),
         ({"cfg": 2}, "cfg: there is no such field; did you mean 'cfg_scale'"),

@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -115,9 +115,11 @@ def _parsed(body: bytes) -> dict[str, Any]:
     except ValueError as error:  # also of UTF-8, and of integers that are too long
         raise MalformedBodyError(f"the body is not valid JSON ({str(error)[:100]}); correct it") from None
     if b"\\u" in body and not _is_text(parsed):
-        raise RequestError("a text holds half a character (a lone surrogate); send whole ones")
+        place = next(_places(parsed, _is_broken), "")
+        told = f"{place}: the text" if place else "a text"
+        raise RequestError(f"{told} holds half a character (a lone surrogate); send whole ones", field=place or None)
     if odd:
-        place = next(_infinite(parsed), "")
+        place = next(_places(parsed, _is_infinite), "")
         told = f"{place}: {odd[0]:.40} is not finite" if place else f"the number {odd[0]:.40} is not finite"
         raise RequestError(f"{told}; send a number that is", field=place or None)
     if not isinstance(parsed, dict):
@@ -208,15 +210,27 @@ def _number(text: str, odd: list[str]) -> float:
     return number
 
 
-def _infinite(parsed: Any, place: str = "", depth: int = 0) -> Iterator[str]:
-    """Where numbers that are not finite stand, in the order of the text: ``seed``, ``loras[0].scale``."""
+def _places(parsed: Any, is_odd: Callable[[Any], bool], place: str = "", depth: int = 0) -> Iterator[str]:
+    """Where odd values stand, in the order of the text: ``seed``, ``loras[0].scale``. A name that is odd itself, and so
+    cannot be told, is at the place of its object."""
     if depth > DEEPEST:
         return
     if isinstance(parsed, dict):
         for name, value in parsed.items():
-            yield from _infinite(value, f"{place}.{name:.80}".removeprefix("."), depth + 1)
+            if is_odd(name):
+                yield place
+            else:
+                yield from _places(value, is_odd, f"{place}.{name:.80}".removeprefix("."), depth + 1)
     elif isinstance(parsed, list):
         for number, value in enumerate(parsed):
-            yield from _infinite(value, f"{place}[{number}]", depth + 1)
-    elif isinstance(parsed, float) and not math.isfinite(parsed):
+            yield from _places(value, is_odd, f"{place}[{number}]", depth + 1)
+    elif is_odd(parsed):
         yield place
+
+
+def _is_infinite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _is_broken(value: Any) -> bool:
+    return isinstance(value, str) and not _is_text(value)

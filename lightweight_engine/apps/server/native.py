@@ -10,8 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.responses import StreamingResponse
 
-from ...errors import RequestError
-from ...request import GenerationRequest, Task, UpscaleRequest
+from ...request import MAX_STEPS, GenerationRequest, Task, UpscaleRequest
 from .asking import CLIENT_GONE, finished, owner_of, seconds_of, submit
 from .bodies import read_json, refuse_fields
 from .events import Events
@@ -117,10 +116,10 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
         responses=errors(400, 401, 404, 408, 409, 413, 415, 422, 429, 503),
         openapi_extra=_DRAWN,
     )
-    async def create_job(request: Request, response: Response, preview_every: int = 0) -> JobAnswer:
+    async def create_job(
+        request: Request, response: Response, preview_every: Annotated[int, Query(ge=0, le=MAX_STEPS)] = 0
+    ) -> JobAnswer:
         """Take a request, and answer at once. `preview_every`: steps between previews in the stream of events."""
-        if not 0 <= preview_every <= 1000:
-            raise RequestError("preview_every: give 0 to 1000 steps", field="preview_every")
         drawn = await asyncio.to_thread(_as_request, service, await read_json(request, service.max_body))
         job = await submit(service, request, drawn, preview_every)
         response.headers["Location"] = f"/jobs/{job.id}"
