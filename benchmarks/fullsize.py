@@ -197,12 +197,12 @@ def write_model(folder: Path, sizes: Sizes, device: torch.device, roles: Sequenc
     return paths
 
 
-def write_packed(transformer: Path, formats: Sequence[str], device: torch.device) -> list[Path]:
-    """The transformer of a file in other formats, beside it: the engine's own conversion."""
-    part = find_parts(open_model(transformer))["transformer"]
-    paths = [transformer.with_stem(f"{transformer.stem}-{format}") for format in formats]
-    for format, path in zip(formats, paths, strict=True):
-        convert_part(part, format, path, device=device)
+def write_packed(path: Path, formats: Sequence[str], device: torch.device) -> list[Path]:
+    """The one network of a file in other formats, beside it: the engine's own conversion."""
+    (part,) = find_parts(open_model(path)).values()
+    paths = [path.with_stem(f"{path.stem}-{format}") for format in formats]
+    for format, made in zip(formats, paths, strict=True):
+        convert_part(part, format, made, device=device)
     return paths
 
 

@@ -68,14 +68,14 @@ def start_engine(console: Console, config: EngineConfig, library: ModelLibrary |
     """
     check_models_dir(config)
     begin = time.perf_counter()
-    with collector_paused():
+    with collector_paused(keep=True):
         from ..core import head_start
 
         head_start.begin(config, library)
         _check_device(config)
         console.say("loading ...")
         from ..core.engine import LightweightEngine
-
+    with collector_paused():
         engine = LightweightEngine(config)
         engine.setup()
     took = time.perf_counter() - begin

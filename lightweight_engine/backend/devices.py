@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from .early_fetch import early_fetch
 from .host_memory import host_available, host_total
 from .processes import resident_bytes
 
@@ -120,14 +121,16 @@ _NONE = {"all": {"current": 0}}  # before torch's first work on a device
 
 
 def card_of(device: torch.device) -> Card:
-    """What a device has now. Memory that torch holds and does not use counts as free."""
+    """What a device has now. Memory that torch holds and does not use counts as free, as what a start took does."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         # Asked for one by one, each of the two would make a sorted table of all 150 figures; a plan asks at every pass.
         figures = torch.cuda.memory_stats_as_nested_dict(device)
         held, used = (figures.get(kind, _NONE)["all"]["current"] for kind in ("reserved_bytes", "allocated_bytes"))
         cached = held - used
-        return Card(properties.name, "cuda", properties.total_memory, available_memory(device) + cached, device)
+        with early_fetch().held() as early:
+            free = available_memory(device) + early
+        return Card(properties.name, "cuda", properties.total_memory, free + cached, device)
     return Card("CPU", "cpu", host_total(), available_memory(device), device)
 
 

@@ -1,6 +1,6 @@
 """Tensors of mapped files to the GPU by way of page-locked memory, several times as fast as from where they lie.
 
-Where the file itself is page-locked the device fetches them from there, in its own time. Otherwise a thread copies a
+What the device fetched before torch was there it copies by itself, in its own time. For anything else a thread copies a
 piece into one half of its buffer while the device fetches the other half. The bytes are the same.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint
-from .page_locked import LockedFile, PageLocked
+from .early_fetch import EarlyFetch, FetchedFile
 
 HALF = 16 << 20
 SMALL = 1 << 20
@@ -29,7 +30,7 @@ class Staging:
         device: a GPU; anything else is copied to plainly.
         pinned: page-locked memory may be taken.
         checkpoint: whose tensors come; those of other files go by way of the buffer.
-        locked: what is page-locked of its files.
+        early: what the device has fetched of its files.
     """
 
     def __init__(
@@ -38,22 +39,21 @@ class Staging:
         *,
         pinned: bool,
         checkpoint: Checkpoint | None = None,
-        locked: PageLocked | None = None,
+        early: EarlyFetch | None = None,
     ) -> None:
         self._device = device
         self._pinned = pinned and device.type == "cuda"
         self._buffers = _Buffers(device)
-        self._locked, self._checkpoint = locked, checkpoint
-        self._files: dict[Path, tuple[LockedFile, Tensor]] = {}
-        if locked is not None and checkpoint is not None and self._pinned:
-            for path in checkpoint.all_files:
-                if (file := locked.file(path)) is not None:
-                    self._files[path] = file, _bytes_at(file.address, file.size)
+        self._early, self._checkpoint = early, checkpoint
+        self._files: dict[Path, FetchedFile] = {}
+        if early is not None and checkpoint is not None and self._pinned:
+            found = {path: early.file(path) for path in checkpoint.all_files}
+            self._files = {path: file for path, file in found.items() if file is not None}
 
     @property
     def fetches(self) -> bool:
-        """Whether the device fetches all from files that are page-locked, so that threads are of no use."""
-        return bool(self._files) and all(file.is_whole for file, _ in self._files.values())
+        """Whether the device has all, or will have, so that threads are of no use."""
+        return bool(self._files) and all(file.whole for file in self._files.values())
 
     def bring(self, tensor: Tensor, into: Tensor | None = None) -> Tensor:
         """A tensor on the device: all of it there for whatever the device is told to do next.
@@ -69,8 +69,7 @@ class Staging:
         if source is None:
             self._buffers.copy(tensor.detach().view(-1).view(torch.uint8), target)
         else:
-            for start, piece in source:
-                target[start : start + len(piece)].copy_(piece, non_blocking=True)
+            target.copy_(source, non_blocking=True)
         return made
 
     def _buffered(self, tensor: Tensor) -> bool:
@@ -78,17 +77,20 @@ class Staging:
         there = tensor.device.type != "cpu" or tensor.nbytes < SMALL or tensor.is_pinned()
         return self._pinned and not there and tensor.is_contiguous()
 
-    def _fetched(self, tensor: Tensor) -> list[tuple[int, Tensor]] | None:
-        """The bytes of a tensor in page-locked memory, piece by piece, with their places in it."""
-        assert self._checkpoint is not None and self._locked is not None
+    def _fetched(self, tensor: Tensor) -> Tensor | None:
+        """The bytes of a tensor where the device has fetched them to."""
+        assert self._checkpoint is not None and self._early is not None
         place = self._checkpoint.place_of(tensor)
         if place is None or place[0] not in self._files or not tensor.is_contiguous():
             return None
-        (path, begin), end = place, place[1] + tensor.nbytes
-        file, whole = self._files[path]
-        if not self._locked.holds(file, begin, end):
-            return None
-        return [(start - begin, whole[start:stop]) for start, stop in file.cuts(begin, end)]
+        (path, begin), nbytes = place, tensor.nbytes
+        start = self._early.place(self._files[path], begin, begin + nbytes)
+        return None if start is None else self._memory[start : start + nbytes]
+
+    @cached_property
+    def _memory(self) -> Tensor:
+        assert self._early is not None
+        return _bytes_at(self._early.address, self._early.nbytes, self._device)
 
 
 class _Buffers(threading.local):
@@ -121,6 +123,15 @@ class _Buffers(threading.local):
             self._halves = [torch.empty(HALF, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
 
 
-def _bytes_at(address: int, nbytes: int) -> Tensor:
-    """Bytes of this process as a tensor, which may only be read, and only while they are there."""
+def _bytes_at(address: int, nbytes: int, device: torch.device) -> Tensor:
+    """Memory of the device as a tensor, which may only be read, and only while it is held."""
+    if device.type == "cuda":
+        return torch.as_tensor(_Memory(address, nbytes), device=device)
     return torch.frombuffer((ctypes.c_ubyte * nbytes).from_address(address), dtype=torch.uint8)
+
+
+class _Memory:
+    """Memory of a GPU as libraries tell it to one another."""
+
+    def __init__(self, address: int, nbytes: int) -> None:
+        self.__cuda_array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": (address, False), "version": 2}

@@ -15,10 +15,10 @@ from ..backend.devices import Card, card_of, pick_device
 from ..backend.kept_files import FileVersion
 from ..config import EngineConfig
 from ..extensions.lora import LoRAManager
+from . import head_start
 from .assembly import assemble
 from .choice import choose_models
 from .folders import kernels_folder
-from .head_start import library_of
 from .loras import lora_manager
 from .models import ModelSet
 from .networks import Networks
@@ -50,7 +50,7 @@ class CurrentModel:
         usual: Callable[[Networks, LoRAManager], Plan],
     ) -> None:
         self.settings = self._config = config
-        self.library = library_of(config)
+        self.library = head_start.library_of(config)
         self.networks: Networks | None = None
         self.notes: list[str] = []
         self._sha256_of, self._usual = sha256_of, usual
@@ -99,7 +99,10 @@ class CurrentModel:
             MemoryBudgetError: it does not fit.
         """
         if not self.is_of(settings) or self._has_lost_a_file:
-            self._change(settings)
+            try:
+                self._change(settings)
+            finally:
+                head_start.end()
         assert self.networks is not None
         return self.networks
 

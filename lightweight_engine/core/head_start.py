@@ -1,15 +1,12 @@
-"""What a start does while torch is imported: the GPU's driver gets ready, and the model's bytes come nearer.
+"""What a start does while torch is imported: the GPU's driver gets ready, and fetches the model.
 
-Files that are in memory already are page-locked where they lie, so that the GPU fetches them from there. All are waits
-for the system, in threads, during which Python's lock is free. Nothing depends on them: where there is no driver or no
-file, whoever needs it says so later. Loads no torch. What reads files is imported by the thread that does, as the
-driver takes longest and is to begin at once.
+All are waits for the system, in threads, during which Python's lock is free. Nothing depends on them: where there is no
+driver or no file, whoever needs it says so later. Loads no torch. What reads files is imported by the thread that does,
+as the driver takes longest and is to begin at once.
 """
 
 from __future__ import annotations
 
-import ctypes
-import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -20,8 +17,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
+from ..backend.early_fetch import buffered, can_fetch, early_fetch
+from ..backend.gpu_driver import Driver, hold_context
 from ..backend.host_memory import GIB, host_available, host_total
-from ..backend.page_locked import CudaDriver, Driver, can_lock, page_locked
 from ..backend.read_ahead import Span, joined, read_ahead
 from ..errors import EngineError
 
@@ -34,8 +32,11 @@ MEMORY_SHARE = 0.5
 """Of the memory that this process may have: were more read, the first bytes would be gone before they are used."""
 
 PATIENCE = 0.4
-"""Seconds that imports wait for the headers, which say what is to be locked for a GPU: read beside imports, with which
-they share Python's lock, they take ten times as long. From a slow disk they take longer than this."""
+"""Seconds that imports wait for the headers, which say what a GPU is to fetch: read beside imports, with which they
+share Python's lock, they take ten times as long. From a slow disk they take longer than this."""
+
+BESIDE = 2 * GIB
+"""Of a GPU that both the model and what was fetched of it leave: contexts, and converting a weight."""
 
 SETTING: dict[Role, str] = {"transformer": "storage_dtype", "t5": "text_storage_dtype", "clip": "text_storage_dtype"}
 
@@ -62,7 +63,7 @@ def begin(config: EngineConfig, library: ModelLibrary | None = None) -> list[thr
         def ready_gpu() -> None:
             driver = hold_context(index)
             if driver is not None:
-                _lock(config, driver, found.get())
+                _fetch(config, driver, found.get())
 
         jobs.append(threading.Thread(target=ready_gpu, name="head start: GPU", daemon=True))
     for job in reversed(jobs):  # the driver first: the files' headers are read with Python's lock held
@@ -80,34 +81,24 @@ def _index(device: str) -> int | None:
     return int(number) if number.isdecimal() else 0
 
 
-def hold_context(index: int) -> CudaDriver | None:
-    """Make the context of a GPU that all of this process shares, as torch does at its first use; the driver with it.
+def _fetch(config: EngineConfig, driver: Driver, found: Sequence[Span]) -> None:
+    """Have the GPU fetch what will stay there, as far as it has room for that beside what is loaded from it.
 
-    Kernels are loaded as they are used, which torch asks for too, and which has to be said before.
+    Weights that pass through wait in buffers of their own.
     """
-    os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
-    try:
-        driver = ctypes.CDLL("libcuda.so.1" if sys.platform != "win32" else "nvcuda.dll")
-        device, context = ctypes.c_int(), ctypes.c_void_p()
-        made = (
-            driver.cuInit(0) == 0
-            and driver.cuDeviceGet(ctypes.byref(device), index) == 0
-            and driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) == 0
-        )
-        return CudaDriver(driver, context) if made else None
-    except (OSError, AttributeError):
-        return None
-
-
-def _lock(config: EngineConfig, driver: Driver, found: Sequence[Span]) -> None:
-    """Page-lock what the GPU will fetch, where all of it may stay there: other weights wait in buffers of their own."""
-    streams = config.vram_state in ("LOW_VRAM", "NO_VRAM") or not config.pinned_memory or not can_lock()
-    needed = sum(span.end - span.start for span in found)
-    if streams or (config.vram_limit is not None and needed > config.vram_limit * GIB):
+    streams = config.vram_state in ("LOW_VRAM", "NO_VRAM") or not config.pinned_memory
+    if streams or not can_fetch() or buffered() > host_available() * MEMORY_SHARE:
         return
     with suppress(OSError, AttributeError):
-        if driver.enter() and needed <= driver.free():
-            page_locked().lock(driver, found, int(host_available() * MEMORY_SHARE))
+        room = driver.free() if driver.enter() else 0
+        if config.vram_limit is not None:
+            room = min(room, int(config.vram_limit * GIB))
+        early_fetch().fetch(driver, found, room - sum(span.end - span.start for span in found) - BESIDE)
+
+
+def end() -> None:
+    """The model is loaded, or cannot be: the memory of the GPU that a start took is free."""
+    early_fetch().close()
 
 
 class _Begun:

@@ -19,17 +19,18 @@ from torch import Tensor, nn
 
 from ..backend.ahead import Ahead
 from ..backend.devices import (
+    available_memory,
     give_back_cached,
     keep_freed_memory,
     release_cached,
     return_freed_memory,
     trim_heap,
 )
+from ..backend.early_fetch import early_fetch
 from ..backend.linear import PackedLinear
 from ..backend.lora_layers import Cost, build_programs
 from ..backend.memory_manager import PRESETS, MemoryManager, Residency
 from ..backend.packed import Packed
-from ..backend.page_locked import page_locked
 from ..backend.pages import PageStream, release_files, release_pages
 from ..backend.staging import Staging
 from ..backend.streaming import Place, Ring, Unit, to_device
@@ -184,19 +185,12 @@ class Networks:
     def load_all(self, plan: Plan) -> None:
         """Load every network that the plan keeps through all stages."""
         self.follow(plan)
-        try:
-            for role in self.models.parts:
-                if all(role in stage.networks or role in stage.kept for stage in plan.stages):
-                    self.load(role)
-            _ = self.tokenizers
-        finally:
-            self._unlock()
-
-    def _unlock(self) -> None:
-        """Let go of files that a start has page-locked, once the device has fetched what it was told to."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        page_locked().close()
+        if early_fetch().nbytes and available_memory(self.device) < plan.peak:
+            early_fetch().close()  # what is loaded has no room beside it, and is fetched again
+        for role in self.models.parts:
+            if all(role in stage.networks or role in stage.kept for stage in plan.stages):
+                self.load(role)
+        _ = self.tokenizers
 
     def enter(self, name: StageName, plan: Plan) -> None:
         """A stage begins: release what the plan does not keep through it, and place what it keeps as it says."""
@@ -331,7 +325,7 @@ class Networks:
     def _read(self, role: Role, wanted: Residency) -> _Loaded:
         part = self.models.parts[role]
         on_host = self._streamed(role, wanted)
-        staging = Staging(self.device, pinned=self.manager.pinned, checkpoint=part.checkpoint, locked=page_locked())
+        staging = Staging(self.device, pinned=self.manager.pinned, checkpoint=part.checkpoint, early=early_fetch())
         neighbours = self._neighbours(part)
 
         def home(name: str, value: Tensor | Packed) -> Tensor | Packed:

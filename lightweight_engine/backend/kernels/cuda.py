@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from ...errors import EngineError
+from .. import gpu_driver
 from .launch import kept_in
 
 PLAIN_SHARED = 48 << 10
@@ -108,7 +109,7 @@ def _check(code: int, what: str) -> None:
 
 @cache
 def _driver() -> Any:
-    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    return ctypes.CDLL(gpu_driver.NAME)
 
 
 @cache
