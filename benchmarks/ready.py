@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,29 +101,50 @@ def write_files(folder: Path, small: bool) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
 
 
-def measure(folder: Path, runs: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """(program -> seconds of each run, what ours told of each of its runs); a first run of each does not count."""
-    settings = {
-        "models_dir": str(folder), "cache_dir": str(folder / "cache"), "offline": True, "device": "auto",
-        "tokenizer_dirs": [str(TOKENIZERS)],
-    }  # fmt: skip
-    programs = {
+def programs() -> dict[str, tuple[str, str]]:
+    """Name -> code, and the T5 that it is to load."""
+    return {
         "import torch": (timed(TORCH), ""),
         HOST: (timed(CONTEXT), ""),
         "ready": (READY % COMMAND, "t5-nf4.safetensors"),
         "ready, T5 in 16 bits": (READY % COMMAND, "t5.safetensors"),
         "ready, without a head start": (READY % PLAINLY, "t5-nf4.safetensors"),
     }
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    told: dict[str, list[dict[str, Any]]] = {name: [] for name in programs}
+
+
+Runs = dict[str, list[tuple[float, dict[str, Any]]]]
+"""Program -> seconds of each run, and what it told of itself."""
+
+
+def measure(folder: Path, runs: int) -> Iterator[Runs]:
+    """All runs so far, after each round; a first round does not count."""
+    settings = {
+        "models_dir": str(folder), "cache_dir": str(folder / "cache"), "offline": True, "device": "auto",
+        "tokenizer_dirs": [str(TOKENIZERS)],
+    }  # fmt: skip
+    found: Runs = {name: [] for name in programs()}
     compileall.compile_dir(PACKAGE, quiet=1)  # as an installed package is; Python may be told to keep nothing
     for run in range(-1, runs):
-        for name, (code, t5) in programs.items():
-            took, said = seconds(code, {**settings, "t5": t5})
+        for name, (code, t5) in programs().items():
+            took = seconds(code, {**settings, "t5": t5})
             if run >= 0:
-                times[name].append(took)
-                told[name].append(said)
-    return times, told
+                found[name].append(took)
+        if run >= 0:
+            yield found
+
+
+def rows_of(found: Runs) -> list[dict[str, Any]]:
+    torch = spread([took for took, _ in found[HOST]])["median"]
+    rows = []
+    for name, runs in found.items():
+        times, last = spread([took for took, _ in runs]), runs[-1][1]
+        steps = {
+            step: spread([told["marks"][step] for _, told in runs])["median"] for step in last["marks"]
+        }  # fmt: skip
+        facts = {key: last[key] for key in ("device", "stored", "held", "fetched") if key in last}
+        row = {"program": name, **times, "over_torch_with_context": times["median"] / torch, "at_seconds": steps}
+        rows.append({**row, **facts})
+    return rows
 
 
 def main() -> None:
@@ -130,23 +152,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="small networks, two runs")
     args = parser.parse_args()
-    runs = 2 if args.quick else args.runs
     from benchmarks.fullsize import scratch_folder
 
     with scratch_folder() as folder:
         nbytes = write_files(Path(folder), args.quick)
-        times, told = measure(Path(folder), runs)
-    torch = spread(times[HOST])["median"]
-    rows = []
-    for name, values in times.items():
-        marks = [said["marks"] for said in told[name]]
-        steps = {step: spread([each[step] for each in marks])["median"] for step in marks[0]}
-        found = spread(values)
-        rows.append({"program": name, **found, "over_torch_with_context": found["median"] / torch, "at_seconds": steps})
-    for row in rows:
-        if "held" in (ours := told[row["program"]][-1]):
-            row |= {key: ours[key] for key in ("device", "stored", "held", "fetched")}
-    publish("ready-quick" if args.quick else "ready", rows, runs=runs, file_gb=nbytes / 1e9)
+        for found in measure(Path(folder), 2 if args.quick else args.runs):  # it may be cut off
+            facts = {"runs": len(found[HOST]), "file_gb": nbytes / 1e9}
+            publish("ready-quick" if args.quick else "ready", rows_of(found), **facts)
 
 
 if __name__ == "__main__":
