@@ -498,7 +498,8 @@ def _fault(name: str, item: Any, message: str) -> str:
     if name in ("tokens", "api_keys"):
         return f"{message[:1].lower()}{message[1:]}"
     if item["type"] == "value_error":  # a rule of ours, in its own words
-        return f"{message[:1].lower()}{message[1:]}, not {item['input']!r:.80}"
+        given = "" if message.startswith(("'", '"')) else f", not {item['input']!r:.80}"  # it begins with what is wrong
+        return f"{message[:1].lower()}{message[1:]}{given}"
     return plain(item, limits_at(EngineConfig, item["loc"]))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import Field
 
-from .console import Console, human_bytes, table
+from .console import Console, human_memory, table
 from .options import Debug, Grouped, Json, load_config, read_number, takes_settings
 
 if TYPE_CHECKING:
@@ -44,13 +44,13 @@ def ls(json: Json = False, debug: Debug = False, **settings: Any) -> None:
             console.result({**fetched, "quantized": quantized and _as_data(quantized)})
             return
         rows = [
-            ("*" if entry.in_use else "", ", ".join(entry.names) or "(unfinished)", human_bytes(entry.size),
+            ("*" if entry.in_use else "", ", ".join(entry.names) or "(unfinished)", human_memory(entry.size),
              _ago(entry.used), entry.sha256)
             for entry in entries
         ]  # fmt: skip
         for line in table([("", "NAME", "SIZE", "LAST USED", "SHA256"), *rows]):
             console.data(line)
-        console.say(f"{human_bytes(total)} of {human_bytes(held.limit)} in {held.folder}")
+        console.say(f"{human_memory(total)} of {human_memory(held.limit)} in {held.folder}")
         if quantized is not None:
             _list_quantized(console, quantized)
 
@@ -83,7 +83,7 @@ def prune(
         if json:
             console.result({"removed": gone, "bytes": left})
         else:
-            console.data(f"removed {human_bytes(gone)}, {human_bytes(left)} left")
+            console.data(f"removed {human_memory(gone)}, {human_memory(left)} left")
 
 
 def _number(name: str, given: str | None, unit: str) -> float | None:
@@ -110,10 +110,10 @@ def _as_data(cache: QuantizedCache) -> dict[str, Any]:
 
 def _list_quantized(console: Console, cache: QuantizedCache) -> None:
     data = _as_data(cache)
-    rows = [("", file["name"], human_bytes(file["size"]), _ago(file["used"])) for file in data["files"]]
+    rows = [("", file["name"], human_memory(file["size"]), _ago(file["used"])) for file in data["files"]]
     for line in table([("", "QUANTISED", "SIZE", "LAST USED"), *rows]):
         console.data(line)
-    console.say(f"{human_bytes(data['bytes'])} of {human_bytes(cache.limit)} in {cache.folder}")
+    console.say(f"{human_memory(data['bytes'])} of {human_memory(cache.limit)} in {cache.folder}")
 
 
 def _ago(moment: float) -> str:

@@ -181,6 +181,15 @@ def human_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def human_memory(count: float) -> str:
+    """A size as plans and settings have it, in powers of 1024: 4.1 MiB, 21.2 GiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
 def table(rows: list[tuple[str, ...]]) -> list[str]:
     """Rows as aligned lines; the last column is as long as it likes."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)] if rows else []

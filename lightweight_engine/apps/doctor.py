@@ -15,7 +15,7 @@ import typer
 
 from ..config import EngineConfig, empty_variables
 from ..errors import ConfigError, EngineError, OutputError
-from .console import DIFFERENT, Console, human_bytes
+from .console import DIFFERENT, Console, human_bytes, human_memory
 from .options import Debug, Json, check_models_dir, load_config, takes_settings
 
 LEAST_TORCH = (2, 10)
@@ -105,11 +105,12 @@ def _device(config: EngineConfig) -> Iterator[Check]:
     try:
         device = pick_device(config.device)
     except EngineError as error:
-        yield Check("device", "bad", str(error), "set device to auto")
+        found = str(error).removeprefix("device: ").partition("; ")[0]
+        yield Check("device", "bad", found, "set device to auto")
         return
     card = card_of(device)
     dtype = str(compute_dtype(config.compute_dtype, card)).removeprefix("torch.")
-    memory = f"{human_bytes(card.free)} of {human_bytes(card.total)} free"
+    memory = f"{human_memory(card.free)} of {human_memory(card.total)} free"
     yield Check("device", "ok", f"{device}, {card.name}, {memory}, computes in {dtype}")
     if device.type == "cpu" and config.device == "auto":
         yield Check("gpu", "note", "torch sees no CUDA GPU", "real Flux models need one to be of use; `tiny` does not")
@@ -134,8 +135,8 @@ def _host(config: EngineConfig) -> Iterator[Check]:
 
     host = card_of(torch.device("cpu"))
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = f", the limit of this control group (the machine has {human_bytes(physical)})"
-    found = f"{human_bytes(host.free)} of {human_bytes(host.total)} free{limit if host.total < physical else ''}"
+    limit = f", the limit of this control group (the machine has {human_memory(physical)})"
+    found = f"{human_memory(host.free)} of {human_memory(host.total)} free{limit if host.total < physical else ''}"
     yield Check("host memory", "ok", found)
 
 

@@ -91,10 +91,12 @@ def check_target(height: int, width: int, request: GenerationRequest, config: En
         RequestError: names the field.
     """
     if max(height, width) > config.max_side:
+        sides = {"hr_resize_x": width, "hr_resize_y": height}
+        field = max((name for name in sides if getattr(request, name)), key=sides.__getitem__, default="hr_scale")
         raise RequestError(
-            f"hr_scale: the hires pass would draw {width}x{height}, over {config.max_side} pixels (setting max_side); "
-            "ask for less",
-            field="hr_scale",
+            f"{field}: the hires pass would draw {width}x{height}, over {config.max_side} pixels (setting max_side); "
+            f"lower {'that side' if field in sides else field}",
+            field=field,
         )
     check_size((width, height), request.output_format)
 

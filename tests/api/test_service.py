@@ -203,8 +203,11 @@ def test_cancel(server: Running) -> None:
     assert server.get(f"/jobs/{waiting}").json["position"] == 1
     assert server.ask("DELETE", f"/jobs/{waiting}").json["state"] == "cancelled"
     begin = time.monotonic()
-    assert server.ask("DELETE", f"/jobs/{running}").status == 200
-    assert server.until(running, "cancelled")["error"]["type"] == "GenerationCancelled"
+    assert server.get(f"/jobs/{running}").json["cancelling"] is False
+    told = server.ask("DELETE", f"/jobs/{running}").json
+    assert told["cancelling"] is (told["state"] == "running")
+    ended = server.until(running, "cancelled")
+    assert (ended["error"]["type"], ended["cancelling"]) == ("GenerationCancelled", False)
     assert time.monotonic() - begin < 5
     assert server.ask("DELETE", f"/jobs/{running}").status == 200  # once more changes nothing
     for late in ("interrupt", "skip"):

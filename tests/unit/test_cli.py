@@ -286,6 +286,10 @@ def test_a_gpu_that_is_not_there_is_told_before_anything_is_loaded(
             2,
             "error: device: cuda is asked for, but torch sees no CUDA device; use device=cpu\n",
         )
+    rows = json.loads(cli("doctor", "--models-dir", models, "--device", "cuda", "--json").out)["checks"]
+    (row,) = (row for row in rows if row["name"] == "device")
+    assert row["found"] == "cuda is asked for, but torch sees no CUDA device", "with one remedy, below"
+    assert row["fix"] == "set device to auto"
 
 
 def test_replay_and_demo_look_at_the_folder_before_they_draw(cli: Cli, models: Path) -> None:
@@ -672,6 +676,8 @@ def test_doctor_is_content_with_a_whole_folder(cli: Cli, models: Path) -> None:
     checks = {row["name"]: row for row in json.loads(done.out)["checks"]}
     assert done.code == 0, done.out
     assert "small.safetensors" in checks["models"]["found"]
+    for name in ("device", "host memory", "memory"):
+        assert "GiB" in checks[name]["found"] and " GB" not in checks[name]["found"], "one unit for memory"
     assert str(models) in checks["clip tokenizer"]["found"]
 
 

@@ -225,15 +225,16 @@ class TestCommands:
         put(cache, "hat", B).close()
         age(cache, B, 3 * 24 * 3600)
         lines = [line.split() for line in cli("cache", "ls").out.splitlines()]
-        assert lines[1][:4] == ["*", "night", "1.0", "kB"]
-        assert lines[2][:6] == ["hat", "1.0", "kB", "3", "days", "ago"]
+        assert cli("cache", "ls").err.startswith("2.0 KiB of 20.0 GiB in "), "as the setting says it"
+        assert lines[1][:4] == ["*", "night", "1000", "B"]
+        assert lines[2][:6] == ["hat", "1000", "B", "3", "days", "ago"]
         data = json.loads(cli("cache", "ls", "--json").out)
         assert (data["bytes"], data["limit"], len(data["files"])) == (2000, 20 << 30, 2)
-        assert cli("cache", "prune").out == "removed 0 B, 2.0 kB left\n"
+        assert cli("cache", "prune").out == "removed 0 B, 2.0 KiB left\n"
         assert json.loads(cli("cache", "prune", "--unused", 2, "--json").out) == {"removed": 1000, "bytes": 1000}
-        assert cli("cache", "prune", "--all").out == "removed 0 B, 1.0 kB left\n"
+        assert cli("cache", "prune", "--all").out == "removed 0 B, 1000 B left\n"
         held.close()
-        assert cli("cache", "prune", "--to", 0).out == "removed 1.0 kB, 0 B left\n"
+        assert cli("cache", "prune", "--to", 0).out == "removed 1000 B, 0 B left\n"
         for option, given, told in (
             ("--to", -1, "-1 is too small; give 0 to 1,000,000,000; it is a number of GiB"),
             ("--to", "5GB", "'5GB' is no number; give 0 to 1,000,000,000; it is a number of GiB"),

@@ -92,6 +92,11 @@ class Job:
         return self.state in ("succeeded", "failed", "cancelled")
 
     @property
+    def cancelling(self) -> bool:
+        """Whether it is about to end, as its caller asked: it still runs, within its step."""
+        return self.cancelled and not self.over
+
+    @property
     def counted_as(self) -> str:
         """Its state, or where it failed by what its caller asked for, and by no fault of the service, how."""
         if self.state != "failed" or self.fault is None:
@@ -103,8 +108,7 @@ class Job:
     @property
     def to_repeat(self) -> bool:
         """Whether the same request may bring more another time."""
-        ends = self.cancelled and not self.over  # its caller has been told so
-        ended = self.interrupted or self.state == "cancelled" or ends
+        ended = self.interrupted or self.state == "cancelled" or self.cancelling
         return ended or (self.fault is not None and self.fault.may_pass)
 
     @property

@@ -137,6 +137,7 @@ class JobAnswer(_Answer):
     started: float | None = None
     finished: float | None = None
     progress: dict[str, Any] = Field(default_factory=dict, description="stage, step, steps, fraction, eta_seconds …")
+    cancelling: bool = Field(default=False, description="It was cancelled, and ends within a step.")
     result: Result | EnlargedResult | None = None
     interrupted: bool = Field(default=False, description="It was ended early, with the pictures that there were.")
     pictures_gone: bool = Field(default=False, description="The pictures are not kept any more.")
@@ -152,6 +153,7 @@ class JobAnswer(_Answer):
             started=job.started,
             finished=job.finished,
             progress=job.progress,
+            cancelling=job.cancelling,
             result=result_of(job, job.outcome) if job.outcome else None,
             interrupted=job.interrupted,
             pictures_gone=job.gone,
