@@ -128,7 +128,7 @@ def card_of(device: torch.device) -> Card:
         figures = torch.cuda.memory_stats_as_nested_dict(device)
         held, used = (figures.get(kind, _NONE)["all"]["current"] for kind in ("reserved_bytes", "allocated_bytes"))
         cached = held - used
-        with early_fetch().held() as early:
+        with early_fetch().held(device.index or 0) as early:
             free = available_memory(device) + early
         return Card(properties.name, "cuda", properties.total_memory, free + cached, device)
     return Card("CPU", "cpu", host_total(), available_memory(device), device)

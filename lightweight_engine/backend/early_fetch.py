@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 
 from .gpu_driver import Driver
+from .kept_files import FileVersion
 from .read_ahead import Span
 
 READERS = min(4, os.cpu_count() or 1)
@@ -36,16 +37,17 @@ class Stretch:
     """Bytes of a file that have a place on the GPU.
 
     Attributes:
-        file: descriptor, while it is read.
         place: how far into the GPU's memory the first lies.
         pieces: where each begins -> whether it is there by now; one that will not come is missing.
     """
 
-    file: int
     start: int
     end: int
     place: int
     pieces: dict[int, bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.pieces = dict.fromkeys(range(self.start, self.end, PIECE), False)
 
     def wanted(self, start: int, end: int) -> range:
         """The pieces that have bytes ``start`` to ``end``."""
@@ -57,9 +59,12 @@ class FetchedFile:
     """What is fetched of a file.
 
     Attributes:
-        whole: all that was asked for.
+        descriptor: while it is read.
+        whole: all that was asked for is there, or will be.
     """
 
+    version: FileVersion
+    descriptor: int
     stretches: list[Stretch] = field(default_factory=list)
     whole: bool = True
 
@@ -67,10 +72,30 @@ class FetchedFile:
         """The one that has all of these bytes."""
         return next((each for each in self.stretches if each.start <= start and end <= each.end), None)
 
+    def drop_missing(self) -> None:
+        """Nothing comes any more."""
+        for stretch in self.stretches:
+            self.whole &= all(stretch.pieces.values())
+            stretch.pieces = {start: True for start, there in stretch.pieces.items() if there}
+
+
+@dataclass(frozen=True)
+class _Piece:
+    file: int
+    stretch: Stretch
+    start: int
+
+    @property
+    def count(self) -> int:
+        return min(PIECE, self.stretch.end - self.start)
+
+    @property
+    def place(self) -> int:
+        return self.stretch.place + self.start - self.stretch.start
+
 
 class EarlyFetch:
-    """What this process has on a GPU before torch is there, told by any thread: a file is known by what it is, not by
-    its name.
+    """What this process has on a GPU before torch is there; its threads may use it at once.
 
     Attributes:
         address, nbytes: of the GPU's memory that is held; 0 without any.
@@ -80,90 +105,101 @@ class EarlyFetch:
     def __init__(self) -> None:
         self.address = self.nbytes = self.fetched = 0
         self._driver: Driver | None = None
-        self._files: dict[tuple[int, ...], FetchedFile] = {}
+        self._files: dict[Path, FetchedFile] = {}
         self._changed = threading.Condition()
         self._fetching = threading.Lock()  # held for as long as anything may still arrive
-        self._closed = False
+        self._started = self._closed = False
 
     def fetch(self, driver: Driver, spans: Sequence[Span], room: int) -> None:
-        """Fetch files in order, as far as ``room`` bytes of the GPU go; whatever comes is there in the end."""
+        """Fetch files in order, as far as ``room`` bytes of the GPU go; whatever comes is there in the end.
+
+        Once in the life of a process, and not once anything is loaded.
+        """
         with self._fetching, ExitStack() as opened:
-            stretches = self._open(driver, spans, room, opened)
-            pieces = [(stretch, start) for stretch in stretches for start in stretch.pieces]
-            left = iter(pieces)
-            readers = [
-                threading.Thread(target=self._read, args=(driver, left), name="early fetch", daemon=True)
-                for _ in range(min(READERS, len(pieces)))
-            ]
-            for reader in readers:
-                reader.start()
-            for reader in readers:
-                reader.join()
-            with self._changed:
-                for stretch in stretches:
-                    stretch.pieces = {start: True for start, there in stretch.pieces.items() if there}
-                self._changed.notify_all()
+            files, nbytes = _placed(spans, room, opened)
+            if self._hold(driver, files, nbytes):
+                try:
+                    self._fetch(driver, files)
+                finally:  # whoever waits is told, whatever happened
+                    with self._changed:
+                        for file in files.values():
+                            file.drop_missing()
+                        self._changed.notify_all()
+        if self._closed:
+            self.close(wait=True)
 
-    def _open(self, driver: Driver, spans: Sequence[Span], room: int, opened: ExitStack) -> list[Stretch]:
-        """Hold memory for what there is room for: from now on whoever asks for any of it waits."""
+    def _hold(self, driver: Driver, files: dict[Path, FetchedFile], nbytes: int) -> bool:
+        """Hold memory for all of this: from now on whoever asks for any of it waits."""
         with self._changed:
-            if self._closed or self.address or not driver.enter():
-                return []
-            files: dict[tuple[int, ...], FetchedFile] = {}
-            stretches: list[Stretch] = []
-            used = 0
-            for span in spans:
-                with suppress(OSError):
-                    descriptor = opened.enter_context(span.path.open("rb", buffering=0)).fileno()
-                    file = files.setdefault(_identity(os.fstat(descriptor)), FetchedFile())
-                    place = -(-used // ALIGNED) * ALIGNED + span.start % ALIGNED
-                    end = min(span.end, span.start + max(0, room - place))
-                    file.whole &= end == span.end
-                    if end > span.start:
-                        pieces = dict.fromkeys(range(span.start, end, PIECE), False)
-                        stretches.append(Stretch(descriptor, span.start, end, place, pieces))
-                        file.stretches.append(stretches[-1])
-                        used = place + end - span.start
-            self.address = driver.reserve(used) if used else 0
-            if not self.address:
-                return []
-            self._driver, self.nbytes, self._files = driver, used, files
-            return stretches
+            if self._started or not nbytes or not driver.enter():
+                return False
+            self._started = True
+            self.address = driver.reserve(nbytes)
+            if self.address:
+                self._driver, self.nbytes, self._files = driver, nbytes, files
+            return bool(self.address)
 
-    def _read(self, driver: Driver, pieces: Iterator[tuple[Stretch, int]]) -> None:
+    def _fetch(self, driver: Driver, files: dict[Path, FetchedFile]) -> None:
+        pieces = sorted(
+            (
+                _Piece(file.descriptor, stretch, start)
+                for file in files.values()
+                for stretch in file.stretches
+                for start in stretch.pieces
+            ),
+            key=lambda piece: piece.place,
+        )
+        left, buffer = iter(pieces), max(piece.count for piece in pieces)
+        readers: list[threading.Thread] = []
+        try:
+            for _ in range(min(READERS, len(pieces))):
+                reader = threading.Thread(
+                    target=self._read, args=(driver, left, buffer), name="early fetch", daemon=True
+                )
+                reader.start()
+                readers.append(reader)
+        except RuntimeError:  # no more threads may be had: those that are there do it
+            pass
+        for reader in readers:
+            reader.join()
+
+    def _read(self, driver: Driver, pieces: Iterator[_Piece], nbytes: int) -> None:
         """Bring pieces to the GPU, until none is left, one cannot be read, or nobody wants them any more.
 
         While one is read, the GPU fetches the one before.
+
+        Args:
+            nbytes: of the largest.
         """
-        fetching: tuple[Stretch, int, int] | None = None
-        with _lane(driver) as (stream, buffers):
+        fetching: _Piece | None = None
+        with _lane(driver, nbytes) as (stream, buffers):
             while all(buffers) and not self._closed and (piece := next(pieces, None)) is not None:
-                (stretch, start), buffer = piece, buffers[0]
-                count = min(PIECE, stretch.end - start)
-                if not _fill(buffer, stretch.file, start, count):
+                if not _fill(buffers[0], piece):
                     break
                 self._arrived(driver, stream, fetching)
-                target = self.address + stretch.place + start - stretch.start
-                fetching = (stretch, start, count) if driver.copy(target, buffer, count, stream) else None
+                told = driver.copy(self.address + piece.place, buffers[0], piece.count, stream)
+                fetching = piece if told else None
                 buffers.reverse()
             self._arrived(driver, stream, fetching)
 
-    def _arrived(self, driver: Driver, stream: int, fetching: tuple[Stretch, int, int] | None) -> None:
+    def _arrived(self, driver: Driver, stream: int, piece: _Piece | None) -> None:
         """Wait for a piece, and say so."""
-        if fetching is None or not driver.settle(stream):
-            return
-        stretch, start, count = fetching
-        with self._changed:
-            stretch.pieces[start] = True
-            self.fetched += count
-            self._changed.notify_all()
+        if piece is not None and driver.settle(stream):
+            with self._changed:
+                piece.stretch.pieces[piece.start] = True
+                self.fetched += piece.count
+                self._changed.notify_all()
 
-    def file(self, path: Path) -> FetchedFile | None:
-        """What is fetched of the file at a path, where it is the one that was there."""
-        try:
-            return self._files.get(_identity(os.stat(path))) if self._files else None
-        except OSError:
-            return None
+    def stand(self) -> None:
+        """Something is going to be loaded: what has not begun by now is not begun any more."""
+        with self._changed:
+            self._started = True
+
+    def file(self, version: FileVersion) -> FetchedFile | None:
+        """What is fetched of a file, where it is the one that was there."""
+        with self._changed:
+            found = self._files.get(Path(version.path))
+            return found if found is not None and found.version == version else None
 
     def place(self, file: FetchedFile, start: int, end: int) -> int | None:
         """How far into the GPU's memory bytes of a file lie, all there by now; None for those that are not.
@@ -183,22 +219,29 @@ class EarlyFetch:
         return stretch.place + start - stretch.start if there else None
 
     @contextmanager
-    def held(self) -> Iterator[int]:
-        """Bytes of the GPU that are held, and stay so inside the block, where what is free can be asked for."""
+    def held(self, index: int) -> Iterator[int]:
+        """Bytes of a GPU that are held, and stay so inside the block, where what is free can be asked for."""
         with self._changed:
-            yield self.nbytes
+            yield self.nbytes if self._driver is not None and self._driver.index == index else 0
 
-    def close(self) -> None:
-        """Give the GPU's memory back, once it has done all that it was told; nothing is fetched after that."""
+    def close(self, *, wait: bool = False) -> None:
+        """Give the GPU's memory back, once it has done all that it was told; nothing is fetched after that.
+
+        Args:
+            wait: it is free in the end; else, where a file is being read, whoever reads it does so: from a slow disk it
+                may take long.
+        """
         with self._changed:
-            self._closed = True
+            self._closed = self._started = True
             self._changed.notify_all()
-        if not self._files:
-            return
-        with self._fetching:
-            giving = threading.Thread(target=self._give_back, name="early fetch")  # as it enters the GPU's context
-            giving.start()
-            giving.join()
+        if self._fetching.acquire(blocking=wait):
+            try:
+                if self.address:
+                    giving = threading.Thread(target=self._give_back, name="early fetch")  # it enters the GPU's context
+                    giving.start()
+                    giving.join()
+            finally:
+                self._fetching.release()
 
     def _give_back(self) -> None:
         if self._driver is not None and self._driver.enter():
@@ -209,26 +252,44 @@ class EarlyFetch:
                 self._files = {}
 
 
+def _placed(spans: Sequence[Span], room: int, opened: ExitStack) -> tuple[dict[Path, FetchedFile], int]:
+    """Files, each opened once, with places for as much of them as there is room for; and the bytes that they take."""
+    files: dict[Path, FetchedFile] = {}
+    used = 0
+    for span in spans:
+        with suppress(OSError):  # told by whoever loads it
+            if span.path not in files:
+                descriptor = opened.enter_context(span.path.open("rb", buffering=0)).fileno()
+                files[span.path] = FetchedFile(FileVersion.of(span.path, descriptor), descriptor)
+            file = files[span.path]
+            place = -(-used // ALIGNED) * ALIGNED + span.start % ALIGNED
+            end = min(span.end, span.start + max(0, room - place))
+            file.whole &= end == span.end
+            if end > span.start:
+                file.stretches.append(Stretch(span.start, end, place))
+                used = place + end - span.start
+    return files, used
+
+
 @contextmanager
-def _lane(driver: Driver) -> Iterator[tuple[int, list[int]]]:
+def _lane(driver: Driver, nbytes: int) -> Iterator[tuple[int, list[int]]]:
     """A stream and two buffers; 0 in place of what the driver refuses."""
     stream = driver.stream() if driver.enter() else 0
-    buffers = [driver.buffer(PIECE) if stream else 0 for _ in range(2)]
+    buffers = [driver.buffer(nbytes) if stream else 0 for _ in range(2)]
     try:
         yield stream, buffers
     finally:
         if stream:
-            driver.settle(stream)
             driver.end(stream)
         for buffer in filter(None, buffers):
             driver.drop(buffer)
 
 
-def _fill(buffer: int, file: int, start: int, count: int) -> bool:
+def _fill(buffer: int, piece: _Piece) -> bool:
     """Bytes of a file to an address; whether all could be read: whoever needs them says why not."""
-    view = memoryview((ctypes.c_ubyte * count).from_address(buffer)).cast("B")
+    view, start = memoryview((ctypes.c_ubyte * piece.count).from_address(buffer)).cast("B"), piece.start
     with suppress(OSError):
-        while len(view) and (done := os.preadv(file, [view], start)):
+        while len(view) and (done := os.preadv(piece.file, [view], start)):
             view, start = view[done:], start + done
     return not len(view)
 
@@ -237,10 +298,6 @@ def _fill(buffer: int, file: int, start: int, count: int) -> bool:
 def early_fetch() -> EarlyFetch:
     """That of this process, as the GPU's context is: a start begins it, and the load that follows uses it up."""
     return EarlyFetch()
-
-
-def _identity(stat: os.stat_result) -> tuple[int, ...]:
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def can_fetch() -> bool:

@@ -21,6 +21,11 @@ _NON_BLOCKING = 1
 class Driver(Protocol):
     """What fetches for a GPU. What it refuses is told by False or 0."""
 
+    @property
+    def index(self) -> int:
+        """The GPU's number."""
+        ...
+
     def enter(self) -> bool:
         """Let this thread speak for the GPU."""
         ...
@@ -65,20 +70,21 @@ class Driver(Protocol):
 class CudaDriver:
     """The GPU's own.
 
-    Of what takes microseconds, Python's lock is kept: a thread that lets go of it waits for it, and whoever imports
-    meanwhile waits for the thread.
+    Of what a reader tells it again and again Python's lock is kept, as it takes microseconds: a thread that lets go of
+    the lock has to wait for it, and whoever imports meanwhile waits for the thread.
 
     Args:
+        index: the GPU's number.
         library: of the driver.
         context: the GPU's, which all of this process shares.
     """
 
-    def __init__(self, library: Any, context: c_void_p) -> None:
-        self._library, self._context = library, context
+    def __init__(self, index: int, library: Any, context: c_void_p) -> None:
+        self.index, self._library, self._context = index, library, context
         self._quick = ctypes.PyDLL(NAME)
 
     def enter(self) -> bool:
-        return self._quick.cuCtxSetCurrent(self._context) == 0
+        return self._library.cuCtxSetCurrent(self._context) == 0
 
     def free(self) -> int:
         free, total = c_size_t(), c_size_t()
@@ -102,10 +108,10 @@ class CudaDriver:
 
     def stream(self) -> int:
         made = c_void_p()
-        return (made.value or 0) if self._quick.cuStreamCreate(byref(made), _NON_BLOCKING) == 0 else 0
+        return (made.value or 0) if self._library.cuStreamCreate(byref(made), _NON_BLOCKING) == 0 else 0
 
     def end(self, stream: int) -> None:
-        self._quick.cuStreamDestroy_v2(c_void_p(stream))
+        self._library.cuStreamDestroy_v2(c_void_p(stream))
 
     def copy(self, target: int, source: int, nbytes: int, stream: int) -> bool:
         told = self._quick.cuMemcpyHtoDAsync_v2(c_uint64(target), c_void_p(source), c_size_t(nbytes), c_void_p(stream))
@@ -133,6 +139,6 @@ def hold_context(index: int) -> CudaDriver | None:
             and library.cuDeviceGet(byref(device), index) == 0
             and library.cuDevicePrimaryCtxRetain(byref(context), device) == 0
         )
-        return CudaDriver(library, context) if made else None
+        return CudaDriver(index, library, context) if made else None
     except (OSError, AttributeError):
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,15 +46,21 @@ class Staging:
         self._pinned = pinned and device.type == "cuda"
         self._buffers = _Buffers(device)
         self._early, self._checkpoint = early, checkpoint
-        self._files: dict[Path, FetchedFile] = {}
-        if early is not None and checkpoint is not None and self._pinned:
-            found = {path: early.file(path) for path in checkpoint.all_files}
-            self._files = {path: file for path, file in found.items() if file is not None}
+        self._files: dict[Path, FetchedFile | None] = {}
 
     @property
     def fetches(self) -> bool:
         """Whether the device has all, or will have, so that threads are of no use."""
-        return bool(self._files) and all(file.whole for file in self._files.values())
+        files = map(self._file, self._checkpoint.all_files) if self._checkpoint else ()
+        return self._early is not None and self._pinned and all(file is not None and file.whole for file in files)
+
+    def _file(self, path: Path) -> FetchedFile | None:
+        """What is fetched of a file of the checkpoint, where it is the one that is read, or will be."""
+        assert self._early is not None and self._checkpoint is not None
+        if path not in self._files:
+            with suppress(OSError):
+                self._files[path] = self._early.file(self._checkpoint.version_of(path))
+        return self._files.get(path)
 
     def bring(self, tensor: Tensor, into: Tensor | None = None) -> Tensor:
         """A tensor on the device: all of it there for whatever the device is told to do next.
@@ -61,7 +68,7 @@ class Staging:
         Args:
             into: where to, of the same shape and dtype.
         """
-        source = self._fetched(tensor) if self._files and tensor.device.type == "cpu" else None
+        source = self._fetched(tensor) if self._may_be_there and tensor.device.type == "cpu" else None
         if source is None and not self._buffered(tensor):
             return tensor.to(self._device) if into is None else into.copy_(tensor)
         made = torch.empty(tensor.shape, dtype=tensor.dtype, device=self._device) if into is None else into
@@ -77,15 +84,19 @@ class Staging:
         there = tensor.device.type != "cpu" or tensor.nbytes < SMALL or tensor.is_pinned()
         return self._pinned and not there and tensor.is_contiguous()
 
+    @property
+    def _may_be_there(self) -> bool:
+        return self._pinned and self._checkpoint is not None and self._early is not None and self._early.nbytes > 0
+
     def _fetched(self, tensor: Tensor) -> Tensor | None:
         """The bytes of a tensor where the device has fetched them to."""
         assert self._checkpoint is not None and self._early is not None
         place = self._checkpoint.place_of(tensor)
-        if place is None or place[0] not in self._files or not tensor.is_contiguous():
+        file = self._file(place[0]) if place and tensor.is_contiguous() else None
+        if place is None or file is None or file.version != self._checkpoint.version_of(place[0]):
             return None
-        (path, begin), nbytes = place, tensor.nbytes
-        start = self._early.place(self._files[path], begin, begin + nbytes)
-        return None if start is None else self._memory[start : start + nbytes]
+        start = self._early.place(file, place[1], place[1] + tensor.nbytes)
+        return None if start is None else self._memory[start : start + tensor.nbytes]
 
     @cached_property
     def _memory(self) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -14,6 +15,7 @@ from ..backend import kernels
 from ..backend.devices import Card, card_of, pick_device
 from ..backend.kept_files import FileVersion
 from ..config import EngineConfig
+from ..errors import MemoryBudgetError
 from ..extensions.lora import LoRAManager
 from . import head_start
 from .assembly import assemble
@@ -25,6 +27,8 @@ from .networks import Networks
 from .plan import Plan
 from .precision import choose_precision, settings_in_effect
 from .recovery import within_memory
+
+T = TypeVar("T")
 
 
 class CurrentModel:
@@ -141,11 +145,17 @@ class CurrentModel:
             self.settings, self.notes = settings, [*notes, *self._of_cache]
             return
         device = self.networks.device if self.networks is not None else ready_device(self._config)
+        head_start.stand(device.type)
         if self.networks is not None:
             self.networks.release_all()
-        card, of_cache = card_of(device), []
-        networks = within_memory(  # weights may be quantised for the cache
-            device, lambda: assemble(models, settings, device, card, notes, of_cache, load=True)
+        card, of_cache, said = card_of(device), [], len(notes)
+
+        def forget() -> None:
+            del notes[said:]
+            of_cache.clear()
+
+        networks = _with_room(  # weights may be quantised for the cache
+            device, lambda: assemble(models, settings, device, card, notes, of_cache, load=True), forget
         )
         loras = self.loras_of(models)
         with ExitStack() as failed:
@@ -156,7 +166,9 @@ class CurrentModel:
         self._files, self._loras, self._of_cache = files, loras, of_cache
 
     def _load(self, networks: Networks, loras: LoRAManager) -> None:
-        within_memory(networks.device, lambda: networks.load_all(self._usual(networks, loras)))
+        _with_room(
+            networks.device, lambda: networks.load_all(self._usual(networks, loras)), lambda: networks.release_all()
+        )
 
     @property
     def _has_lost_a_file(self) -> bool:
@@ -169,6 +181,21 @@ class CurrentModel:
             return False
         card = self.networks.manager.card
         return settings_in_effect(settings, models, card) == settings_in_effect(self.settings, models, card)
+
+
+def _with_room(device: torch.device, work: Callable[[], T], undo: Callable[[], object]) -> T:
+    """What ``work`` returns; where memory runs out beside what a start has fetched, that is given up first.
+
+    Args:
+        undo: takes back what it has done so far.
+    """
+    try:
+        return within_memory(device, work)
+    except MemoryBudgetError:
+        undo()
+        if not head_start.end(wait=True):
+            raise
+    return within_memory(device, work)
 
 
 def ready_device(config: EngineConfig) -> torch.device:

@@ -96,9 +96,20 @@ def _fetch(config: EngineConfig, driver: Driver, found: Sequence[Span]) -> None:
         early_fetch().fetch(driver, found, room - sum(span.end - span.start for span in found) - BESIDE)
 
 
-def end() -> None:
-    """The model is loaded, or cannot be: the memory of the GPU that a start took is free."""
-    early_fetch().close()
+def stand(device: str) -> None:
+    """A model is going to be loaded to a device of this type: what has not begun by now is not begun any more."""
+    early_fetch().stand() if device == "cuda" else end()
+
+
+def end(*, wait: bool = False) -> bool:
+    """The model is loaded, or cannot be: the memory of the GPU that a start took is given back; whether there was any.
+
+    Args:
+        wait: see ``EarlyFetch.close``.
+    """
+    took = early_fetch().nbytes > 0
+    early_fetch().close(wait=wait)
+    return took
 
 
 class _Begun:

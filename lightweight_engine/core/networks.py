@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from ..backend.ahead import Ahead
 from ..backend.devices import (
-    available_memory,
     give_back_cached,
     keep_freed_memory,
     release_cached,
@@ -185,8 +184,6 @@ class Networks:
     def load_all(self, plan: Plan) -> None:
         """Load every network that the plan keeps through all stages."""
         self.follow(plan)
-        if early_fetch().nbytes and available_memory(self.device) < plan.peak:
-            early_fetch().close()  # what is loaded has no room beside it, and is fetched again
         for role in self.models.parts:
             if all(role in stage.networks or role in stage.kept for stage in plan.stages):
                 self.load(role)

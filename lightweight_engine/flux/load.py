@@ -210,7 +210,7 @@ def load_part(
         device: where weights are converted and, without ``home``, kept.
         bring: takes what the file has to the device.
         threads: that read, convert (no more than ``CONVERTED`` at once, but on a CPU) and move; none, where the device
-            fetches from the file by itself.
+            has what it is told to copy.
         module: the part's ``empty_network``, where that has been built.
 
     Returns:

@@ -9,26 +9,28 @@ EVERYTHING = 1 << 40
 
 
 class StandIn:
-    """Does what it is asked for, and notes it.
+    """Does what it is asked for, and notes it. Copies are done when somebody waits for them, as late as can be.
 
     Args:
         free: bytes of its GPU.
-        may_go_on: waited for before each copy.
+        may_go_on: waited for before each copy is taken.
         refuses: what it does not do: ``enter``, ``reserve``, ``stream``, ``buffer``, ``settle``, or ``copy`` but for
             the first.
 
     Attributes:
         reserved, buffers: address -> memory.
-        streams: that are open.
-        copied: bytes of each copy.
+        streams: open ones -> copies that they still have to do.
+        copied: bytes of each copy that was taken.
         told: names of what the GPU's memory was asked for, in order.
     """
+
+    index = 0
 
     def __init__(self, free: int = EVERYTHING, may_go_on: threading.Semaphore | None = None, refuses: str = "") -> None:
         self.bytes_free, self.may_go_on, self.refuses = free, may_go_on, refuses
         self.reserved: dict[int, ctypes.Array] = {}
         self.buffers: dict[int, ctypes.Array] = {}
-        self.streams: set[int] = set()
+        self.streams: dict[int, list[tuple[int, int, int]]] = {}
         self.copied: list[int] = []
         self.told: list[str] = []
         self._lock = threading.Lock()
@@ -43,6 +45,7 @@ class StandIn:
         return 0 if self.refuses == "reserve" else _take(self.reserved, nbytes)
 
     def release(self, address: int) -> None:
+        assert not any(self.streams.values()), "copies are on their way there"
         del self.reserved[address]
         self.told.append("release")
 
@@ -50,18 +53,22 @@ class StandIn:
         return 0 if self.refuses == "buffer" else _take(self.buffers, nbytes)
 
     def drop(self, address: int) -> None:
-        del self.buffers[address]  # an error where it is none
+        for copies in self.streams.values():
+            assert not any(_lies_in(self.buffers[address], source) for _, source, _ in copies), (
+                "it is still fetched from"
+            )
+        del self.buffers[address]
 
     def stream(self) -> int:
         if self.refuses == "stream":
             return 0
         with self._lock:
             made = max(self.streams, default=0) + 1
-            self.streams.add(made)
+            self.streams[made] = []
         return made
 
     def end(self, stream: int) -> None:
-        self.streams.remove(stream)
+        assert not self.streams.pop(stream), "it has something left to do"
 
     def copy(self, target: int, source: int, nbytes: int, stream: int) -> bool:
         if self.may_go_on is not None:
@@ -69,20 +76,20 @@ class StandIn:
         with self._lock:
             if self.refuses == "copy" and self.copied:
                 return False
-            assert stream in self.streams and _holds(self.buffers, source, nbytes), "only what is page-locked"
+            assert _holds(self.buffers, source, nbytes), "only what is page-locked"
             assert _holds(self.reserved, target, nbytes)
-            ctypes.memmove(target, source, nbytes)
+            self.streams[stream].append((target, source, nbytes))
             self.copied.append(nbytes)
         return True
 
     def settle(self, stream: int = 0) -> bool:
         if not stream:
             self.told.append("settle")
+        for copies in [self.streams[stream]] if stream else list(self.streams.values()):
+            for copy in copies if self.refuses != "settle" else ():
+                ctypes.memmove(*copy)
+            copies.clear()
         return self.refuses != "settle"
-
-    def holds(self, address: int, nbytes: int) -> bool:
-        """Whether bytes lie in what was reserved."""
-        return _holds(self.reserved, address, nbytes)
 
 
 def _take(memory: dict[int, ctypes.Array], nbytes: int) -> int:
@@ -93,3 +100,7 @@ def _take(memory: dict[int, ctypes.Array], nbytes: int) -> int:
 
 def _holds(memory: dict[int, ctypes.Array], address: int, nbytes: int) -> bool:
     return any(start <= address and address + nbytes <= start + len(of) for start, of in list(memory.items()))
+
+
+def _lies_in(memory: ctypes.Array, address: int) -> bool:
+    return 0 <= address - ctypes.addressof(memory) < len(memory)

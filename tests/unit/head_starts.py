@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 from pathlib import Path
 
-from lightweight_engine.apps.session import check_request
+from lightweight_engine.apps.console import Console
+from lightweight_engine.apps.session import check_request, start_engine
 from lightweight_engine.config import EngineConfig
 from lightweight_engine.core import head_start, models
 from lightweight_engine.core.head_start import begin, library_of
@@ -66,3 +68,11 @@ def waited_for(models_dir: str) -> list[bool]:
         library_of(config)  # as the engine does, which a start begins once
         files.join(20)
     return read
+
+
+def left_to_the_collector(models_dir: str) -> list[bool]:
+    """Of passes of the collector, once an engine has started: whether they happen, leave out imports, and its model."""
+    engine = start_engine(Console(quiet=True), EngineConfig(models_dir=Path(models_dir), device="cpu", offline=True))
+    looked_at = {id(each) for each in gc.get_objects()}
+    imported, model = sys.modules["torch"].__dict__, engine.networks.load("transformer").__dict__
+    return [gc.isenabled(), id(imported) not in looked_at, id(model) not in looked_at]

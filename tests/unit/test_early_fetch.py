@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +18,11 @@ from torch import Tensor
 from lightweight_engine import Config, LightweightEngine
 from lightweight_engine.backend import devices, early_fetch
 from lightweight_engine.backend.checkpoint import Checkpoint, open_checkpoint
-from lightweight_engine.backend.early_fetch import ALIGNED, EarlyFetch
+from lightweight_engine.backend.early_fetch import ALIGNED, EarlyFetch, FetchedFile
+from lightweight_engine.backend.kept_files import FileVersion
 from lightweight_engine.backend.read_ahead import Span
 from lightweight_engine.backend.staging import Staging
-from lightweight_engine.core import head_start
-from lightweight_engine.core import networks as networks_module
+from lightweight_engine.core import current_model, head_start
 from lightweight_engine.core.networks import Networks
 from lightweight_engine.errors import MemoryBudgetError
 
@@ -45,14 +47,22 @@ def checkpoint(tmp_path: Path) -> Checkpoint:
 
 
 @pytest.fixture
-def early() -> Iterator[EarlyFetch]:
+def early(monkeypatch: pytest.MonkeyPatch) -> Iterator[EarlyFetch]:
+    """Closed in the end, with no error in any thread meanwhile."""
+    failed: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: failed.append(args.exc_value))
     made = EarlyFetch()
     yield made
-    made.close()
+    made.close(wait=True)
+    assert not failed
 
 
 def whole(checkpoint: Checkpoint) -> Span:
     return Span(checkpoint.path, 0, checkpoint.path.stat().st_size)
+
+
+def file_of(early: EarlyFetch, path: Path) -> FetchedFile | None:
+    return early.file(FileVersion.of(path))
 
 
 def staging(checkpoint: Checkpoint, early: EarlyFetch) -> Staging:
@@ -73,7 +83,7 @@ def arrived(checkpoint: Checkpoint, early: EarlyFetch) -> list[bool]:
         made, into = way.bring(tensor), torch.zeros_like(tensor)
         assert made.dtype == tensor.dtype and torch.equal(made, tensor)
         assert way.bring(tensor, into) is into and torch.equal(into, tensor)
-    return [bool(way._files) and way._fetched(tensor) is not None for tensor in three(checkpoint)]
+    return [way._may_be_there and way._fetched(tensor) is not None for tensor in three(checkpoint)]
 
 
 def test_all_is_copied_from_the_gpu(checkpoint: Checkpoint, early: EarlyFetch) -> None:
@@ -91,7 +101,7 @@ def test_words_stay_whole(checkpoint: Checkpoint, early: EarlyFetch, tmp_path: P
     driver = StandIn()
     early.fetch(driver, spans, EVERYTHING)
     for span in spans:
-        file = early.file(span.path)
+        file = file_of(early, span.path)
         assert file is not None
         place = early.place(file, span.start, span.end)
         assert place is not None and (place - span.start) % ALIGNED == 0
@@ -108,6 +118,7 @@ def test_what_the_driver_refuses_comes_from_the_file(
     monkeypatch.setattr(early_fetch, "READERS", 1)  # pieces in order: the first of them is not refused
     driver = StandIn(refuses=refuses)
     early.fetch(driver, [whole(checkpoint)], EVERYTHING)
+    assert not staging(checkpoint, early).fetches, "several threads read it from the file"
     assert arrived(checkpoint, early) == [refuses == "copy", False, False, False]
     assert not driver.streams and not driver.buffers
 
@@ -138,7 +149,7 @@ def test_what_is_on_its_way_is_waited_for(checkpoint: Checkpoint, early: EarlyFe
     driver = StandIn(may_go_on=may_go_on)
     fetching = threading.Thread(target=early.fetch, args=(driver, [whole(checkpoint)], EVERYTHING))
     fetching.start()
-    while early.file(checkpoint.path) is None:
+    while file_of(early, checkpoint.path) is None:
         fetching.join(0.01)
     made: list[Tensor] = []
     way = staging(checkpoint, early)
@@ -157,6 +168,7 @@ def test_it_is_given_back_once_all_is_done(checkpoint: Checkpoint, early: EarlyF
     driver = StandIn()
     early.fetch(driver, [whole(checkpoint)], EVERYTHING)
     early.close()
+    early.close()
     assert driver.told == ["settle", "release"] and not driver.reserved and not early.nbytes
     assert arrived(checkpoint, early) == [False] * 4
     early.fetch(driver, [whole(checkpoint)], EVERYTHING)
@@ -164,9 +176,11 @@ def test_it_is_given_back_once_all_is_done(checkpoint: Checkpoint, early: EarlyF
     assert not driver.reserved and len(driver.told) == 2, "nothing after that"
 
 
+@pytest.mark.parametrize("wait", [False, True])
 def test_closing_in_the_middle_ends_it(
-    checkpoint: Checkpoint, early: EarlyFetch, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint, early: EarlyFetch, monkeypatch: pytest.MonkeyPatch, wait: bool
 ) -> None:
+    """At once, or when all is given back; nobody waits for what will not come."""
     monkeypatch.setattr(early_fetch, "READERS", 1)
     may_go_on = threading.Semaphore(1)
     driver = StandIn(may_go_on=may_go_on)
@@ -174,25 +188,135 @@ def test_closing_in_the_middle_ends_it(
     fetching.start()
     while not driver.copied:
         fetching.join(0.01)
-    closing = threading.Thread(target=early.close)
+    closing = threading.Thread(target=early.close, kwargs={"wait": wait})
     closing.start()
-    while not early._closed:
-        closing.join(0.01)
-    assert arrived(checkpoint, early) == [False] * 4, "nobody waits for what will not come"
+    closing.join(0.3)
+    assert closing.is_alive() == wait and driver.reserved
+    assert arrived(checkpoint, early) == [False] * 4
     for _ in range(10):
         may_go_on.release()
     closing.join(20)
     fetching.join(20)
     assert not driver.reserved and not driver.buffers and len(driver.copied) <= 2
+    assert driver.told == ["settle", "release"]
+
+
+def test_threads_that_cannot_be_had_are_done_without(
+    checkpoint: Checkpoint, early: EarlyFetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One does all; without any, nobody waits for it."""
+    start, left = threading.Thread.start, iter([True, False])
+
+    def refused(thread: threading.Thread) -> None:
+        if thread.name == "early fetch" and not next(left, False):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    none = EarlyFetch()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        early.fetch(StandIn(), [whole(checkpoint)], EVERYTHING)
+        none.fetch(StandIn(), [whole(checkpoint)], EVERYTHING)
+    assert arrived(checkpoint, early) == [True] * 4
+    assert arrived(checkpoint, none) == [False] * 4
+    none.close()
+
+
+def test_a_piece_is_waited_for_that_comes_after_another_was_refused(
+    checkpoint: Checkpoint, early: EarlyFetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(early_fetch, "READERS", 1)
+    may_go_on, driver = threading.Semaphore(0), StandIn()
+    copy = driver.copy
+
+    def second_refused(target: int, source: int, nbytes: int, stream: int) -> bool:
+        assert may_go_on.acquire(timeout=20)
+        asked.append(target)
+        return len(asked) != 2 and copy(target, source, nbytes, stream)
+
+    asked: list[int] = []
+    monkeypatch.setattr(driver, "copy", second_refused)
+    fetching = threading.Thread(target=early.fetch, args=(driver, [whole(checkpoint)], EVERYTHING))
+    fetching.start()
+    while file_of(early, checkpoint.path) is None:
+        fetching.join(0.01)
+    places: dict[str, int | None] = {}
+    file, end = file_of(early, checkpoint.path), whole(checkpoint).end
+    assert file is not None
+    waiting = [
+        threading.Thread(
+            target=lambda name=name, start=start: places.update({name: early.place(file, start, start + 9)})
+        )
+        for name, start in (("second", PIECE), ("last", end - 9))
+    ]
+    for each in waiting:
+        each.start()
+    for _ in range(9):
+        may_go_on.release()
+    for each in (*waiting, fetching):
+        each.join(20)
+    assert places == {"second": None, "last": end - 9}
+
+
+def test_a_piece_is_used_before_the_last_is_there(
+    checkpoint: Checkpoint, early: EarlyFetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(early_fetch, "READERS", 1)
+    may_go_on = threading.Semaphore(0)
+    driver = StandIn(may_go_on=may_go_on)
+    fetching = threading.Thread(target=early.fetch, args=(driver, [whole(checkpoint)], EVERYTHING))
+    fetching.start()
+    while (file := file_of(early, checkpoint.path)) is None:
+        fetching.join(0.01)
+    places: list[int | None] = []
+    waiting = threading.Thread(target=lambda: places.append(early.place(file, 0, 9)))
+    waiting.start()
+    waiting.join(0.1)
+    may_go_on.release()
+    waiting.join(20)
+    assert places == [0] and fetching.is_alive()
+    for _ in range(9):
+        may_go_on.release()
+    fetching.join(20)
+
+
+def test_once_a_load_begins_no_fetch_does(checkpoint: Checkpoint, early: EarlyFetch) -> None:
+    early.stand()
+    early.fetch(driver := StandIn(), [whole(checkpoint)], EVERYTHING)
+    assert not driver.reserved and not early.nbytes
+
+
+def test_it_happens_once(checkpoint: Checkpoint, early: EarlyFetch) -> None:
+    driver = StandIn()
+    for _ in range(2):
+        early.fetch(driver, [whole(checkpoint)], EVERYTHING)
+    assert len(driver.reserved) == 1 and sum(driver.copied) == whole(checkpoint).end
 
 
 def test_another_file_in_its_place_is_not_taken_for_it(checkpoint: Checkpoint, early: EarlyFetch) -> None:
-    early.fetch(StandIn(), [whole(checkpoint)], EVERYTHING)
+    """Of the same size too, and whichever of them is mapped by then."""
+    tensors = {name: torch.zeros_like(checkpoint.tensor(name)) for name in "abc"}
     other = checkpoint.path.with_name("other")
+    save_file(tensors, other)
+    assert other.stat().st_size == whole(checkpoint).end
+    os.utime(other, ns=(1, 1))  # clocks of file systems tick slowly
+    other.replace(checkpoint.path)
+    early.fetch(StandIn(), [whole(checkpoint)], EVERYTHING)
+    assert arrived(checkpoint, early) == [False] * 4, "the first is mapped"
+    later = open_checkpoint(checkpoint.path)
+    assert arrived(later, early) == [True] * 4
     save_file({"a": torch.zeros(7)}, other)
     other.replace(checkpoint.path)
-    assert early.file(checkpoint.path) is None
-    assert not staging(open_checkpoint(checkpoint.path), early)._files
+    assert file_of(early, checkpoint.path) is None
+    assert not staging(open_checkpoint(checkpoint.path), early).fetches
+
+
+def test_a_file_that_is_touched_once_it_is_mapped_is_the_same(checkpoint: Checkpoint, early: EarlyFetch) -> None:
+    """As files of the cache are, which tells by it when they were used."""
+    early.fetch(StandIn(), [whole(checkpoint)], EVERYTHING)
+    checkpoint.tensor("a")
+    os.utime(checkpoint.path)
+    assert staging(checkpoint, early).fetches and arrived(checkpoint, early) == [True] * 4
 
 
 def test_memory_of_ones_own_is_not_taken_for_a_file(checkpoint: Checkpoint, early: EarlyFetch) -> None:
@@ -220,7 +344,7 @@ def test_it_counts_as_free(monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoi
 
 def test_nothing_is_taken_while_memory_is_measured(checkpoint: Checkpoint, early: EarlyFetch) -> None:
     driver = StandIn()
-    with early.held() as held:
+    with early.held(0) as held:
         fetching = threading.Thread(target=early.fetch, args=(driver, [whole(checkpoint)], EVERYTHING))
         fetching.start()
         fetching.join(0.2)
@@ -259,32 +383,78 @@ def test_it_is_fetched_as_far_as_there_is_room_for_it_beside_the_model(
     assert not early.nbytes
 
 
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, early: EarlyFetch) -> EarlyFetch:
+    """It is the process's own, and a CPU that is loaded to is taken for its GPU."""
+    monkeypatch.setattr(head_start, "early_fetch", lambda: early)
+    monkeypatch.setattr(head_start, "stand", lambda device: None)
+    return early
+
+
+def engine_in(folder: Path) -> LightweightEngine:
+    (folder / "m").mkdir()
+    return LightweightEngine(Config(models_dir=folder / "m", cache_dir=folder, device="cpu", offline=True))
+
+
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_start_ends_with_its_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails: bool) -> None:
+def test_a_start_ends_with_its_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: Checkpoint, started: EarlyFetch, fails: bool
+) -> None:
     """Nothing stays taken where no model can be had: a service goes on without one."""
-    ended: list[bool] = []
-    monkeypatch.setattr(head_start, "end", lambda: ended.append(True))
-    engine = LightweightEngine(Config(models_dir=tmp_path, cache_dir=tmp_path, device="cpu", offline=True))
+    started.fetch(driver := StandIn(), [whole(checkpoint)], EVERYTHING)
     if fails:
-        monkeypatch.setattr(Networks, "load_all", lambda *_: (_ for _ in ()).throw(MemoryError))
+        monkeypatch.setattr(Networks, "load_all", lambda *_: (_ for _ in ()).throw(OSError("gone")))
+        with pytest.raises(OSError, match="gone"):
+            engine_in(tmp_path).setup()
+    else:
+        engine_in(tmp_path).setup()
+    assert not driver.reserved and not started.nbytes
+
+
+@pytest.mark.parametrize("fetched", [False, True])
+@pytest.mark.parametrize("where", ["assemble", "load_all"])
+def test_it_is_given_up_where_memory_runs_out_beside_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: Checkpoint, started: EarlyFetch,
+    where: str, fetched: bool,
+) -> None:  # fmt: skip
+    driver = StandIn()
+    if fetched:
+        started.fetch(driver, [whole(checkpoint)], EVERYTHING)
+    owner: Any = {"assemble": current_model, "load_all": Networks}[where]
+    real, tried = getattr(owner, where), []
+
+    def runs_out(*given: Any, **named: Any) -> Any:
+        tried.append(bool(driver.reserved))
+        if driver.reserved or not fetched:
+            raise MemoryError
+        return real(*given, **named)
+
+    monkeypatch.setattr(owner, where, runs_out)
+    engine = engine_in(tmp_path)
+    if fetched:
+        engine.setup()
+        assert tried == [True, False] and len(engine.notes) == len(set(engine.notes))
+    else:
         with pytest.raises(MemoryBudgetError):
             engine.setup()
-    else:
-        engine.setup()
-        engine.setup()
-    assert ended == [True]
+        assert tried == [False]
 
 
-@pytest.mark.parametrize("room", [0, EVERYTHING])
-def test_it_is_given_up_where_what_is_loaded_has_no_room_beside_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: Checkpoint, early: EarlyFetch, room: int
+def test_nothing_stays_on_a_gpu_that_is_not_loaded_to(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: Checkpoint, early: EarlyFetch
 ) -> None:
-    (tmp_path / "m").mkdir()
+    """As where torch has no CUDA, and the host a driver."""
     early.fetch(driver := StandIn(), [whole(checkpoint)], EVERYTHING)
-    held: list[bool] = []
-    load = Networks.load
-    monkeypatch.setattr(networks_module, "early_fetch", lambda: early)
-    monkeypatch.setattr(networks_module, "available_memory", lambda device: room)
-    monkeypatch.setattr(Networks, "load", lambda self, role: (held.append(bool(driver.reserved)), load(self, role))[1])
-    LightweightEngine(Config(models_dir=tmp_path / "m", cache_dir=tmp_path, device="cpu", offline=True)).setup()
-    assert held and all(each == (room > 0) for each in held)
+    monkeypatch.setattr(head_start, "early_fetch", lambda: early)
+    for device, held in (("cuda", True), ("cpu", False)):
+        head_start.stand(device)
+        assert bool(driver.reserved) == held
+    with early.held(0) as nbytes:
+        assert nbytes == 0
+
+
+def test_it_counts_for_its_own_gpu(checkpoint: Checkpoint, early: EarlyFetch) -> None:
+    early.fetch(StandIn(), [whole(checkpoint)], EVERYTHING)
+    for index, held in ((0, whole(checkpoint).end), (1, 0)):
+        with early.held(index) as nbytes:
+            assert nbytes == held

@@ -12,7 +12,7 @@ import pytest
 import torch
 from factories import save_family
 from fresh import called_fresh
-from head_starts import headers_read, read_for_a_request, started, waited_for
+from head_starts import headers_read, left_to_the_collector, read_for_a_request, started, waited_for
 
 from lightweight_engine import Config
 from lightweight_engine.backend import host_memory, read_ahead
@@ -143,8 +143,13 @@ def test_headers_that_the_check_of_a_request_has_read_are_not_read_by_a_start() 
 
 
 def test_imports_wait_for_headers_but_not_for_long() -> None:
-    """A GPU's files are locked once it is known which they are."""
+    """A GPU fetches files once it is known which they are."""
     assert called_fresh(waited_for, str(TINY)) == [True, False]
+
+
+def test_passes_of_the_collector_leave_out_what_a_command_imports() -> None:
+    """A model may be in a circle, and is released."""
+    assert called_fresh(left_to_the_collector, str(TINY)) == [True, True, False]
 
 
 def test_nobody_waits_for_headers_that_could_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
