@@ -23,6 +23,8 @@ from lightweight_engine.backend.kept_files import FileVersion
 from lightweight_engine.backend.read_ahead import Span
 from lightweight_engine.backend.staging import Staging
 from lightweight_engine.core import current_model, head_start
+from lightweight_engine.core.choice import choose_models
+from lightweight_engine.core.models import TINY
 from lightweight_engine.core.networks import Networks
 from lightweight_engine.errors import MemoryBudgetError
 
@@ -458,3 +460,17 @@ def test_it_counts_for_its_own_gpu(checkpoint: Checkpoint, early: EarlyFetch) ->
     for index, held in ((0, whole(checkpoint).end), (1, 0)):
         with early.held(index) as nbytes:
             assert nbytes == held
+
+
+def test_all_of_a_model_is_found_by_what_loads_it(started: EarlyFetch) -> None:
+    """What a start asks for is what is asked of it, tensor by tensor."""
+    config = Config(models_dir=TINY, offline=True)
+    head_start._fetch(config, StandIn(), head_start.spans(config))
+    for part in choose_models(config, []).parts.values():
+        way = staging(part.checkpoint, started)
+        assert way.fetches
+        for source in part.sources.values():
+            for key in (key for stored, _ in source.pieces for key in stored.keys):
+                tensor = part.checkpoint.tensor(key)
+                found = way._fetched(tensor)
+                assert found is not None and torch.equal(found, tensor.view(-1).view(torch.uint8))
