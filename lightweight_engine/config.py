@@ -204,7 +204,7 @@ class EngineConfig(PlainNumbers):
         64, "limits", "Texts of a prompt that are encoded: parts by AND, of its schedules, or between [SEP].", ge=1
     )
     max_megapixel_steps: float = _setting(
-        4_000.0, "limits", "Cost of one request: megapixels x model calls x pictures.", gt=0
+        4_000.0, "limits", "Work of one pass: megapixels x model calls x pictures.", gt=0
     )
 
     lora_merge: bool = _setting(
