@@ -146,6 +146,19 @@ def test_pictures_are_kept_for_a_time() -> None:
     assert old.gone and store.kept_bytes == 0
 
 
+def test_a_job_whose_pictures_are_gone_is_done_anew_for_its_key() -> None:
+    store = JobStore(150, 60.0)
+    old, anew = done("a"), done("b")
+    store.add(old, "key", "digest")
+    store.add(done("c"))
+    store.tidy()
+    assert old.gone and store.of_key("key", "digest") is None
+    with pytest.raises(ConflictError):
+        store.of_key("key", "another")
+    store.add(anew, "key", "digest")
+    assert store.of_key("key", "digest") is anew
+
+
 def test_old_jobs_are_forgotten_unless_a_key_stands_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "MAX_REMEMBERED", 3)
     store = JobStore(10_000, 60.0)

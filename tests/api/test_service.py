@@ -335,6 +335,15 @@ def test_a_job_that_is_being_cancelled_is_done_anew_for_its_key(server: Running)
     server.idle()
 
 
+def test_a_job_whose_pictures_are_gone_is_done_anew_for_its_key(tmp_path: Path) -> None:
+    with service(tmp_path, "--set", "keep_results_seconds=1") as running:
+        asked = running.ready().post("/generate", SMALL, Idempotency_Key="gone")
+        wait(lambda: running.get(f"/jobs/{asked.headers['x-job-id']}/images/0").status == 410)
+        again = running.post("/generate", SMALL, Idempotency_Key="gone")
+        assert again.status == 200 and again.json["images"] == asked.json["images"]
+        assert again.headers["x-job-id"] != asked.headers["x-job-id"]
+
+
 def test_nothing_of_a_request_outlives_it(server: Running) -> None:
     plain = picture(server.generate(subseed=0).json)
     changed = server.generate(

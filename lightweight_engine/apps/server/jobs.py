@@ -213,8 +213,8 @@ class JobStore:
 
     def of_key(self, key: str, digest: str) -> Job | None:
         """The job that an idempotency key stands for; one that failed by no fault of the request, or was
-        interrupted, is to be done anew. One that failed by its request stands for that alone, as nothing came of it:
-        the corrected one may have the key.
+        interrupted, is to be done anew, and one whose pictures are not kept any more by its own request. One that
+        failed by its request stands for that alone, as nothing came of it: the corrected one may have the key.
 
         Raises:
             ConflictError: it stands for another request.
@@ -223,7 +223,7 @@ class JobStore:
         if known is None or known.until < time.monotonic() or known.job.to_repeat:
             return None
         if known.digest == digest:
-            return known.job
+            return None if known.job.gone else known.job
         if known.job.state == "failed":
             return None
         raise ConflictError("this Idempotency-Key was sent with another request; take a new one")
