@@ -415,6 +415,12 @@ def test_facts(server: Running) -> None:
     assert server.get("/").json["name"] == "lightweight-engine"
 
 
+@pytest.mark.parametrize(("method", "path"), [("POST", "/generate/"), ("GET", "/jobs/"), ("GET", "/sdapi/v1/options/")])
+def test_an_address_with_a_slash_too_many_is_none(server: Running, method: str, path: str) -> None:
+    answer = server.ask(method, path, SMALL if method == "POST" else None)
+    assert answer.status == 404 and "no such address" in answer.error["message"] and "location" not in answer.headers
+
+
 @pytest.mark.parametrize(
     ("method", "path", "name", "hint"),
     [

@@ -37,6 +37,7 @@ def build_app(service: Service) -> FastAPI:
         description=DESCRIPTION,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # they lead to http, whatever a proxy in front speaks
         responses=errors(403, 421, 500, 503),  # of the guard, which every request passes
     )
     app.include_router(native_routes(service))
