@@ -259,9 +259,13 @@ def test_names_of_files_are_not_told_without_a_key(tmp_path: Path) -> None:
 
 
 def test_a_service_that_requires_a_model_does_not_start_without(tmp_path: Path) -> None:
-    with service(tmp_path, "--set", "require_model=true") as running:
+    """The log has the folder that was looked into, whole."""
+    folder = tmp_path / "some" / "models"
+    (folder / "Stable-diffusion").mkdir(parents=True)
+    with service(tmp_path, "--set", "require_model=true", "--models-dir", str(folder)) as running:
         assert running.process.wait(60) == 3
-        wait(lambda: any("no Flux checkpoint was found" in line and "require_model" in line for line in running.lines))
+        line = wait(lambda: next((line for line in running.lines if "the service ends: " in line), None))
+        assert all(told in line for told in ("no Flux checkpoint was found", "require_model", str(folder)))
 
 
 def test_the_log_has_why_a_damaged_file_cannot_draw(tmp_path: Path) -> None:

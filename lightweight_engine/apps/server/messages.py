@@ -59,9 +59,9 @@ class Ready:
 
 @dataclass(frozen=True)
 class Broken:
-    """The engine cannot be set up."""
+    """The engine cannot be set up. The reason is for the log: callers are told that the service ends."""
 
-    fault: Fault
+    reason: str
     exit_code: int
 
 

@@ -64,7 +64,7 @@ async def _serve(config: EngineConfig, start: Callable[[], Child], child: Child,
     finally:
         await service.drain()
         await service.supervisor.stop()
-    return service.fatal[1] if service.fatal else 0
+    return service.fatal or 0
 
 
 def _options(config: EngineConfig, service: Service) -> uvicorn.Config:

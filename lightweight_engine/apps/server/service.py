@@ -43,7 +43,7 @@ class Service:
         self.running: Job | None = None
         self.draining = False
         self.ended = asyncio.Event()
-        self.fatal: tuple[Fault, int] | None = None
+        self.fatal: int | None = None  # exit code of an end that nobody asked for
         self.pace = Pace()
         self.supervisor = Supervisor(start, child, self._give_up)
         self.canary = Canary(config, self.supervisor, self.metrics)
@@ -333,10 +333,10 @@ class Service:
                 self.waiting.remove(job)
                 self._finish(job, Fault.of(_late("waited", job)))
 
-    def _give_up(self, fault: Fault, exit_code: int) -> None:
+    def _give_up(self, reason: str, exit_code: int) -> None:
         """No worker can be had: what waits is told so, and the service ends."""
-        log.error("the service ends: %s", fault.message)
-        self.fatal = fault, exit_code
+        log.error("the service ends: %s", reason)
+        self.fatal = exit_code
         while self.waiting:
             self._finish(self.waiting.popleft(), Fault.of(_ending()))
         if self.running is not None:

@@ -103,10 +103,10 @@ class Supervisor:
 
     Args:
         child: a worker that was started already; a later one is started by ``start``.
-        on_fatal: told of the fault and the exit code when no worker can be had any more.
+        on_fatal: told of the reason and the exit code when no worker can be had any more.
     """
 
-    def __init__(self, start: Callable[[], Child], child: Child, on_fatal: Callable[[Fault, int], None]) -> None:
+    def __init__(self, start: Callable[[], Child], child: Child, on_fatal: Callable[[str, int], None]) -> None:
         self._start, self._child, self._on_fatal = start, child, on_fatal
         self._loop = asyncio.get_running_loop()
         self._ready = asyncio.Event()
@@ -240,7 +240,7 @@ class Supervisor:
             self._ready.set()
             log.info("the worker is ready", extra={"model": message.facts.get("model"), "pid": self.pid})
         elif isinstance(message, Broken):
-            self._fail(message.fault, message.exit_code)
+            self._fail(message.reason, message.exit_code)
         elif isinstance(message, Tended):
             self.facts = message.facts
             if self._tended and not (tended := self._tended.popleft()[1]).done():
@@ -315,8 +315,8 @@ class Supervisor:
         """There is no worker, and none is started any more."""
         self._gone.set()
         self._drop_tended()
-        self._fail(Fault("WorkerLost", told, 503), 1)
+        self._fail(told, 1)
 
-    def _fail(self, fault: Fault, exit_code: int) -> None:
+    def _fail(self, reason: str, exit_code: int) -> None:
         self.state = "failed"
-        self._on_fatal(fault, exit_code)
+        self._on_fatal(reason, exit_code)

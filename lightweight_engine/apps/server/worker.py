@@ -86,7 +86,7 @@ class Worker:
             self._tell(Ready(facts()))
             engine.hashes.begin(engine.models.key)  # the first picture tells them
         except EngineError as error:
-            self._tell(Broken(Fault.of(error), error.exit_code))
+            self._tell(Broken(str(error), error.exit_code))
             return
         while True:
             message = self._waiting.get()
