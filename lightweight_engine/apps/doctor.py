@@ -155,7 +155,7 @@ def _environment(config: EngineConfig) -> Iterator[Check]:
 
 def _models(config: EngineConfig) -> Iterator[Check]:
     from ..core.choice import broken_checkpoints
-    from ..core.folders import stray_models
+    from ..core.folders import put_into, stray_models
     from ..core.models import TINY, ModelLibrary
 
     try:
@@ -174,7 +174,7 @@ def _models(config: EngineConfig) -> Iterator[Check]:
     if not library.has_checkpoint:
         refused = config.require_model and not config.checkpoint
         then = "require_model is on" if refused else "the demonstration model `tiny` is used"
-        fix = "put a checkpoint into Stable-diffusion/ there, or set --models-dir"
+        fix = f"put a checkpoint into {put_into(config.models_dir)} there, or set --models-dir"
         yield Check("models", "bad" if refused else "note", f"no Flux checkpoint in {config.models_dir}; {then}", fix)
         if refused:
             return
@@ -220,7 +220,7 @@ def _tokenizers(config: EngineConfig) -> Iterator[Check]:
     except EngineError:  # which has been told
         models = None
     real = None if models is None or models.is_tiny else models
-    folders = tokenizer_places(config, real) if real else [*config.tokenizer_dirs, config.models_dir]
+    folders = tokenizer_places(config, real)
     user = f"{real.name} cannot draw without" if real else "no real model can draw without; `tiny` has its own"
     for kind, files in TOKENIZERS.items():
         name, put = f"{kind} tokenizer", by_hand(kind, folders[0])

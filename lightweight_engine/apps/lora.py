@@ -49,6 +49,7 @@ def ls(json: Json = False, debug: Debug = False, **settings: Any) -> None:
     """List the LoRA files that a request may name."""
     with Console(json=json, debug=debug) as console:
         from ..core.loras import lora_library
+        from ..extensions.lora_library import lora_place
 
         config = _config(settings)
         library = lora_library(config)
@@ -61,7 +62,7 @@ def ls(json: Json = False, debug: Debug = False, **settings: Any) -> None:
         for line in table([("NAME", "ALSO CALLED", "SIZE", "PROBLEM"), *cells]):
             console.data(line)
         if not entries:
-            console.say(f"there are none; put files into {config.models_dir / 'Lora'}, or use `lora add`")
+            console.say(f"there are none; put files into {lora_place(config.models_dir)}, or use `lora add`")
 
 
 @lora.command("inspect", cls=Grouped)
@@ -103,7 +104,7 @@ def add(
     debug: Debug = False,
     **settings: Any,
 ) -> None:
-    """Check a file, or fetch the one at a URL, and copy it into Lora/ of the models folder."""
+    """Check a file, or fetch the one at a URL, and copy it to the LoRAs of the models folder."""
     with Console(json=json, debug=debug) as console:
         from ..core.loras import add_lora
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import ModelNotFoundError
-from .folders import stray_models
+from .folders import put_into, stray_models
 from .models import TINY, Entry, ModelLibrary, ModelSet
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ def choose_models(config: EngineConfig, notes: list[str], library: ModelLibrary 
             unusable = f" ({files} there cannot be used: {problems[0]})" if problems else ""
             none = f"no Flux checkpoint was found in {config.models_dir}{unusable}"
             told = "; ".join(filter(None, [none, stray]))
-            raise ModelNotFoundError(f"{told}; put one into Stable-diffusion/ there, or switch require_model off")
+            place = put_into(config.models_dir)
+            raise ModelNotFoundError(f"{told}; put one into {place} there, or switch require_model off")
         notes += filter(None, [stray])
         unusable = f" ({files} unusable)" if problems else ""
         notes.append(  # short, as it comes with every job

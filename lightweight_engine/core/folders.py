@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from ..backend.kept_files import folders_below
 from ..backend.model_files import CONFIG, INDEX, SHARD
+from ..backend.model_folders import place_for
 from ..errors import ModelNotFoundError
 
 SUFFIXES = (".safetensors", ".sft", ".gguf", ".ckpt", ".pt", ".bin")
 
-# Folders of Stable Diffusion WebUI, Forge and ComfyUI that hold parts of Flux.
-FOLDERS = (
-    "Stable-diffusion",
-    "checkpoints",
-    "unet",
-    "diffusion_models",
-    "text_encoder",
-    "text_encoders",
-    "clip",
-    "VAE",
-    "vae",
-)
+# Folders of Stable Diffusion WebUI, Forge and ComfyUI that hold parts of Flux, ours first.
+DRAWING = ("Stable-diffusion", "checkpoints", "unet", "diffusion_models")
+READING = ("text_encoder", "text_encoders", "clip")
+DECODING = ("VAE", "vae")
+FOLDERS = (*DRAWING, *READING, *DECODING)
 
 
 def title_of(path: Path) -> str:
@@ -41,7 +35,12 @@ def stray_models(root: Path) -> str | None:
     if not names:
         return None
     some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-    return f"nothing looks at the top of {root} for models ({some}); move them into its folders, as Stable-diffusion/"
+    return f"nothing looks at the top of {root} for models ({some}); move them into its folders, as {put_into(root)}"
+
+
+def put_into(root: Path, folders: Sequence[str] = DRAWING) -> str:
+    """The folder that a new file goes into, a checkpoint if nothing else is said, for a message that names ``root``."""
+    return f"{place_for(root, folders).relative_to(root).as_posix()}/"
 
 
 def models_below(folder: Path) -> Iterator[Path]:

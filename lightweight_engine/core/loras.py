@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..backend.checkpoint import file_sha256
 from ..errors import AdapterError, ConfigError, ModelNotFoundError, OutputError, about, closest, placed, some_of
-from ..extensions.lora_library import FOLDERS, SUFFIX, LoraEntry, LoraLibrary
+from ..extensions.lora_library import SUFFIX, LoraEntry, LoraLibrary, lora_place
 from ..flux.prompt import parse_networks, read_lora_tag
 from .lora_sources import lora_source, shown_url
 from .models import TINY, ModelLibrary, ModelSet
@@ -114,7 +114,7 @@ def add_lora(config: EngineConfig, source: Path, name: str, *, force: bool = Fal
     stem = name.removesuffix(SUFFIX)
     if not stem or stem in (".", "..") or set("/\\:<>\0") & set(stem):
         raise ConfigError(f"{name!r:.80} cannot be the name of a LoRA: give one without / \\ : < >")
-    target = config.models_dir / FOLDERS[0] / f"{stem}{SUFFIX}"
+    target = lora_place(config.models_dir) / f"{stem}{SUFFIX}"
     if target.exists() and not force:
         if file_sha256(target) == file_sha256(source):
             return target

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..backend.kept_files import FileVersion
 from ..backend.model_files import INDEX, open_model
+from ..backend.model_folders import folders_of
 from ..errors import (
     CorruptCheckpointError,
     EngineError,
@@ -28,7 +29,7 @@ from ..errors import (
 from ..flux.keymaps import Part, Role, find_parts, read_params
 from ..flux.recognise import check_width, width_fed, width_of
 from ..results import ModelFile
-from .folders import FOLDERS, models_below, title_of
+from .folders import DECODING, DRAWING, FOLDERS, READING, models_below, put_into, title_of
 from .hashes import HashCache
 
 if TYPE_CHECKING:
@@ -57,24 +58,16 @@ class Slot:
     width: int | None = None
 
     @property
-    def folder(self) -> str:
-        """That new files go into."""
-        return self.folders[0]
-
-    @property
     def name(self) -> str:
         """What a person calls them, without an article."""
         return self.what.split(maxsplit=1)[1]
 
 
-_DRAWING = ("Stable-diffusion", "checkpoints", "unet", "diffusion_models")
-_READING = ("text_encoder", "text_encoders", "clip")
-
 SLOTS: dict[Role, Slot] = {
-    "transformer": Slot("a checkpoint", _DRAWING, "checkpoint", "flux1-dev.safetensors"),
-    "t5": Slot("a T5 text encoder", _READING, "t5", "t5xxl_*.safetensors", 4096),
-    "clip": Slot("a CLIP text encoder", _READING, "clip", "clip_l.safetensors", 768),
-    "autoencoder": Slot("an autoencoder (VAE)", ("VAE", "vae"), "vae", "ae.safetensors"),
+    "transformer": Slot("a checkpoint", DRAWING, "checkpoint", "flux1-dev.safetensors"),
+    "t5": Slot("a T5 text encoder", READING, "t5", "t5xxl_*.safetensors", 4096),
+    "clip": Slot("a CLIP text encoder", READING, "clip", "clip_l.safetensors", 768),
+    "autoencoder": Slot("an autoencoder (VAE)", DECODING, "vae", "ae.safetensors"),
 }
 
 # Variant of a transformer -> what it needs beside a prompt; all others can be drawn with.
@@ -335,9 +328,7 @@ class ModelLibrary:
         if candidates:
             return _require(candidates[0], "transformer")
         folders = ", ".join(str(root) for root in self.roots) or "no folder"
-        raise ModelNotFoundError(
-            f"no Flux checkpoint was found in {folders}; put one into {SLOTS['transformer'].folder}/"
-        )
+        raise ModelNotFoundError(f"no Flux checkpoint was found in {folders}; put one into {self._place(DRAWING)}")
 
     def _named(self, name: str, role: Role, main: Entry) -> Part:
         with about(SLOTS[role].setting):
@@ -370,8 +361,12 @@ class ModelLibrary:
         such_as = f", such as {slot.published}," if wanted in (None, slot.width) else ""
         raise ModelNotFoundError(
             f"{main.name} holds no {slot.name}; choose one{size}{such_as} with the setting "
-            f"{slot.setting}, or put it into {slot.folder}/"
+            f"{slot.setting}, or put it into {self._place(slot.folders, root)}"
         )
+
+    def _place(self, folders: Sequence[str], root: Path | None = None) -> str:
+        """The folder that a new file goes into: of a models folder, else of the first one."""
+        return put_into(root if root in self.roots else (*self.roots, Path("models"))[0], folders)
 
 
 def _hold_checkpoint(entries: Iterable[Entry]) -> bool:
@@ -444,5 +439,4 @@ def read_entry(path: Path, name: str, *, strict: bool = False) -> Entry:
 
 
 def _scan(root: Path) -> list[Path]:
-    folders = [base / name for base in (root, root / "models") for name in FOLDERS]
-    return sorted({path for folder in folders for path in models_below(folder)})
+    return sorted({path for folder in folders_of(root, FOLDERS) for path in models_below(folder)})

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..backend.checkpoint import file_sha256
+from ..backend.model_folders import bases_of, place_for
 from ..backend.net import Access, Limits, get
 from ..errors import CacheStorageError, DownloadError, ModelNotFoundError, WrongContentError
 from ..flux.tokenizers import Kind, find_tokenizer, is_tokenizer
@@ -69,6 +70,7 @@ TOKENIZERS: dict[Kind, tuple[PinnedFile, ...]] = {
         ),
     ),
 }
+_HOME = "tokenizers"
 _FOLDERS: dict[Kind, str] = {"clip": "clip_l", "t5": "t5xxl"}
 
 
@@ -103,14 +105,21 @@ def tokenizer_folder(
 
 
 def _home(kind: Kind, folder: Path) -> Path:
-    """Where a tokenizer lies in a folder of ours, or of models."""
-    return folder / "tokenizers" / _FOLDERS[kind]
+    """Where a tokenizer lies in a folder of ours."""
+    return folder / _HOME / _FOLDERS[kind]
 
 
-def tokenizer_places(config: EngineConfig, models: ModelSet) -> list[Path]:
-    """Where the tokenizers of a model are looked for, the most wanted first; the Hub's cache and ours come last."""
-    beside = (models.parts[role].checkpoint.path.parent for role in TOKENIZERS)
-    return [models.root] if models.is_tiny else [*config.tokenizer_dirs, models.root, *dict.fromkeys(beside)]
+def tokenizer_places(config: EngineConfig, models: ModelSet | None) -> list[Path]:
+    """Where the tokenizers of a model are looked for, the most wanted first; the Hub's cache and ours come last.
+
+    Args:
+        models: left out, those are told that any model of the models folder has.
+    """
+    if models is not None and models.is_tiny:
+        return [models.root]
+    folders = (*config.tokenizer_dirs, models.root if models else config.models_dir)
+    beside = [models.parts[role].checkpoint.path.parent for role in TOKENIZERS] if models else []
+    return [*(base for folder in folders for base in bases_of(folder)), *dict.fromkeys(beside)]
 
 
 def kept_tokenizer(kind: Kind, folders: Sequence[Path], cache: Path, hub: Path | None = None) -> Path | None:
@@ -123,7 +132,7 @@ def by_hand(kind: Kind, folder: Path) -> str:
     """What to do about a tokenizer that cannot be fetched; ``folder`` is one that is looked into."""
     names = " and ".join(file.name for file in TOKENIZERS[kind])
     source = "tokenizer" if kind == "clip" else "tokenizer_2"
-    return f"put {names} of FLUX.1-dev's {source} folder into {_home(kind, folder)}"
+    return f"put {names} of FLUX.1-dev's {source} folder into {place_for(folder, [_HOME]) / _FOLDERS[kind]}"
 
 
 def _fetch_any(file: PinnedFile, folder: Path, allow: Collection[str], by_hand: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..backend.kept_files import by_name, files_below
+from ..backend.model_folders import folders_of, place_for
 from ..errors import ModelNotFoundError, RequestError, closest
 
 FOLDER = "adetailer"
@@ -43,7 +44,8 @@ class DetectorList:
 
     def entries(self) -> list[Entry]:
         """The files that are there, sorted by name."""
-        return by_name(Entry(p.name, p) for root in self.roots for p in files_below(root / FOLDER, SUFFIXES))
+        folders = (folder for root in self.roots for folder in folders_of(root, (FOLDER,)))
+        return by_name(Entry(path.name, path) for folder in folders for path in files_below(folder, SUFFIXES))
 
     def names(self) -> list[str]:
         return [entry.name for entry in self.entries()]
@@ -71,7 +73,7 @@ class DetectorList:
                 field="ad_model",
             )
         if name in PUBLISHED:
-            place = self.roots[0] / FOLDER if self.roots else FOLDER
+            place = place_for(self.roots[0], (FOLDER,)) if self.roots else FOLDER
             return ModelNotFoundError(
                 f"ad_model: {name} is not in {place}; download it from {PUBLISHED[name]} into that folder, or choose "
                 f"one of: {names}",

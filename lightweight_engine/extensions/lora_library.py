@@ -10,10 +10,16 @@ from pathlib import Path
 
 from ..backend.checkpoint import open_checkpoint
 from ..backend.kept_files import FileVersion, files_below
+from ..backend.model_folders import folders_of, place_for
 from ..errors import AdapterError, EngineError, ModelNotFoundError, RequestError, closest, some_of
 
 FOLDERS = ("Lora", "loras")
 SUFFIX = ".safetensors"
+
+
+def lora_place(root: Path) -> Path:
+    """The folder of a models folder that new LoRAs go into."""
+    return place_for(root, FOLDERS)
 
 
 @dataclass(frozen=True)
@@ -89,16 +95,14 @@ class LoraLibrary:
 
     def _folders(self) -> Iterator[Path]:
         for root in self.roots:
-            for folder in (base / name for base in (root, root / "models") for name in FOLDERS):
-                if folder.is_dir():
-                    yield folder
+            yield from (folder for folder in folders_of(root, FOLDERS) if folder.is_dir())
 
     def _hint(self, name: str, entries: Sequence[LoraEntry]) -> str:
         meant = closest(name, [entry.name for entry in entries])
         if meant:
             return f"did you mean {meant!r}?"
         names = some_of([entry.name for entry in entries])
-        folder = (*self.roots, Path("models"))[0] / FOLDERS[0]
+        folder = lora_place((*self.roots, Path("models"))[0])
         return f"there are: {names}; put the file into {folder}, or give its URL"
 
     def _entry(self, path: Path, folder: Path, read: dict[FileVersion, LoraEntry]) -> LoraEntry:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..backend.kept_files import by_name, files_below
+from ..backend.model_folders import bases_of, place_for
 from ..errors import ModelNotFoundError, RequestError, closest
 from ..labels import LATENT_UPSCALERS
 
@@ -52,9 +53,12 @@ class Family:
     names: dict[str, str] = field(default_factory=dict)
 
 
+COMFY = "upscale_models"
+"""ComfyUI's folder for all kinds, whose files are called by their stems."""
+
 FAMILIES = (
     Family("ESRGAN", names={"ESRGAN_4x": "ESRGAN_4x", "ESRGAN": "ESRGAN_4x", "4x-UltraSharp": "4x-UltraSharp"}),
-    Family("upscale_models"),  # ComfyUI's
+    Family(COMFY),
     Family(
         "RealESRGAN",
         Tiling(half=True),
@@ -138,7 +142,8 @@ class UpscalerFiles:
         for family in FAMILIES:
             stem = next((stem for stem, known in family.names.items() if known.lower() == name.lower()), None)
             if stem is not None:
-                places = ", ".join(str(root / family.folder) for root in self.roots[:1])
+                folders = (family.folder, COMFY) if family.names[stem] == stem else (family.folder,)
+                places = ", ".join(str(_place(root, folders)) for root in self.roots[:1])
                 return ModelNotFoundError(
                     f"{field}: {name!r} needs the file {stem}.pth, and it is not in {places}; put it there, or choose "
                     f"one of: {', '.join(names)}",
@@ -152,12 +157,23 @@ class UpscalerFiles:
 
 def _scan(root: Path) -> Iterator[Entry]:
     """The files of all families below a models folder; links to folders are followed once."""
-    wanted = {family.folder.lower(): family for family in FAMILIES}
-    try:
-        folders = sorted(path for path in root.iterdir() if path.name.lower() in wanted and path.is_dir())
-    except OSError:
-        return
-    for folder in folders:
-        family = wanted[folder.name.lower()]
+    for folder, family in _folders(root):
         for path in files_below(folder, SUFFIXES):
             yield Entry(family.names.get(path.stem, path.stem), path, family)
+
+
+def _folders(root: Path) -> Iterator[tuple[Path, Family]]:
+    """The folders of a models folder that are there, in any case."""
+    wanted = {family.folder.lower(): family for family in FAMILIES}
+    for base in bases_of(root):
+        try:
+            folders = sorted(path for path in base.iterdir() if path.name.lower() in wanted and path.is_dir())
+        except OSError:
+            continue
+        yield from ((folder, wanted[folder.name.lower()]) for folder in folders)
+
+
+def _place(root: Path, folders: Sequence[str]) -> Path:
+    """The folder that a new file goes into: the first of these that is there, in any case, else the usual one."""
+    there = [path for path, family in _folders(root) if family.folder in folders]
+    return there[0] if there else place_for(root, folders)
