@@ -149,7 +149,7 @@ def sidecar(result: GenerationResult, index: int) -> dict[str, Any]:
         "request": plain_request(result.request, result.loras),
         "pictures": picture_hashes(result.request),
         "pixels_sha256": pixels_sha256(result.images[index]),
-        "models": [file.model_dump() for file in result.models],
+        "models": [{**file.model_dump(), "path": os.path.abspath(file.path)} for file in result.models],
         "loras": [row.model_dump(mode="json") for row in result.loras],
         "detailer": result.details[index].model_dump(mode="json") if result.details else None,
         "device": result.device,
@@ -163,7 +163,7 @@ def sidecar(result: GenerationResult, index: int) -> dict[str, Any]:
 
 
 def plain_request(request: GenerationRequest, loras: Sequence[AppliedLora] = ()) -> dict[str, Any]:
-    """The fields of a request that were set, as JSON data; a start picture by its path, or by its hash.
+    """The fields of a request that were set, as JSON data; a start picture by its whole path, or by its hash.
 
     LoRAs are told by name, or by their address without what is secret in it, and by the hash of the file that acted.
     """
@@ -198,11 +198,12 @@ def _file_hash(given: Any) -> str | None:
 
 
 def _plain_picture(given: Any) -> str:
-    """A picture of a request as it may be written down: its path, its address without secrets, else its hash."""
+    """A picture of a request as it may be written down: its path from anywhere, its address without secrets, else its
+    hash."""
     if isinstance(given, str) and is_url(given):
         return shown_url(given)
     if isinstance(given, os.PathLike) or (isinstance(given, str) and is_path(given)):
-        return os.fspath(given)
+        return os.path.abspath(given)
     if isinstance(given, (str, bytes, bytearray, memoryview)):
         data = given.encode() if isinstance(given, str) else bytes(given)
         return f"sha256:{hashlib.sha256(data).hexdigest()}"

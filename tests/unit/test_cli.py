@@ -580,6 +580,28 @@ def test_a_start_picture_of_which_only_the_hash_was_kept_is_asked_for(cli: Cli, 
     assert done.code == 2 and "error: --mask: the picture was made with none, and 1 file was given;" in done.err
 
 
+def test_replay_has_start_pictures_that_were_named_in_another_working_folder(
+    cli: Cli, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").symlink_to(models)
+    models = Path("models")
+    (start,) = draw(cli, models).out.splitlines()
+    shutil.copy(start, tmp_path / "start.png")
+    (drawn,) = draw(cli, models, "--image", "start.png", "--mask", "start.png", "--denoising-strength", 0.5).out.split()
+    path = Path(drawn).absolute()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    done = cli("replay", path, "--device", "cpu")
+    assert (done.code, done.out.strip()) == (0, "identical: every pixel is the same"), done.err
+    sidecar = path.with_suffix(".json")
+    data = json.loads(sidecar.read_text())
+    data["request"]["image"] = "start.png"  # as sidecars had it before
+    sidecar.write_text(json.dumps(data))
+    assert "start.png is not there any more" in cli("replay", path, "--device", "cpu").err
+    monkeypatch.chdir(tmp_path)
+    assert cli("replay", path, "--device", "cpu").code == 0
+
+
 def test_a_picture_that_was_ended_early_is_told_and_not_compared(cli: Cli, models: Path) -> None:
     (path,) = draw(cli, models).out.splitlines()
     sidecar = Path(path).with_suffix(".json")

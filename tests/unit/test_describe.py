@@ -33,3 +33,10 @@ def test_a_picture_in_memory_is_told_by_its_hash(kind: Any) -> None:
 def test_a_file_is_told_by_its_path_though_it_is_gone_by_now(tmp_path: Path) -> None:
     path = tmp_path / "gone.png"
     assert plain_request(GenerationRequest(image=path))["image"] == str(path)
+
+
+def test_a_path_is_told_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("start.png").write_bytes(png())
+    for given in ("start.png", Path("start.png"), "../" + tmp_path.name + "/start.png"):
+        assert plain_request(GenerationRequest(image=given))["image"] == str(tmp_path / "start.png")
