@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -95,10 +94,11 @@ def _drawn_size(image: Image, given: Mapping[str, Any], config: EngineConfig) ->
 
 def _preview(console: Console, config: EngineConfig, request: GenerationRequest, image: Image, source: str) -> None:
     from ..core.engine import LightweightEngine
+    from ..core.filenames import free_name
     from ..core.images import save
 
     found, shown = LightweightEngine(config).find(image.convert("RGB"), request)
-    saved = save(shown, config.output_dir, f"{Path(source.partition('?')[0]).stem[:100] or 'picture'}-found")
+    saved = save(shown, config.output_dir, free_name(config.output_dir, source, "found"))
     rows = [[{"box": each.box, "score": each.score, "label": each.label} for each in pass_] for pass_ in found]
     if console.json:
         console.result({"path": str(saved.path), "passes": rows})

@@ -125,13 +125,14 @@ def _keep(
     console: Console, folder: Path, source: str, request: UpscaleRequest, made: Image.Image, quality: int
 ) -> None:
     """Save the picture under a name of its own, and print that."""
+    from ..core.filenames import free_name
     from ..core.image_text import PNG_KEY
     from ..core.images import save
     from ..core.upscaling import USUAL_SCALE
 
     to_a_size = request.width or request.height
     label = f"{made.width}x{made.height}" if to_a_size else f"{request.by or USUAL_SCALE:g}x"
-    name, text = _free_name(folder, source, label), made.info.get(PNG_KEY)
+    name, text = free_name(folder, source, label), made.info.get(PNG_KEY)
     saved = save(made, folder, name, format=request.output_format, infotext=text, quality=quality)
     for warning in saved.warnings:
         console.warn(warning)
@@ -139,14 +140,6 @@ def _keep(
         console.result({"path": str(saved.path), "width": made.width, "height": made.height})
     else:
         console.data(str(saved.path))
-
-
-def _free_name(folder: Path, source: str, label: str) -> str:
-    """``NAME-2x`` for the label ``2x``, with a number after it where that is taken."""
-    stem = Path(source.partition("?")[0]).stem[:100] or "picture"
-    taken = {path.stem for path in folder.glob("*")} if folder.is_dir() else set()
-    names = (f"{stem}-{label}{ending}" for ending in ("", *(f"-{number}" for number in range(2, 100_000))))
-    return next(name for name in names if name not in taken)
 
 
 def _seconds(begin: float) -> str:

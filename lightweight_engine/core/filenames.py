@@ -207,3 +207,12 @@ def picture_name(folder: Path, seed: int, *, basename: str = "", suffix: str = "
     """
     number = next_number(folder, basename)
     return f"{f'{basename}-{number:04}' if basename else f'{number:05}'}-{seed}{suffix}"
+
+
+def free_name(folder: Path, source: str, label: str) -> str:
+    """A free file name in ``folder``, without its extension, for what was made of a picture at a path or an address:
+    ``NAME-LABEL``, with a number after it where that is taken."""
+    stem = Path(source.partition("?")[0]).stem[:100] or "picture"
+    taken = {path.stem for path in folder.glob("*")} if folder.is_dir() else set()
+    names = (f"{stem}-{label}{ending}" for ending in ("", *(f"-{number}" for number in range(2, 100_000))))
+    return next(name for name in names if name not in taken)

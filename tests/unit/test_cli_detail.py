@@ -42,6 +42,15 @@ def test_preview_paints_nothing(cli: Cli, picture: Path, tmp_path: Path) -> None
     assert Image.open(told["path"]).size == (261, 256)
 
 
+def test_a_preview_takes_the_place_of_no_other(cli: Cli, picture: Path, tmp_path: Path) -> None:
+    other, out = tmp_path / "other" / "person.png", tmp_path / "out"
+    other.parent.mkdir()
+    Image.new("RGB", (64, 64)).save(other)
+    paths = [Path(cli("detail", each, "--preview", "-o", out).out.strip()) for each in (picture, other)]
+    assert [path.name for path in paths] == ["person-found.png", "person-found-2.png"]
+    assert [Image.open(path).size for path in paths] == [(261, 256), (64, 64)]
+
+
 def test_a_face_is_painted_and_the_rest_stays(cli: Cli, picture: Path, tmp_path: Path) -> None:
     args = '{"ad_steps": 1, "ad_denoising_strength": 0.6, "ad_use_cfg_scale": false}'
     hands = '{"ad_disable": true}'
