@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import RequestError, TooCostlyError, counted
 from ..fields import shown_of
-from ..labels import resolve_sampler
+from ..labels import own_scheduler, resolve_sampler
 from ..request import GenerationRequest, UpscaleRequest
 from .images import check_size
 
@@ -16,6 +16,17 @@ if TYPE_CHECKING:
 
 PROMPTS = ("prompt", "negative_prompt", "hr_prompt", "hr_negative_prompt", "ad_prompt", "ad_hands_prompt")
 """Fields that the text encoders read."""
+
+# Pairs that evaluate the network once for each step asked for, which a test holds; others do it more or less often.
+STEPWISE_SAMPLERS = frozenset(
+    ("DPM++ 2M", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 3M SDE", "Euler a", "Euler", "LMS")
+    + ("DPM fast", "IPNDM", "IPNDM_V", "DEIS")
+)
+STEPWISE_SCHEDULERS = frozenset(
+    ("Karras", "Exponential", "Polyexponential", "SGM Uniform", "KL Optimal", "Simple", "Normal")
+)
+
+_CELL = 8  # pixels a side of a latent cell, of which a picture has whole ones
 
 
 def check_fields(request: GenerationRequest, config: EngineConfig) -> None:
@@ -35,6 +46,7 @@ def check_fields(request: GenerationRequest, config: EngineConfig) -> None:
     _check_count("num_outputs", request.num_outputs, config)
     if isinstance(request.image, list | tuple):
         _check_starts(len(request.image), request.num_outputs)
+    _check_known_cost(request, config)
 
 
 def check_upscale(request: UpscaleRequest, config: EngineConfig) -> None:
@@ -101,12 +113,15 @@ def check_target(height: int, width: int, request: GenerationRequest, config: En
     check_size((width, height), request.output_format)
 
 
-def check_cost(request: GenerationRequest, size: tuple[int, int], calls: int, config: EngineConfig) -> None:
+def check_cost(
+    request: GenerationRequest, size: tuple[int, int], calls: int, config: EngineConfig, field: str = "steps"
+) -> None:
     """Refuse a request that takes more work than the configuration allows, or sides that the model chose too long.
 
     Args:
         size: (height, width) in pixels.
         calls: evaluations of the network for one picture.
+        field: that holds the steps of the pass.
 
     Raises:
         TooCostlyError: names the cost, the limit and the setting that holds it.
@@ -117,12 +132,37 @@ def check_cost(request: GenerationRequest, size: tuple[int, int], calls: int, co
     cost = height * width / 1e6 * calls * request.num_outputs
     if cost > config.max_megapixel_steps:
         fewer = " or a smaller picture" if request.num_outputs == 1 else ", or fewer or smaller pictures"
+        told, limit = _told_apart(cost, config.max_megapixel_steps)
         raise TooCostlyError(
-            f"steps: {width}x{height} x {counted(calls, 'evaluation')} x {counted(request.num_outputs, 'picture')} is "
-            f"{cost:,.0f} megapixel-steps, over the limit of {config.max_megapixel_steps:,.0f} (setting "
-            f"max_megapixel_steps); ask for fewer steps{fewer}",
-            field="steps",
+            f"{field}: {width}x{height} x {counted(calls, 'evaluation')} x {counted(request.num_outputs, 'picture')} "
+            f"is {told} megapixel-steps, over the limit of {limit} (setting max_megapixel_steps); ask for fewer "
+            f"steps{fewer}",
+            field=field,
         )
+
+
+def _check_known_cost(request: GenerationRequest, config: EngineConfig) -> None:
+    """``check_cost`` of the first pass, where the fields alone tell its work; of others it is told when passes are
+    planned, which takes a model.
+    """
+    if request.image is not None or not request.height or not request.width or "AND" in request.prompt:
+        return
+    sampler, scheduler = resolve_sampler(request.sampler, request.scheduler, request.compat)
+    bent = request.sigma_min or request.sigma_max or request.rho  # where steps may be of no length, and fall away
+    if bent or sampler not in STEPWISE_SAMPLERS or own_scheduler(sampler, scheduler) not in STEPWISE_SCHEDULERS:
+        return
+    size = request.height // _CELL * _CELL, request.width // _CELL * _CELL
+    check_cost(request, size, request.steps * (1 + (request.cfg_scale != 1)), config)
+
+
+def _told_apart(more: float, less: float) -> tuple[str, str]:
+    """Two numbers that differ, with as many digits as show it."""
+    texts = ("", "")
+    for digits in range(17):
+        texts = f"{more:,.{digits}f}", f"{less:,.{digits}f}"
+        if texts[0] != texts[1]:
+            break
+    return texts
 
 
 def _check_samplers(request: GenerationRequest) -> None:

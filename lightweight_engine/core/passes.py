@@ -235,7 +235,8 @@ def check_work(each: Pass, config: EngineConfig) -> None:
     """
     for plan in each.texts:
         check_texts(sum(len({text for _, text in part.schedule}) for part in plan), config)
-    check_cost(each.request, each.size, each.calls * each.conditionings, config)
+    field = "steps" if each.base_steps is None else "hr_steps"
+    check_cost(each.request, each.size, each.calls * each.conditionings, config, field)
 
 
 def plan_passes(first: Pass, second: Pass | None, target: Target | None, tools: Tools) -> Plan:

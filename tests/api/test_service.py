@@ -197,6 +197,11 @@ def test_a_job_that_fails(server: Running) -> None:
     assert server.get(f"/jobs/{job}/images/0").error["message"] == f"job {job} has failed and has no pictures"
 
 
+def test_too_much_work_is_no_job(server: Running) -> None:
+    refused = server.post("/jobs", {**SMALL, "width": 4096, "height": 4096, "steps": 300})
+    assert (refused.status, refused.error["type"], refused.error["param"]) == (413, "TooCostlyError", "steps")
+
+
 def test_cancel(server: Running) -> None:
     running, waiting = server.job(LONG), server.job(SMALL)
     server.until(running, "running")

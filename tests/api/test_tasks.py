@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,7 @@ def test_equal_tasks_have_one_digest() -> None:
 @pytest.mark.parametrize(
     ("field", "given"),
     [
+        ("steps", {"width": 4096, "height": 4096, "steps": 300}),
         ("hr_sampler", {"hr_sampler": "Foo"}),
         ("hr_scheduler", {"hr_scheduler": "Foo"}),
         ("hr_scheduler", {"sampler": "DPM++ 2M", "hr_scheduler": "Turbo"}),
@@ -42,7 +44,7 @@ def test_equal_tasks_have_one_digest() -> None:
         ("mask", {"mask": PICTURE}),
     ],
 )
-def test_the_field_at_fault_is_named_before_a_job_waits(field: str, given: dict[str, str]) -> None:
+def test_the_field_at_fault_is_named_before_a_job_waits(field: str, given: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match=f"^{field}: ") as caught:
         check(GenerationRequest.model_validate(given), Config())
     assert caught.value.field == field

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import command_line
 
 from lightweight_engine import Config, GenerationRequest, LightweightEngine
-from lightweight_engine.core.limits import PROMPTS, check_cost
+from lightweight_engine.core.limits import PROMPTS, STEPWISE_SAMPLERS, STEPWISE_SCHEDULERS, check_cost, check_fields
+from lightweight_engine.core.processing import plan_schedule, sampler_options
 from lightweight_engine.errors import RequestError, TooCostlyError
 from lightweight_engine.flux.chunks import segments_of, t5_chunks, t5_length
+from lightweight_engine.flux.params import TIME_SHIFTS
+from lightweight_engine.flux.sampling import forecast
+from lightweight_engine.labels import resolve_sampler
+from lightweight_engine.request import MAX_STEPS
 
 SMALL = {"width": 64, "height": 64, "steps": 1, "seed": 1}
 LONG = {
@@ -76,6 +82,70 @@ def test_too_much_work_is_told_with_what_makes_it_less(outputs: int, told: str) 
     request = GenerationRequest(prompt="a", steps=50, num_outputs=outputs)
     with pytest.raises(TooCostlyError, match=told):
         check_cost(request, (256, 256), 50, Config(max_megapixel_steps=1))
+
+
+def test_a_cost_just_over_the_limit_is_told_with_digits_that_show_it() -> None:
+    with pytest.raises(TooCostlyError, match=r"is 1\.05 megapixel-steps, over the limit of 1\.00 \("):
+        check_cost(GenerationRequest(steps=1), (1024, 1024), 1, Config(max_megapixel_steps=1))
+
+
+@pytest.mark.parametrize("compat", ["fixed", "forge"])
+@pytest.mark.parametrize("scheduler", sorted(STEPWISE_SCHEDULERS))
+@pytest.mark.parametrize("sampler", sorted(STEPWISE_SAMPLERS))
+def test_these_pairs_evaluate_the_network_once_a_step(sampler: str, scheduler: str, compat: str) -> None:
+    for steps in (1, 2, 7, 50):
+        request = GenerationRequest(sampler=sampler, scheduler=scheduler, steps=steps, compat=compat)
+        for changed in ({}, {"use_old_karras": True}, {"discard_next_to_last": True}):
+            asked = request.model_copy(update=changed)
+            assert all(evaluations(asked, mu) == steps for mu in TIME_SHIFTS.values())
+
+
+def test_they_do_so_with_as_many_steps_as_may_be() -> None:
+    for scheduler in STEPWISE_SCHEDULERS:
+        for steps in (300, MAX_STEPS - 1, MAX_STEPS):
+            assert evaluations(GenerationRequest(sampler="Euler", scheduler=scheduler, steps=steps), 1.15) == steps
+
+
+def evaluations(request: GenerationRequest, mu: float) -> int:
+    pair = resolve_sampler(request.sampler, request.scheduler, request.compat)
+    foreseen = forecast(plan_schedule(request, *pair, mu, entered=False), sampler_options(request))
+    assert foreseen is not None
+    return len(foreseen.sigmas)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({}, "72x64 x 4 evaluations"),
+        ({"cfg_scale": 2.0}, "72x64 x 8 evaluations"),
+        ({"sampler": "Heun"}, None),
+        ({"scheduler": "DDIM"}, None),
+        ({"sigma_min": 0.5}, None),
+        ({"prompt": "a AND b"}, None),
+        ({"width": None}, None),
+        ({"image": "start.png"}, None),
+    ],
+)
+def test_what_the_fields_tell_of_the_work_is_told_before_a_model_is_there(
+    more: dict[str, Any], told: str | None
+) -> None:
+    """What they do not tell is refused, with the same error, when the passes are planned."""
+    request = GenerationRequest(**{"width": 79, "height": 65, "steps": 4, **more})
+    if told is None:
+        check_fields(request, Config(max_megapixel_steps=0.01))
+        return
+    with pytest.raises(TooCostlyError, match=f"^steps: {told}") as raised:
+        check_fields(request, Config(max_megapixel_steps=0.01))
+    assert raised.value.field == "steps"
+
+
+def test_the_hires_pass_that_takes_too_much_is_told_by_its_own_steps(tmp_path: Path) -> None:
+    tight = LightweightEngine(Config(models_dir=tmp_path, device="cpu", offline=True, max_megapixel_steps=0.02))
+    request = GenerationRequest(**{**SMALL, "hr_scale": 2.0, "hr_steps": 2, "hr_upscaler": "Latent"})
+    with pytest.raises(TooCostlyError, match="^hr_steps: 128x128 x 2 evaluations") as raised:
+        tight.plan(request)
+    assert raised.value.field == "hr_steps"
+    tight.close()
 
 
 @pytest.mark.parametrize(
