@@ -174,20 +174,20 @@ def _is_control_flow(error: Exception) -> bool:
 
 def human_bytes(count: float) -> str:
     """A size as a person reads it: 4.3 MB, 22.7 GB (powers of 1000)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+    return _scaled(count, 1000, ("B", "kB", "MB", "GB", "TB"))
 
 
 def human_memory(count: float) -> str:
     """A size as plans and settings have it, in powers of 1024: 4.1 MiB, 21.2 GiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
+    return _scaled(count, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+
+
+def _scaled(count: float, step: int, units: Sequence[str]) -> str:
+    """A number in the first of its units, each ``step`` times the one before, that leaves it below ``step``."""
+    power = 0
+    while count >= step and power < len(units) - 1:
+        count, power = count / step, power + 1
+    return f"{count:.1f} {units[power]}" if power else f"{count:.0f} {units[0]}"
 
 
 def table(rows: list[tuple[str, ...]]) -> list[str]:

@@ -105,7 +105,7 @@ class EarlyFetch:
     def __init__(self) -> None:
         self.address = self.nbytes = self.fetched = 0
         self._driver: Driver | None = None
-        self._files: dict[Path, FetchedFile] = {}
+        self._files: dict[FileVersion, FetchedFile] = {}
         self._changed = threading.Condition()
         self._fetching = threading.Lock()  # held for as long as anything may still arrive
         self._started = self._closed = False
@@ -122,13 +122,13 @@ class EarlyFetch:
                     self._fetch(driver, files)
                 finally:  # whoever waits is told, whatever happened
                     with self._changed:
-                        for file in files.values():
+                        for file in files:
                             file.drop_missing()
                         self._changed.notify_all()
         if self._closed:
             self.close(wait=True)
 
-    def _hold(self, driver: Driver, files: dict[Path, FetchedFile], nbytes: int) -> bool:
+    def _hold(self, driver: Driver, files: Sequence[FetchedFile], nbytes: int) -> bool:
         """Hold memory for all of this: from now on whoever asks for any of it waits."""
         with self._changed:
             if self._started or not nbytes or not driver.enter():
@@ -136,14 +136,15 @@ class EarlyFetch:
             self._started = True
             self.address = driver.reserve(nbytes)
             if self.address:
-                self._driver, self.nbytes, self._files = driver, nbytes, files
+                self._driver, self.nbytes = driver, nbytes
+                self._files = {file.version: file for file in files}
             return bool(self.address)
 
-    def _fetch(self, driver: Driver, files: dict[Path, FetchedFile]) -> None:
+    def _fetch(self, driver: Driver, files: Sequence[FetchedFile]) -> None:
         pieces = sorted(
             (
                 _Piece(file.descriptor, stretch, start)
-                for file in files.values()
+                for file in files
                 for stretch in file.stretches
                 for start in stretch.pieces
             ),
@@ -198,8 +199,7 @@ class EarlyFetch:
     def file(self, version: FileVersion) -> FetchedFile | None:
         """What is fetched of a file, where it is the one that was there."""
         with self._changed:
-            found = self._files.get(Path(version.path))
-            return found if found is not None and found.version == version else None
+            return self._files.get(version)
 
     def place(self, file: FetchedFile, start: int, end: int) -> int | None:
         """How far into the GPU's memory bytes of a file lie, all there by now; None for those that are not.
@@ -252,7 +252,7 @@ class EarlyFetch:
                 self._files = {}
 
 
-def _placed(spans: Sequence[Span], room: int, opened: ExitStack) -> tuple[dict[Path, FetchedFile], int]:
+def _placed(spans: Sequence[Span], room: int, opened: ExitStack) -> tuple[list[FetchedFile], int]:
     """Files, each opened once, with places for as much of them as there is room for; and the bytes that they take."""
     files: dict[Path, FetchedFile] = {}
     used = 0
@@ -268,7 +268,7 @@ def _placed(spans: Sequence[Span], room: int, opened: ExitStack) -> tuple[dict[P
             if end > span.start:
                 file.stretches.append(Stretch(span.start, end, place))
                 used = place + end - span.start
-    return files, used
+    return list(files.values()), used
 
 
 @contextmanager

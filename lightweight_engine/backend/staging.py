@@ -45,22 +45,22 @@ class Staging:
         self._device = device
         self._pinned = pinned and device.type == "cuda"
         self._buffers = _Buffers(device)
-        self._early, self._checkpoint = early, checkpoint
-        self._files: dict[Path, FetchedFile | None] = {}
+        self._checkpoint = checkpoint
+        self._early = early if checkpoint is not None and self._pinned else None
 
     @property
     def fetches(self) -> bool:
         """Whether the device has all, or will have, so that threads are of no use."""
-        files = map(self._file, self._checkpoint.all_files) if self._checkpoint else ()
-        return self._early is not None and self._pinned and all(file is not None and file.whole for file in files)
+        if self._early is None or self._checkpoint is None:
+            return False
+        return all(file is not None and file.whole for file in map(self._file, self._checkpoint.all_files))
 
     def _file(self, path: Path) -> FetchedFile | None:
         """What is fetched of a file of the checkpoint, where it is the one that is read, or will be."""
         assert self._early is not None and self._checkpoint is not None
-        if path not in self._files:
-            with suppress(OSError):
-                self._files[path] = self._early.file(self._checkpoint.version_of(path))
-        return self._files.get(path)
+        with suppress(OSError):
+            return self._early.file(self._checkpoint.version_of(path))
+        return None
 
     def bring(self, tensor: Tensor, into: Tensor | None = None) -> Tensor:
         """A tensor on the device: all of it there for whatever the device is told to do next.
@@ -86,14 +86,14 @@ class Staging:
 
     @property
     def _may_be_there(self) -> bool:
-        return self._pinned and self._checkpoint is not None and self._early is not None and self._early.nbytes > 0
+        return self._early is not None and self._early.nbytes > 0
 
     def _fetched(self, tensor: Tensor) -> Tensor | None:
         """The bytes of a tensor where the device has fetched them to."""
         assert self._checkpoint is not None and self._early is not None
         place = self._checkpoint.place_of(tensor)
         file = self._file(place[0]) if place and tensor.is_contiguous() else None
-        if place is None or file is None or file.version != self._checkpoint.version_of(place[0]):
+        if place is None or file is None:
             return None
         start = self._early.place(file, place[1], place[1] + tensor.nbytes)
         return None if start is None else self._memory[start : start + tensor.nbytes]

@@ -98,7 +98,10 @@ def _fetch(config: EngineConfig, driver: Driver, found: Sequence[Span]) -> None:
 
 def stand(device: str) -> None:
     """A model is going to be loaded to a device of this type: what has not begun by now is not begun any more."""
-    early_fetch().stand() if device == "cuda" else end()
+    if device == "cuda":
+        early_fetch().stand()
+    else:
+        end()
 
 
 def end(*, wait: bool = False) -> bool:

@@ -67,6 +67,15 @@ def file_of(early: EarlyFetch, path: Path) -> FetchedFile | None:
     return early.file(FileVersion.of(path))
 
 
+def begun(early: EarlyFetch, driver: StandIn, checkpoint: Checkpoint) -> tuple[threading.Thread, FetchedFile]:
+    """A thread that fetches a file, which has its place by now."""
+    fetching = threading.Thread(target=early.fetch, args=(driver, [whole(checkpoint)], EVERYTHING))
+    fetching.start()
+    while (file := file_of(early, checkpoint.path)) is None:
+        fetching.join(0.01)
+    return fetching, file
+
+
 def staging(checkpoint: Checkpoint, early: EarlyFetch) -> Staging:
     """A way to a device, with the memory of this process in place of it."""
     made = Staging(torch.device("cuda"), pinned=True, checkpoint=checkpoint, early=early)
@@ -149,10 +158,7 @@ def test_files_that_are_not_there_or_end_early_are_left_to_whoever_needs_them(
 def test_what_is_on_its_way_is_waited_for(checkpoint: Checkpoint, early: EarlyFetch) -> None:
     may_go_on = threading.Semaphore(0)
     driver = StandIn(may_go_on=may_go_on)
-    fetching = threading.Thread(target=early.fetch, args=(driver, [whole(checkpoint)], EVERYTHING))
-    fetching.start()
-    while file_of(early, checkpoint.path) is None:
-        fetching.join(0.01)
+    fetching, _ = begun(early, driver, checkpoint)
     made: list[Tensor] = []
     way = staging(checkpoint, early)
     waiting = threading.Thread(target=lambda: made.append(way.bring(checkpoint.tensor("c"))))
@@ -238,13 +244,9 @@ def test_a_piece_is_waited_for_that_comes_after_another_was_refused(
 
     asked: list[int] = []
     monkeypatch.setattr(driver, "copy", second_refused)
-    fetching = threading.Thread(target=early.fetch, args=(driver, [whole(checkpoint)], EVERYTHING))
-    fetching.start()
-    while file_of(early, checkpoint.path) is None:
-        fetching.join(0.01)
+    fetching, file = begun(early, driver, checkpoint)
     places: dict[str, int | None] = {}
-    file, end = file_of(early, checkpoint.path), whole(checkpoint).end
-    assert file is not None
+    end = whole(checkpoint).end
     waiting = [
         threading.Thread(
             target=lambda name=name, start=start: places.update({name: early.place(file, start, start + 9)})
@@ -266,10 +268,7 @@ def test_a_piece_is_used_before_the_last_is_there(
     monkeypatch.setattr(early_fetch, "READERS", 1)
     may_go_on = threading.Semaphore(0)
     driver = StandIn(may_go_on=may_go_on)
-    fetching = threading.Thread(target=early.fetch, args=(driver, [whole(checkpoint)], EVERYTHING))
-    fetching.start()
-    while (file := file_of(early, checkpoint.path)) is None:
-        fetching.join(0.01)
+    fetching, file = begun(early, driver, checkpoint)
     places: list[int | None] = []
     waiting = threading.Thread(target=lambda: places.append(early.place(file, 0, 9)))
     waiting.start()
