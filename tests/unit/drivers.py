@@ -21,7 +21,7 @@ class StandIn:
         reserved, buffers: address -> memory.
         streams: open ones -> copies that they still have to do.
         copied: bytes of each copy that was taken.
-        told: names of what the GPU's memory was asked for, in order.
+        told: names of what was given back or waited for, in order.
     """
 
     index = 0
@@ -58,6 +58,7 @@ class StandIn:
                 "it is still fetched from"
             )
         del self.buffers[address]
+        self.told.append("drop")
 
     def stream(self) -> int:
         if self.refuses == "stream":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -101,7 +103,7 @@ def test_all_is_copied_from_the_gpu(checkpoint: Checkpoint, early: EarlyFetch) -
     driver = StandIn()
     early.fetch(driver, [whole(checkpoint)], EVERYTHING)
     assert sum(driver.copied) == early.fetched == early.nbytes == whole(checkpoint).end
-    assert len(driver.copied) == 3 and not driver.streams and not driver.buffers
+    assert len(driver.copied) == 3 and not driver.streams
     assert staging(checkpoint, early).fetches and arrived(checkpoint, early) == [True] * 4
 
 
@@ -131,7 +133,8 @@ def test_what_the_driver_refuses_comes_from_the_file(
     early.fetch(driver, [whole(checkpoint)], EVERYTHING)
     assert not staging(checkpoint, early).fetches, "several threads read it from the file"
     assert arrived(checkpoint, early) == [refuses == "copy", False, False, False]
-    assert not driver.streams and not driver.buffers
+    early.close()
+    assert not driver.streams and not driver.buffers and not driver.reserved
 
 
 def test_no_more_is_taken_than_there_is_room_for(checkpoint: Checkpoint, early: EarlyFetch) -> None:
@@ -177,11 +180,59 @@ def test_it_is_given_back_once_all_is_done(checkpoint: Checkpoint, early: EarlyF
     early.fetch(driver, [whole(checkpoint)], EVERYTHING)
     early.close()
     early.close()
-    assert driver.told == ["settle", "release"] and not driver.reserved and not early.nbytes
+    assert driver.told == ["settle", "release", "drop"] and not driver.reserved and not early.nbytes
     assert arrived(checkpoint, early) == [False] * 4
     early.fetch(driver, [whole(checkpoint)], EVERYTHING)
     early.close()
-    assert not driver.reserved and len(driver.told) == 2, "nothing after that"
+    assert not driver.reserved and len(driver.told) == 3, "nothing after that"
+
+
+def test_what_takes_the_driver_long_is_done_before_it_copies_or_at_the_end(
+    checkpoint: Checkpoint, early: EarlyFetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would hold up copies, which are told with Python's lock held."""
+    told: list[str] = []
+    driver = StandIn()
+
+    def noted(name: str, does: Callable[..., int], *args: int) -> int:
+        told.append(name)
+        return does(*args)
+
+    for name in ("reserve", "buffer", "stream", "copy", "end", "release", "drop"):
+        monkeypatch.setattr(driver, name, partial(noted, name, getattr(driver, name)))
+    monkeypatch.setattr(early_fetch, "READERS", 2)
+    early.fetch(driver, [whole(checkpoint)], EVERYTHING)
+    early.close()
+    assert told == ["reserve", "buffer", *["stream"] * 2, *["copy"] * 3, *["end"] * 2, "release", "drop"]
+
+
+def test_python_s_lock_changes_hands_soon_while_anything_is_fetched(checkpoint: Checkpoint, early: EarlyFetch) -> None:
+    usual, may_go_on = sys.getswitchinterval(), threading.Semaphore(0)
+    driver = StandIn(may_go_on=may_go_on)
+    fetching, _ = begun(early, driver, checkpoint)
+    while not any(thread.name == "early fetch" for thread in threading.enumerate()):
+        fetching.join(0.01)
+    assert sys.getswitchinterval() == pytest.approx(early_fetch.TURN) != usual
+    for _ in range(10):
+        may_go_on.release()
+    fetching.join(20)
+    assert sys.getswitchinterval() == usual
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+def test_imports_come_first(checkpoint: Checkpoint, early: EarlyFetch, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[int] = []
+    driver = StandIn()
+
+    def copy(*args: int) -> bool:
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return type(driver).copy(driver, *args)
+
+    monkeypatch.setattr(driver, "copy", copy)
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    early.fetch(driver, [whole(checkpoint)], EVERYTHING)
+    assert len(found) == 3 and all(each == min(usual + early_fetch.NICE, 19) for each in found)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == usual
 
 
 @pytest.mark.parametrize("wait", [False, True])
@@ -206,7 +257,7 @@ def test_closing_in_the_middle_ends_it(
     closing.join(20)
     fetching.join(20)
     assert not driver.reserved and not driver.buffers and len(driver.copied) <= 2
-    assert driver.told == ["settle", "release"]
+    assert driver.told == ["settle", "release", "drop"]
 
 
 def test_threads_that_cannot_be_had_are_done_without(
