@@ -74,15 +74,18 @@ def _words(text: str) -> list[str]:
     return words.findall(blanks.sub(" ", fix_text(text)).strip().lower())
 
 
+_PAIRS = re.compile(r"(?:\S+ \S+(?:\n|\Z))*")
+
+
 class CLIPTokenizer:
     """Byte-level BPE with the end of a word marked by ``</w>``.
 
     Args:
         vocab: token to id; must hold the start and end tokens.
-        merges: pairs of tokens, the most urgent first.
+        merges: pairs of tokens with a space between, the most urgent first.
     """
 
-    def __init__(self, vocab: dict[str, int], merges: Iterable[tuple[str, str]]) -> None:
+    def __init__(self, vocab: dict[str, int], merges: Iterable[str]) -> None:
         if _START not in vocab or _END not in vocab:
             raise CorruptCheckpointError(f"the CLIP vocabulary lacks {_START} or {_END}; use the published vocab.json")
         self.start_id, self.end_id = vocab[_START], vocab[_END]
@@ -99,12 +102,14 @@ class CLIPTokenizer:
             if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
                 vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
                 lines = (folder / "merges.txt").read_text(encoding="utf-8").strip().split("\n")
-                rows = [line.split() for line in (lines[1:] if lines[0].startswith("#version") else lines)]
+                rows: Any = lines[1:] if lines[0].startswith("#version") else lines
             else:
                 model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
                 vocab = model["vocab"]
-                rows = [row.split(" ") if isinstance(row, str) else row for row in model["merges"]]
-            return cls(vocab, [(left, right) for left, right in rows])
+                rows = [row if isinstance(row, str) else " ".join(row) for row in model["merges"]]
+            if not _PAIRS.fullmatch("\n".join(rows)):  # at once, as there are 48,894
+                rows = [f"{left} {right}" for left, right in map(str.split, rows)]
+            return cls(vocab, rows)
         except FileNotFoundError as error:
             raise ModelNotFoundError(f"there is no CLIP tokenizer in {folder}: {error.filename} is missing") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -131,7 +136,7 @@ class CLIPTokenizer:
         return tuple(self._vocab.get(token, self.end_id) for token in _merge(letters, self._ranks))
 
 
-def _merge(tokens: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
+def _merge(tokens: list[str], ranks: dict[str, int]) -> list[str]:
     """Join neighbours, lowest rank first, all places of one pair from left to right before the next pair.
 
     A heap of places, so that a word of n letters costs n log n.
@@ -143,7 +148,7 @@ def _merge(tokens: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
 
     def rank(place: int) -> int | None:
         following = after[place]
-        return ranks.get((tokens[place], tokens[following])) if following < len(tokens) else None
+        return ranks.get(f"{tokens[place]} {tokens[following]}") if following < len(tokens) else None
 
     def note(place: int) -> None:
         if (found := rank(place)) is not None:
