@@ -11,8 +11,8 @@ import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 READERS = 4
 PIECE = 4 << 20
@@ -20,8 +20,7 @@ IN_MEMORY = frozenset({0x01021994, 0x858458F6, 0x958458F6})
 """What Linux calls file systems whose files lie in memory: tmpfs, ramfs, hugetlbfs."""
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """Bytes of a file from ``start`` to ``end``."""
 
     path: Path
@@ -31,17 +30,19 @@ class Span:
 
 def joined(spans: Iterable[Span]) -> list[Span]:
     """The same bytes in few spans, each file where it came first and its bytes in order."""
-    by_file: dict[Path, list[Span]] = {}
-    for span in spans:
-        by_file.setdefault(span.path, []).append(span)
+    by_file: dict[Path, list[tuple[int, int]]] = {}
+    for path, start, end in spans:
+        by_file.setdefault(path, []).append((start, end))
     made: list[Span] = []
-    for found in by_file.values():
-        for span in sorted(found, key=lambda each: each.start):
-            last = made[-1] if made else None
-            if last is not None and last.path == span.path and span.start <= last.end + PIECE:
-                made[-1] = Span(span.path, last.start, max(last.end, span.end))
-            else:
-                made.append(span)
+    for path, found in by_file.items():
+        found.sort()
+        first, last = found[0]
+        for start, end in found:
+            if start > last + PIECE:
+                made.append(Span(path, first, last))
+                first, last = start, end
+            last = max(last, end)
+        made.append(Span(path, first, last))
     return made
 
 

@@ -6,6 +6,7 @@ that it is to be kept in, moved home, and assigned, several at a time; then any 
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -275,9 +276,9 @@ class _Scales:
             return
         device = self._found[0][1].device
         largest = torch._foreach_norm([tensor for _, tensor in self._found], float("inf"))  # type: ignore[reportPrivateImportUsage]
-        finite = torch.stack([each.to(device) for each in largest]).isfinite().tolist()
-        for (name, _), fine in zip(self._found, finite, strict=True):
-            if not fine:
+        numbers = torch.stack([each.to(device) for each in largest]).tolist()
+        for (name, _), number in zip(self._found, numbers, strict=True):
+            if not math.isfinite(number):
                 self._part.sources[name].read()
                 raise CorruptCheckpointError(f"{self._part.checkpoint.path.name}: {name} changed while it was read")
 
