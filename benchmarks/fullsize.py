@@ -13,13 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import re
+import shutil
 import struct
 import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,6 +33,7 @@ from torch import Tensor
 
 from lightweight_engine.backend.model_files import open_model
 from lightweight_engine.backend.satellites import WRITABLE
+from lightweight_engine.core.models import TINY
 from lightweight_engine.flux.convert import convert_part
 from lightweight_engine.flux.keymaps import Role, find_parts
 from lightweight_engine.flux.load import NETWORKS
@@ -204,6 +207,28 @@ def write_packed(path: Path, formats: Sequence[str], device: torch.device) -> li
     for format, made in zip(formats, paths, strict=True):
         convert_part(part, format, made, device=device)
     return paths
+
+
+def write_tokenizers(folder: Path) -> None:
+    """Those of a models folder, as long to read as the published ones: 49,408 words of CLIP and 32,100 of T5."""
+    pick = random.Random(0)
+
+    def words(count: int, beside: Iterable[str]) -> list[str]:
+        found = dict.fromkeys(beside)
+        while len(found) < count:
+            found["".join(pick.choices("abcdefghijklmnopqrstuvwxyz", k=pick.randint(2, 9)))] = None
+        return list(found)
+
+    clip, t5 = folder / "tokenizers" / "clip_l", folder / "tokenizers" / "t5xxl"
+    shutil.copytree(TINY / "tokenizers", folder / "tokenizers", dirs_exist_ok=True)
+    vocab = words(49_408, json.loads((clip / "vocab.json").read_text(encoding="utf-8")))
+    (clip / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(vocab)}), encoding="utf-8")
+    merges = [f"{word[:1]} {word[1:]}" for word in vocab[-48_894:]]
+    (clip / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]), encoding="utf-8")
+    made = json.loads((t5 / "tokenizer.json").read_text(encoding="utf-8"))
+    known = dict(made["model"]["vocab"])
+    made["model"]["vocab"] = [[word, known.get(word, -10.0)] for word in words(32_100, known)]
+    (t5 / "tokenizer.json").write_text(json.dumps(made), encoding="utf-8")
 
 
 def scratch_folder() -> tempfile.TemporaryDirectory[str]:

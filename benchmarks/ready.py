@@ -1,9 +1,10 @@
 """Time from the start of a process to a model that is ready, beside that of torch alone. ``python -m benchmarks.ready``
 
 A random model at full size lies in memory-backed storage, its transformer in nf4, as a warm page cache has it; its T5
-is in nf4 too, 10 GB in all, or in 16 bits, 17 GB. Each program runs in a fresh process, in turn with the others:
-``import torch``; the same with the GPU's context and one kernel; ours as the command line starts it, up to an engine
-whose weights are on the device. ``--quick`` tries it out on a small model, on a CPU too.
+is in nf4 too, 10 GB in all, or in 16 bits, 17 GB; its tokenizers are as long as the published ones. Each program runs
+in a fresh process, in turn with the others: ``import torch``; the same with the GPU's context and one kernel; ours as
+the command line starts it, up to an engine whose weights are on the device. ``--quick`` tries it out on a small model,
+on a CPU too.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ TORCH = "import torch"
 CONTEXT = TORCH + "\nif torch.cuda.is_available(): torch.ones(1, device='cuda'); torch.cuda.synchronize()"
 HOST = "torch with its context"
 PACKAGE = Path(__file__).resolve().parents[1] / "lightweight_engine"
-TOKENIZERS = PACKAGE / "tiny"
-"""Small ones: random encoders know no words."""
 
 # Says when what follows is done, in seconds since the process was told to start.
 STAMPS = """
@@ -91,11 +90,12 @@ def write_files(folder: Path, small: bool) -> int:
     """
     code = (
         "import sys, torch\nfrom pathlib import Path\n"
-        "from benchmarks.fullsize import SMALL, Sizes, write_model, write_packed\n"
+        "from benchmarks.fullsize import SMALL, Sizes, write_model, write_packed, write_tokenizers\n"
         "device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')\n"
         f"paths = write_model(Path({str(folder)!r}), {'SMALL' if small else 'Sizes()'}, device)\n"
         "for role in ('transformer', 't5'): write_packed(paths[role], ['nf4'], device)\n"
         "paths['transformer'].unlink()\n"
+        f"write_tokenizers(Path({str(folder)!r}))\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
@@ -120,7 +120,6 @@ def measure(folder: Path, runs: int) -> Iterator[Runs]:
     """All runs so far, after each round; a first round does not count."""
     settings = {
         "models_dir": str(folder), "cache_dir": str(folder / "cache"), "offline": True, "device": "auto",
-        "tokenizer_dirs": [str(TOKENIZERS)],
     }  # fmt: skip
     found: Runs = {name: [] for name in programs()}
     compileall.compile_dir(PACKAGE, quiet=1)  # as an installed package is; Python may be told to keep nothing
