@@ -23,8 +23,8 @@ from .gpu_driver import Driver
 from .kept_files import FileVersion
 from .read_ahead import Span
 
-READERS = min(4, os.cpu_count() or 1)
-"""More are quicker, and slow down what is imported meanwhile."""
+READERS = min(2, os.cpu_count() or 1)
+"""More are quicker, and slow down what is imported meanwhile, for longer than they gain."""
 
 PIECE = 8 << 20
 """Bytes that are read at a time, after which a thread waits for Python's lock. Each has two such buffers; to page-lock

@@ -14,6 +14,7 @@ from lightweight_engine import Config, GenerationRequest, LightweightEngine
 from lightweight_engine.core.describe import pixels_sha256
 from lightweight_engine.core.models import TINY
 from lightweight_engine.flux.params import AutoencoderParams, CLIPParams, FluxParams, T5Params
+from lightweight_engine.flux.recorded import Recorded
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
@@ -30,8 +31,12 @@ SMALL = {"prompt": "a cat", "width": 256, "height": 256, "steps": 2, "seed": 3}
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LightweightEngine]:
-    """With two checkpoints of about a gigabyte, which are alike."""
-    with scratch_folder() as folder:
+    """With two checkpoints of about a gigabyte, which are alike.
+
+    Steps are not recorded, which takes memory, and depends on how fast the host happens to be.
+    """
+    with scratch_folder() as folder, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Recorded, "_pays", lambda *_: False)
         first = write_model(Path(folder), SIZES, CUDA)["transformer"]
         shutil.copyfile(first, first.with_stem("other"))
         torch.cuda.empty_cache()
