@@ -19,11 +19,19 @@ Labels = tuple[tuple[str, str], ...]
 
 
 class Counter:
-    """Counts up, for each set of labels."""
+    """Counts up, for each set of labels.
 
-    def __init__(self, name: str, help: str) -> None:
+    Args:
+        known: the one label, with values that are told from the start, at 0: what begins at 1 has no rise that a query
+            sees.
+    """
+
+    def __init__(self, name: str, help: str, **known: tuple[str, ...]) -> None:
         self.name, self.help = name, help
         self._values: defaultdict[Labels, float] = defaultdict(float)
+        for label, values in known.items():
+            for value in values:
+                self._values[(label, value),] = 0.0
 
     def add(self, amount: float = 1.0, **labels: str) -> None:
         self._values[_sorted(labels)] += amount
@@ -63,13 +71,22 @@ class Metrics:
 
     def __init__(self) -> None:
         self.requests = Histogram("lwe_http_request_seconds", "Requests by method, route and status.")
-        self.jobs = Counter("lwe_jobs_total", "Jobs that are over, by state; refused, timed_out: by their request.")
-        self.refused = Counter("lwe_jobs_refused_total", "Jobs that were not accepted, by reason.")
-        self.canaries = Counter("lwe_canaries_total", "Tiny jobs of the service's own, by result.")
+        self.jobs = Counter(
+            "lwe_jobs_total",
+            "Jobs that are over, by state; refused, timed_out: by their request.",
+            state=("succeeded", "failed", "cancelled", "refused", "timed_out"),
+        )
+        self.refused = Counter(
+            "lwe_jobs_refused_total", "Jobs that were not accepted, by reason.", reason=("queue_full", "caller_full")
+        )
+        self.canaries = Counter(
+            "lwe_canaries_total", "Tiny jobs of the service's own, by result.", result=("well", "failed")
+        )
         self.errors = Counter("lwe_errors_total", "Errors that callers were told, by type.")
         self.waited = Histogram("lwe_job_wait_seconds", "Seconds that jobs waited.")
         self.stages = Histogram("lwe_stage_seconds", "Seconds of each stage of a job.")
         self.images = Counter("lwe_images_total", "Pictures made.")
+        self.images.add(0)
         self.peak = Histogram(
             "lwe_job_peak_bytes",
             "Most memory of the device that a job took.",
