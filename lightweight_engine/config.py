@@ -230,6 +230,9 @@ class EngineConfig(PlainNumbers):
     api_keys: tuple[SecretStr, ...] = _setting(
         (), "service", "Keys, of which every caller must send one; needed where host is no loopback address."
     )
+    metrics_key: SecretStr | None = _setting(
+        None, "service", "A key that opens /metrics and nothing else, for who gathers them; beside api_keys."
+    )
     host_names: tuple[str, ...] = _setting(
         (), "service", "Names by which callers reach the service, beside localhost and its address."
     )
@@ -387,12 +390,15 @@ class EngineConfig(PlainNumbers):
     @field_validator("api_keys", mode="after")
     @classmethod
     def _keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        if not all(_TOKEN.fullmatch(key.get_secret_value()) for key in value):
-            raise ValueError("a key is empty, or holds spaces or other than plain letters")
-        if any(len(key.get_secret_value()) < _MIN_KEY for key in value):
-            raise ValueError(
-                f"a key is shorter than {_MIN_KEY} characters; give longer ones, as of `openssl rand -hex 16`"
-            )
+        for key in value:
+            _check_key(key)
+        return value
+
+    @field_validator("metrics_key", mode="after")
+    @classmethod
+    def _key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            _check_key(value)
         return value
 
     @field_validator("host_names", mode="after")
@@ -468,6 +474,12 @@ class EngineConfig(PlainNumbers):
                 raise ValueError(f"{name}: {side:,} is over {limit}; set it lower, or max_side higher")
         return self
 
+    @model_validator(mode="after")
+    def _keys_beside(self) -> EngineConfig:
+        if self.metrics_key is not None and not self.api_keys:
+            raise ValueError("metrics_key: without api_keys all callers may read /metrics; set api_keys too, or no key")
+        return self
+
 
 Config = EngineConfig
 """The name that the first plan of this engine gave."""
@@ -495,7 +507,7 @@ def _one_line(error: ValidationError, origins: Mapping[str, str]) -> str:
 
 def _fault(name: str, item: Any, message: str) -> str:
     """What is wrong with a setting, and with what was given; that is never shown of one that is a secret."""
-    if name in ("tokens", "api_keys"):
+    if name in ("tokens", "api_keys", "metrics_key"):
         return f"{message[:1].lower()}{message[1:]}"
     if item["type"] == "value_error":  # a rule of ours, in its own words
         given = "" if message.startswith(("'", '"')) else f", not {item['input']!r:.80}"  # it begins with what is wrong
@@ -505,6 +517,14 @@ def _fault(name: str, item: Any, message: str) -> str:
 
 def _came(name: str, origins: Mapping[str, str]) -> str:
     return f" (from {origins[name]})" if name in origins else ""
+
+
+def _check_key(key: SecretStr) -> None:
+    """Refuse a key that no header could bring, or that could be guessed."""
+    if not _TOKEN.fullmatch(key.get_secret_value()):
+        raise ValueError("a key is empty, or holds spaces or other than plain letters")
+    if len(key.get_secret_value()) < _MIN_KEY:
+        raise ValueError(f"a key is shorter than {_MIN_KEY} characters; give longer ones, as of `openssl rand -hex 16`")
 
 
 def refuse_unknown(names: Iterable[str], where: str = "") -> None:

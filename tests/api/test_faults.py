@@ -184,6 +184,21 @@ def test_keys(tmp_path: Path) -> None:
         assert running.get("/metrics").status == 401
 
 
+def test_a_key_for_the_metrics_alone(tmp_path: Path) -> None:
+    with service(tmp_path, LWE_API_KEYS=KEY, LWE_METRICS_KEY="who-gathers") as running:
+        for how in ({"Authorization": "Bearer who-gathers"}, {"X-API-Key": "who-gathers"}):
+            assert running.get("/metrics", **how).status == 200
+            for path in ("/config", "/jobs", "/models", "/metrics/", "/"):
+                assert running.get(path, **how).status == 401
+        assert running.ask("POST", "/generate", {"prompt": "a"}, headers={"X-API-Key": "who-gathers"}).status == 401
+        assert running.get("/metrics", Authorization=f"Bearer {KEY}").status == 200
+        assert running.get("/metrics", Authorization="Bearer who-gather").status == 401
+        told = running.get("/config", Authorization=f"Bearer {KEY}")
+        assert told.json["service"]["metrics_key"] == "***"
+        running.get("/who-gathers")
+        assert not any("who-gathers" in line for line in running.lines)
+
+
 def test_hosts_and_origins(tmp_path: Path) -> None:
     options = ("--set", "host_names=engine.example", "--set", "allowed_origins=https://app.example")
     with service(tmp_path, *options) as running:

@@ -166,6 +166,20 @@ def test_an_empty_text_is_no_name(tmp_path: Path, name: str) -> None:
         load(tmp_path, f"{name} = ''")
 
 
+@pytest.mark.parametrize(
+    ("keys", "key", "told"),
+    [
+        ("", "who-gathers", "without api_keys all callers may read /metrics; set api_keys too"),
+        ("some-key", "abc12", "a key is shorter than 8 characters"),
+        ("some-key", "with spaces", "a key is empty, or holds spaces"),
+    ],
+)
+def test_a_key_for_metrics_that_would_not_be_one(tmp_path: Path, keys: str, key: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^metrics_key \(from LWE_METRICS_KEY\): {told}") as caught:
+        load(tmp_path, environ={"LWE_API_KEYS": keys, "LWE_METRICS_KEY": key})
+    assert key not in str(caught.value)
+
+
 def test_an_empty_variable_counts_as_not_set(tmp_path: Path) -> None:
     environ = {"LWE_STEPS": "", "LWE_API_KEYS": "", "LWE_WIDTH": "64", "HOME": "", "OTHER_LWE_STEPS": ""}
     config = load(tmp_path, "steps = 3", environ)

@@ -25,6 +25,7 @@ from .logs import REQUEST_ID
 from .metrics import Metrics
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+METRICS_PATH = "/metrics"
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})
 """Answered without a key, as what watches over a service has none. They tell no more than the state then."""
 ANYONE = "anyone"
@@ -55,17 +56,20 @@ class Rules:
         names: that the service is known by, beside the address that a connection reached it at.
         origins: of web pages that may call it.
         keys: of which a caller has to send one, where there are any.
+        metrics_key: opens the metrics and nothing else.
     """
 
     names: frozenset[str]
     origins: frozenset[str]
     keys: tuple[str, ...]
+    metrics_key: str | None = None
 
     @classmethod
     def of(cls, config: EngineConfig) -> Rules:
         names = LOOPBACK_NAMES | {config.host.lower(), *config.host_names}
         keys = tuple(key.get_secret_value() for key in config.api_keys)
-        return cls(names, frozenset(config.allowed_origins), keys)
+        metrics_key = config.metrics_key and config.metrics_key.get_secret_value()
+        return cls(names, frozenset(config.allowed_origins), keys, metrics_key)
 
     def check(self, scope: Scope, headers: Headers) -> str:
         """The caller, as a name for its key.
@@ -79,9 +83,14 @@ class Rules:
         try:
             return self._caller(headers)
         except UnauthorizedError:
-            if scope["path"] in OPEN_PATHS:
+            if scope["path"] in OPEN_PATHS or (scope["path"] == METRICS_PATH and self._may_watch(headers)):
                 return ANYONE
             raise
+
+    def _may_watch(self, headers: Headers) -> bool:
+        return self.metrics_key is not None and hmac.compare_digest(
+            self.metrics_key.encode(), _key_of(headers).encode()
+        )
 
     def _check_host(self, scope: Scope, headers: Headers) -> None:
         """A name that is not ours is one that somebody's DNS made point here, so that a web page may call us."""

@@ -16,7 +16,7 @@ from ...labels import LATENT_UPSCALERS, STORAGE, sampler_labels, scheduler_label
 from ...request import MAX_DETAILER_PASSES, MAX_LORAS
 from .asking import tended
 from .bodies import refuse_fields
-from .guards import ANYONE
+from .guards import ANYONE, METRICS_PATH
 from .messages import Tend
 from .metrics import CONTENT_TYPE
 from .native import errors
@@ -125,7 +125,7 @@ def _add_facts(router: APIRouter, service: Service) -> None:
             "request": request_schemas()["GenerationRequest"],
         }
 
-    @router.get("/metrics", response_class=PlainTextResponse, responses=errors(401))
+    @router.get(METRICS_PATH, response_class=PlainTextResponse, responses=errors(401))
     async def metrics() -> PlainTextResponse:
         """Counters and gauges in Prometheus' text format."""
         return PlainTextResponse(service.metrics.text(service.gauges(), service.facts()), media_type=CONTENT_TYPE)
