@@ -38,13 +38,11 @@ class Target:
         return f"{self.scheme}://{self.name.removesuffix(f':{PORTS[self.scheme]}')}"
 
 
-def check_url(url: str, allow: Collection[str] = ()) -> Target:
-    """Read a URL and refuse what is not https on its own port, or names an address of a private network, unless its
-    ``host:port`` is in ``allow``. Nothing is looked up: what a name leads to is for who connects.
+def read_url(url: str) -> Target:
+    """What a URL would connect to, whether or not that is allowed: for who connects to nothing.
 
     Raises:
         InvalidURLError: not a URL, or one that another program may read as one of another host.
-        BlockedURLError: a scheme, port or address that may not be used.
     """
     if len(url) > MAX_URL or "\\" in url or any(ord(letter) <= 32 or ord(letter) == 127 for letter in url):
         raise InvalidURLError("not a URL: it is too long, or holds spaces, control characters or backslashes")
@@ -58,16 +56,27 @@ def check_url(url: str, allow: Collection[str] = ()) -> Target:
         raise InvalidURLError(f"not a URL that can be fetched ({parts.scheme[:20] or 'no'} scheme); begin it https://")
     if parts.username is not None or parts.password is not None:
         raise InvalidURLError(f"the URL for {host} holds a user name or password; leave them out")
-    target = Target(parts.scheme, host, PORTS[parts.scheme] if port is None else port, path, False)
+    return Target(parts.scheme, host, PORTS[parts.scheme] if port is None else port, path, False)
+
+
+def check_url(url: str, allow: Collection[str] = ()) -> Target:
+    """Read a URL and refuse what is not https on its own port, or names an address of a private network, unless its
+    ``host:port`` is in ``allow``. Nothing is looked up: what a name leads to is for who connects.
+
+    Raises:
+        InvalidURLError: see ``read_url``.
+        BlockedURLError: a scheme, port or address that may not be used.
+    """
+    target = read_url(url)
     if target.name in {entry.lower() for entry in allow}:
         return replace(target, allowed=True)
-    if parts.scheme != "https":
+    if target.scheme != "https":
         raise BlockedURLError(f"{target.name} was asked for without https; use https, or add it to allow_hosts")
     if target.port != PORTS["https"]:
         raise BlockedURLError(
-            f"port {target.port} of {host} is refused; add {target.name} to allow_hosts if it is meant"
+            f"port {target.port} of {target.host} is refused; add {target.name} to allow_hosts if it is meant"
         )
-    if _is_private(host):
+    if _is_private(target.host):
         raise private_network(target)
     return target
 

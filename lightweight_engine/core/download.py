@@ -13,10 +13,10 @@ from ..backend.checkpoint import open_checkpoint
 from ..backend.host_memory import GIB
 from ..backend.net import Access, Limits
 from ..backend.tar_member import find_member
-from ..errors import CacheStorageError, DownloadError, ModelError, RequestError, WrongContentError
+from ..errors import BlockedURLError, CacheStorageError, DownloadError, ModelError, RequestError, WrongContentError
 from ..results import OnBytes
 from .file_cache import FileCache, Held
-from .lora_sources import Kind, Source, lora_source
+from .lora_sources import Kind, Source, kept_source, lora_source
 from .transfer import Received, Wanted, transfer
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ class Downloads:
         progress: OnBytes = _silent,
         kind: Kind = "LoRA",
     ) -> Held:
-        """The LoRA file of a URL, held in the cache until it is closed. A URL that was fetched is not asked again.
+        """The LoRA file of a URL, held in the cache until it is closed. A URL that was fetched is not asked again;
+        offline none is asked, so that a file in the cache may be of a host that is not allowed.
 
         Args:
             kind: of file that is wanted, where it is no LoRA.
@@ -72,19 +73,31 @@ class Downloads:
             RequestError: ``sha256`` is none.
         """
         sha256 = _checked_sha256(sha256)
-        source = lora_source(url, self.access.allow, kind)
-        key = self.cache.key(source.given)
-        found = self._find(source, key, sha256)
+        try:
+            source = lora_source(url, self.access.allow, kind)
+        except BlockedURLError:
+            found = self._kept(url, sha256, kind) if self.offline else None
+            if found is None:
+                raise
+            return found
+        found = self._find(source, sha256)
         if found is not None:
             return found
         if self.offline:
             raise DownloadError(f"{source.name} is not in the cache, and offline is on; switch it off to fetch it")
+        key = self.cache.key(source.given)
         with self.cache.filling(key, self.limits.max_seconds, lambda: progress(0, None)):
-            return self._find(source, key, sha256) or self._fetch(source, key, sha256, progress)
+            return self._find(source, sha256) or self._fetch(source, key, sha256, progress)
 
-    def _find(self, source: Source, key: str, sha256: str | None) -> Held | None:
+    def _kept(self, url: str, sha256: str | None, kind: Kind) -> Held | None:
+        """The file of a URL that may not be asked; where there is no cache, none is made for it."""
+        return self._find(kept_source(url, kind), sha256) if self.cache.folder.is_dir() else None
+
+    def _find(self, source: Source, sha256: str | None) -> Held | None:
         """The file in the cache, by its hash or its URL."""
-        return self.cache.find_content(sha256, source.name) if sha256 else self.cache.find(key)
+        if sha256:
+            return self.cache.find_content(sha256, source.name)
+        return self.cache.find(self.cache.key(source.given))
 
     def _fetch(self, source: Source, key: str, sha256: str | None, progress: OnBytes) -> Held:
         plain = source.member is None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
-from ..backend.urls import Target, check_url
+from ..backend.urls import Target, check_url, read_url
 from ..errors import InvalidURLError, UnsupportedURLError
 from ..extensions.lora_library import SUFFIX
 
@@ -60,7 +60,19 @@ def lora_source(url: str, allow: Collection[str] = (), kind: Kind = "LoRA") -> S
         InvalidURLError, BlockedURLError: it may not be fetched at all.
         UnsupportedURLError: nothing that is read as such a file.
     """
-    target = check_url(url, allow)
+    return _source(url, check_url(url, allow), kind)
+
+
+def kept_source(url: str, kind: Kind = "LoRA") -> Source:
+    """What a URL means that nobody will ask: its file is looked for in the cache alone, whichever host it came from.
+
+    Raises:
+        InvalidURLError, UnsupportedURLError: as ``lora_source``.
+    """
+    return _source(url, replace(read_url(url), allowed=True), kind)
+
+
+def _source(url: str, target: Target, kind: Kind) -> Source:
     path = unquote(urlsplit(url).path)
     last = path.rpartition("/")[2]
     if kind == "LoRA" and last in TAR_MEMBERS and _is_at(target, TAR_HOST):

@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..backend.checkpoint import file_sha256
-from ..errors import AdapterError, ConfigError, ModelNotFoundError, OutputError, about, closest, placed, some_of
+from ..errors import (
+    AdapterError,
+    BlockedURLError,
+    ConfigError,
+    ModelNotFoundError,
+    OutputError,
+    about,
+    closest,
+    placed,
+    some_of,
+)
 from ..extensions.lora_library import SUFFIX, LoraEntry, LoraLibrary, lora_place
 from ..flux.prompt import parse_networks, read_lora_tag
 from .lora_sources import lora_source, shown_url
@@ -41,7 +51,8 @@ def lora_library(config: EngineConfig, *, with_tiny: bool | None = None) -> Lora
 
 def check_loras(request: GenerationRequest, config: EngineConfig, library: Callable[[], LoraLibrary]) -> None:
     """Refuse addresses of LoRAs that would not be asked, or are of nothing that is read, as far as they tell it
-    themselves; and names and tags of those that are not there or cannot be read. Nothing is looked up or fetched.
+    themselves; and names and tags of those that are not there or cannot be read. Nothing is looked up or fetched;
+    offline, what would not be asked may be in the cache.
 
     Args:
         library: gives the files that may be named; it is asked where one is.
@@ -49,9 +60,9 @@ def check_loras(request: GenerationRequest, config: EngineConfig, library: Calla
     Raises:
         EngineError: the one that applying them would raise, which names the field.
     """
-    for field, url in _lora_urls(request):
+    for field, url, sha256 in _lora_urls(request):
         with about(field):
-            lora_source(url, config.allow_hosts)
+            _check_url(url, sha256, config)
     if names := list(_lora_names(request)):
         there = library()
         for field, name in names:
@@ -69,13 +80,24 @@ def _lora_names(request: GenerationRequest) -> Iterator[tuple[str, str]]:
             yield "prompt", read_lora_tag(tag).name
 
 
-def _lora_urls(request: GenerationRequest) -> Iterator[tuple[str, str]]:
-    """The LoRAs that are given by URL, each with its field."""
+def _lora_urls(request: GenerationRequest) -> Iterator[tuple[str, str, str | None]]:
+    """The LoRAs that are given by URL, each with its field, and its hash where it has to have one."""
     for number, url in enumerate(request.lora_urls):
-        yield placed("lora_urls", number), url
+        yield placed("lora_urls", number), url, None
     for number, spec in enumerate(request.loras):
         if spec.url is not None:
-            yield placed("loras", number), spec.url
+            yield placed("loras", number), spec.url, spec.sha256
+
+
+def _check_url(url: str, sha256: str | None, config: EngineConfig) -> None:
+    try:
+        lora_source(url, config.allow_hosts)
+    except BlockedURLError:
+        if not config.offline:
+            raise
+        from .download import Downloads
+
+        Downloads.of(config).lora(url, sha256=sha256).close()
 
 
 def lora_manager(config: EngineConfig, models: ModelSet, sha256_of: Callable[[Path], str] = file_sha256) -> LoRAManager:

@@ -121,6 +121,31 @@ def test_a_file_is_fetched_once(site: Site, tmp_path: Path) -> None:
         again.lora(site.url("other.safetensors"))
 
 
+def test_offline_a_file_of_the_cache_may_be_of_any_host(site: Site, tmp_path: Path) -> None:
+    site.files["trained_model.tar"] = tar_of((MEMBER, BODY))
+    urls = [site.url("night.safetensors"), site.url("trained_model.tar")]
+    for url in urls:
+        downloads(tmp_path / "a", site).lora(url).close()
+    strict = Downloads(FileCache(tmp_path / "a", 10 << 20), Limits(1 << 20, 5.0, 20.0, 0.0), offline=True)
+    for url, name in zip(urls, ("night", "trained_model"), strict=True):
+        with strict.lora(url) as held:
+            assert (held.sha256, held.name) == (SHA256, name)
+    with strict.lora("http://10.0.0.1/elsewhere.safetensors", sha256=SHA256) as held:
+        assert (held.sha256, held.name) == (SHA256, "elsewhere")
+    for url in (site.url("other.safetensors"), "https://10.0.0.1/a.safetensors"):
+        with pytest.raises(BlockedURLError, match="allow_hosts"):
+            strict.lora(url)
+    with pytest.raises(UnsupportedURLError):
+        strict.lora(site.url("a.zip"))
+    strict.offline = False
+    with pytest.raises(BlockedURLError, match="allow_hosts"):
+        strict.lora(urls[0])
+    nowhere = Downloads(FileCache(tmp_path / "b", 10 << 20), strict.limits, offline=True)
+    with pytest.raises(BlockedURLError, match="allow_hosts"):
+        nowhere.lora(urls[0])
+    assert len(site.asked) == 2 and not nowhere.cache.folder.exists()
+
+
 @pytest.mark.parametrize(
     ("path", "kind", "status", "words"),
     [
