@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from ..flux.prompt import plan_prompt
 from ..flux.samplers import SAMPLERS
 from ..flux.sampling import Schedule
-from ..flux.schedules import MOST_STRENGTH, image_to_image_steps, options_of
+from ..flux.schedules import MOST_STRENGTH, image_to_image_steps, make_sigmas, options_of
 from ..labels import own_scheduler, resolve_sampler
 from ..request import MAX_STEPS, GenerationRequest
 
@@ -24,6 +25,7 @@ _HIRES = (
 )
 _SAMPLER = ("eta", "s_churn", "s_tmin", "s_tmax", "s_noise")
 _CHURNED = ("s_tmin", "s_tmax", "s_noise")  # which say where and how strongly a sampler churns
+_PROMPTS = ("prompt", "negative_prompt", "hr_prompt", "hr_negative_prompt")
 _GUIDED = ("s_min_uncond", "s_min_uncond_all", "skip_early_cond")
 _TRACE = 1e-6  # of a start picture in a latent of float32: nothing is seen of it
 _SCHEDULE = ("sigma_min", "sigma_max", "rho", "beta_alpha", "beta_beta", "use_old_karras")
@@ -146,7 +148,23 @@ def _idle_in_walk(request: GenerationRequest) -> Iterator[tuple[str, list[str]]]
             f"with the sampler {samplers}, which draws no noise between steps",
             _sent(request, ("eta_noise_seed_delta",)),
         )
+    if _chooses_steps(request, *walks[0]):
+        yield f"with the sampler {walks[0][0]}, which chooses its own", _sent(request, ("steps",))
     yield f"with the scheduler {schedulers}", _sent(request, [name for name in _SCHEDULE if name not in known])
+
+
+def _chooses_steps(request: GenerationRequest, sampler: str, scheduler: str) -> bool:
+    """Whether the first pass walks as its sampler likes, and nothing else goes by the steps that are asked for.
+
+    That would be a start picture, a second pass, a prompt that changes, or a schedule that starts lower with fewer.
+    """
+    if SAMPLERS[sampler].own_work is None or request.image is not None or (request.hires and not request.hr_steps):
+        return False
+    starts = {make_sigmas(own_scheduler(sampler, scheduler), steps, 1.0, sampler=sampler)[0] for steps in (1, 2)}
+    if len(starts) > 1 or (request.skip_early_cond and request.cfg_scale != 1):
+        return False
+    plans = (plan_prompt(getattr(request, name), MAX_STEPS) for name in _PROMPTS)
+    return all(len(part.schedule) == 1 for plan in plans for part in plan)
 
 
 def _sent(request: GenerationRequest, names: Iterable[str], *switches: str) -> list[str]:

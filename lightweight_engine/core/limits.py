@@ -121,7 +121,8 @@ def check_cost(
     Args:
         size: (height, width) in pixels.
         calls: evaluations of the network for one picture.
-        field: that holds the steps of the pass.
+        field: that decides on the steps of the pass: their number, or a sampler that chooses its own, and is counted
+            with about the most that it takes.
 
     Raises:
         TooCostlyError: names the cost, the limit and the setting that holds it.
@@ -131,12 +132,15 @@ def check_cost(
     _check_sides(height, width, config)
     cost = height * width / 1e6 * calls * request.num_outputs
     if cost > config.max_megapixel_steps:
+        chosen = field.endswith("sampler")
+        work = f"{counted(calls, 'evaluation')}{' (as many as it may take)' if chosen else ''}"
+        change = "choose another sampler" if chosen else "ask for fewer steps"
         fewer = " or a smaller picture" if request.num_outputs == 1 else ", or fewer or smaller pictures"
         told, limit = _told_apart(cost, config.max_megapixel_steps)
         raise TooCostlyError(
-            f"{field}: {width}x{height} x {counted(calls, 'evaluation')} x {counted(request.num_outputs, 'picture')} "
-            f"is {told} megapixel-steps, over the limit of {limit} (setting max_megapixel_steps); ask for fewer "
-            f"steps{fewer}",
+            f"{field}: {width}x{height} x {work} x {counted(request.num_outputs, 'picture')} "
+            f"is {told} megapixel-steps, over the limit of {limit} (setting max_megapixel_steps); "
+            f"{change}{fewer}",
             field=field,
         )
 

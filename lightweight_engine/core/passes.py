@@ -18,7 +18,7 @@ from ..flux.conditioner import EmbeddingCache
 from ..flux.noise import random_seed
 from ..flux.prompt import PromptPlan, parse_networks
 from ..flux.samplers import SAMPLERS
-from ..flux.sampling import Forecast, Schedule, forecast
+from ..flux.sampling import Forecast, Schedule, forecast, guess
 from ..labels import resolve_sampler, schedule_steps
 from ..request import MAX_SEED, GenerationRequest
 from ..results import OnBytes
@@ -76,7 +76,7 @@ class Pass:
     @property
     def steps(self) -> int:
         """Of the walk; a guess for samplers that choose their own."""
-        return self.forecast.reports if self.forecast else self.request.steps
+        return self.forecast.reports if self.forecast else guess(self.schedule, sampler_options(self.request))[1]
 
     @cached_property
     def texts(self) -> list[PromptPlan]:
@@ -222,8 +222,9 @@ def _walk(
     """Sampler, scheduler, schedule, what is known of it beforehand, and evaluations of the transformer a picture."""
     sampler, scheduler = resolve_sampler(request.sampler, request.scheduler, request.compat)
     schedule = plan_schedule(request, sampler, scheduler, networks.params.mu, entered=entered)
-    foreseen = forecast(schedule, sampler_options(request))
-    calls = len(foreseen.sigmas) if foreseen else schedule_steps(sampler, request.steps)
+    options = sampler_options(request)
+    foreseen = forecast(schedule, options)
+    calls = len(foreseen.sigmas) if foreseen else guess(schedule, options)[0]
     return sampler, scheduler, schedule, foreseen, calls
 
 
@@ -235,7 +236,9 @@ def check_work(each: Pass, config: EngineConfig) -> None:
     """
     for plan in each.texts:
         check_texts(sum(len({text for _, text in part.schedule}) for part in plan), config)
-    field = "steps" if each.base_steps is None else "hr_steps"
+    field = "steps" if each.forecast else "sampler"
+    if each.base_steps is not None and (each.forecast or each.request.hr_sampler):
+        field = f"hr_{field}"
     check_cost(each.request, each.size, each.calls * each.conditionings, config, field)
 
 

@@ -27,6 +27,8 @@ class Sampler:
         noise: the pictures' own streams, a Brownian tree each, or the streams beside them.
         discrete: walks table positions, not sigmas.
         couples_batch: pictures of one batch influence one another.
+        own_work: of a sampler that chooses its steps itself, by eta: about as many evaluations and steps as it usually
+            takes at the most. What is asked for then says no more than where a pass from a picture begins and ends.
     """
 
     function: Callable[..., Tensor]
@@ -35,6 +37,7 @@ class Sampler:
     noise: NoiseKind = "picture"
     discrete: bool = False
     couples_batch: bool = False
+    own_work: Callable[[float], tuple[int, int]] | None = None
 
 
 SAMPLERS: dict[str, Sampler] = {
@@ -51,7 +54,13 @@ SAMPLERS: dict[str, Sampler] = {
     "DPM2": Sampler(samplers_ode.dpm2, _CHURN),
     "DPM2 a": Sampler(samplers_stochastic.dpm2_ancestral, ("eta", "s_noise")),
     "DPM fast": Sampler(dpm_solver.dpm_fast, ("eta", "s_noise"), _RANGE),
-    "DPM adaptive": Sampler(dpm_solver.dpm_adaptive, ("eta", "s_noise"), _RANGE[:2], couples_batch=True),
+    "DPM adaptive": Sampler(
+        dpm_solver.dpm_adaptive,
+        ("eta", "s_noise"),
+        _RANGE[:2],
+        couples_batch=True,
+        own_work=dpm_solver.adaptive_work,
+    ),
     "Restart": Sampler(samplers_stochastic.restart),
     "HeunPP2": Sampler(samplers_ode.heunpp2),
     "IPNDM": Sampler(samplers_ode.ipndm),

@@ -183,7 +183,7 @@ class Forecast:
 
 def forecast(schedule: Schedule, options: SamplerOptions | None = None) -> Forecast | None:
     """What a pass will do, found by walking it with a latent of one number; None where that depends on the latent."""
-    if SAMPLERS[schedule.sampler].couples_batch:
+    if SAMPLERS[schedule.sampler].own_work is not None:
         return None
     asked: list[float] = []
     reports: list[int] = []
@@ -199,6 +199,12 @@ def forecast(schedule: Schedule, options: SamplerOptions | None = None) -> Forec
     if schedule.levels:
         _walk(schedule, denoise, blank, lambda s, n: blank, report, options or SamplerOptions())
     return Forecast(tuple(asked), len(reports))
+
+
+def guess(schedule: Schedule, options: SamplerOptions) -> tuple[int, int]:
+    """About as many evaluations and steps as a pass without a forecast usually takes at the most."""
+    own_work = SAMPLERS[schedule.sampler].own_work
+    return own_work(1.0 if options.eta is None else options.eta) if own_work and schedule.levels else (0, 0)
 
 
 def _walk(

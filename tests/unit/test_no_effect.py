@@ -60,6 +60,14 @@ from lightweight_engine.labels import scheduler_labels
             {"rho": 5.0, "enable_hr": True, "hr_scheduler": "Beta"},
             "rho had no effect with the scheduler Simple and Beta",
         ),
+        (
+            {"steps": 9, "sampler": "k_dpm_ad"},
+            "steps had no effect with the sampler DPM adaptive, which chooses its own",
+        ),
+        (
+            {"steps": 9, "sampler": "DPM adaptive", "enable_hr": True, "hr_steps": 3, "hr_sampler": "Euler"},
+            "steps had no effect with the sampler DPM adaptive",
+        ),
         ({"beta_alpha": 0.5, "scheduler": "Karras"}, "beta_alpha had no effect with the scheduler Karras"),
     ],
 )
@@ -89,6 +97,14 @@ def test_fields_without_effect(fields: dict[str, object], told: str) -> None:
         {"hr_resize_x": 96, "enable_hr": True},
         {"save_stages": True, "s_min_uncond": 1.0, "adetailer": True},
         {"sampler": "DPM adaptive", "sigma_min": 0.1, "eta": 0.5},
+        {"sampler": "DPM adaptive", "steps": 9, "image": "x"},
+        {"sampler": "DPM adaptive", "steps": 9, "enable_hr": True, "hr_steps": 0},
+        {"sampler": "DPM adaptive", "steps": 9, "adetailer": True},
+        {"sampler": "DPM adaptive", "steps": 9, "scheduler": "DDIM"},  # which starts lower with fewer of them
+        {"sampler": "DPM adaptive", "steps": 9, "prompt": "[a cat:a dog:0.5]"},
+        {"sampler": "DPM adaptive", "steps": 9, "prompt": "a", "negative_prompt": "[x|y]", "cfg_scale": 2.0},
+        {"sampler": "DPM adaptive", "steps": 9, "skip_early_cond": 0.2, "cfg_scale": 2.0},
+        {"sampler": "DPM fast", "steps": 9},
         {"sampler": "DPM++ 2M", "scheduler": "Automatic", "rho": 5.0},
         {"eta": 0.5, "adetailer": True},
         {"hr_scale": 1.0, "hr_steps": 10, "hr_upscaler": "4x-UltraSharp"},

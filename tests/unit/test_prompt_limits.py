@@ -71,6 +71,25 @@ def test_each_evaluation_counts_as_work(tmp_path: Path) -> None:
     tight.close()
 
 
+@pytest.mark.parametrize("steps", [1, 50])
+def test_a_sampler_that_chooses_its_steps_counts_with_as_many_as_it_takes(tmp_path: Path, steps: int) -> None:
+    tight = LightweightEngine(Config(models_dir=tmp_path, device="cpu", offline=True, max_megapixel_steps=0.5))
+    own = {**SMALL, "prompt": "a", "steps": steps, "sampler": "DPM adaptive"}
+    told = r"64x64 x {} evaluations \(as many as it may take\) x .*; choose another sampler or a smaller picture$"
+    second = {"enable_hr": True, "hr_scale": 1.0, "hr_steps": 2, "hr_cfg": 2.0}
+    tight.plan(GenerationRequest(**own))  # 0.37
+    for more, field, count in (
+        ({"eta": 2.0}, "sampler", 360),
+        ({"cfg_scale": 2.0}, "sampler", 180),
+        (second, "sampler", 180),
+        ({**second, "sampler": "Euler", "steps": 1, "hr_sampler": "DPM adaptive"}, "hr_sampler", 180),
+    ):
+        with pytest.raises(TooCostlyError, match=f"^{field}: {told.format(count)}") as raised:
+            tight.plan(GenerationRequest(**{**own, "hr_upscaler": "Latent", **more}))
+        assert raised.value.field == field
+    tight.close()
+
+
 @pytest.mark.parametrize(
     ("outputs", "told"),
     [

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from lightweight_engine import labels
+from lightweight_engine.errors import RequestError
 from lightweight_engine.flux import samplers
 from lightweight_engine.flux.noise import ImageNoise
-from lightweight_engine.flux.sampler_parts import ancestral_step, flow_ancestral_step
+from lightweight_engine.flux.sampler_parts import AfterStep, Denoise, ancestral_step, flow_ancestral_step
 from lightweight_engine.flux.samplers_ode import deis_weights, ipndm_v_weights, lms_weights
 from lightweight_engine.flux.samplers_stochastic import restart_steps
-from lightweight_engine.flux.sampling import SamplerOptions, Schedule, forecast, plan, run
+from lightweight_engine.flux.sampling import SamplerOptions, Schedule, forecast, guess, plan, run
 
 DEV = 1.15
 SHAPE = (16, 4, 4)
@@ -132,6 +133,58 @@ def test_the_forecast_is_what_happens(sampler: str, steps: int) -> None:
 
 def test_no_forecast_where_the_latent_decides() -> None:
     assert forecast(plan("DPM adaptive", "Simple", 5, DEV)) is None
+
+
+ADAPTIVE = plan("DPM adaptive", "Simple", 5, DEV)
+
+
+def adapt(denoise: Denoise, after_step: AfterStep = quiet, options: SamplerOptions | None = None) -> Tensor:
+    noise = noise_for()
+    return run(ADAPTIVE, denoise, ADAPTIVE.start(noise.first()), noise, after_step, options)
+
+
+@pytest.mark.parametrize("eta", [0.0, None, 2.0, 3.0])
+@pytest.mark.parametrize("spread", [0.1, 0.5, 2.0])
+def test_the_guess_is_more_than_a_smooth_network_takes_and_no_multiple(eta: float | None, spread: float) -> None:
+    asked: list[float] = []
+    reports: list[int] = []
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        asked.append(sigma)
+        return gaussian(x, sigma, spread)
+
+    options = SamplerOptions(eta=eta)
+    adapt(denoise, lambda i, x, d: reports.append(i), options)
+    evaluations, steps = guess(ADAPTIVE, options)
+    assert evaluations / 8 < len(asked) <= evaluations and len(reports) <= steps
+
+
+def test_a_pass_of_no_steps_takes_none() -> None:
+    assert guess(plan("DPM adaptive", "Simple", 9, DEV, strength=0.0, exact=True), SamplerOptions()) == (0, 0)
+
+
+def test_answers_that_never_agree_end_in_an_error_that_says_what_helps() -> None:
+    random = torch.Generator().manual_seed(1)
+    asked: list[float] = []
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        asked.append(sigma)
+        return torch.randn(x.shape, generator=random)
+
+    with pytest.raises(RequestError, match="^sampler: DPM adaptive has tried 300 steps.*choose another") as raised:
+        adapt(denoise)
+    assert raised.value.field == "sampler" and len(asked) == 900
+
+
+def test_answers_that_are_no_numbers_end_at_once() -> None:
+    asked: list[float] = []
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        asked.append(sigma)
+        assert len(asked) < 9
+        return x * math.nan
+
+    assert adapt(denoise).isnan().all()
 
 
 def test_reports_carry_the_latent_and_the_picture() -> None:
