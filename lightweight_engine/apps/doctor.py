@@ -212,8 +212,8 @@ def _memory(config: EngineConfig) -> Iterator[Check]:
 def _tokenizers(config: EngineConfig) -> Iterator[Check]:
     """Those of the model in use; beside `tiny`, which has its own, those that a real model would need."""
     from ..core.choice import choose_models
-    from ..core.tokenizer_files import TOKENIZERS, by_hand, kept_tokenizer, tokenizer_places
-    from ..flux.tokenizers import hub_cache
+    from ..core.tokenizer_files import TOKENIZERS, by_hand, hosts_of, kept_tokenizer, tokenizer_places
+    from ..flux.tokenizers import check_tokenizer, hub_cache
 
     try:
         models = choose_models(config, [])
@@ -223,16 +223,21 @@ def _tokenizers(config: EngineConfig) -> Iterator[Check]:
     folders = tokenizer_places(config, real)
     user = f"{real.name} cannot draw without" if real else "no real model can draw without; `tiny` has its own"
     for kind, files in TOKENIZERS.items():
-        name, put = f"{kind} tokenizer", by_hand(kind, folders[0])
+        name, put, state = f"{kind} tokenizer", by_hand(kind, folders[0]), "bad" if real else "note"
         found = kept_tokenizer(kind, folders, config.cache_dir, hub_cache(dict(os.environ)))
         if found:
+            try:
+                check_tokenizer(kind, found)
+            except EngineError as error:
+                fix = f"remove {found}, so that it is fetched anew"
+                yield Check(name, state, str(error), put if config.offline else f"{fix}, or {put}")
+                continue
             yield Check(name, "ok", str(found))
         elif config.offline:
-            state = "bad" if real else "note"
             yield Check(name, state, f"not found, and offline is on: {user}", f"{put}, or switch offline off")
         else:
-            size = human_bytes(sum(file.size for file in files))
-            told = f"not found: {real.name if real else 'a real model'} fetches it once, {size} from huggingface.co"
+            size, hosts = human_bytes(sum(file.size for file in files)), " or ".join(hosts_of(kind))
+            told = f"not found: {real.name if real else 'a real model'} fetches it once, {size} from {hosts}"
             yield Check(name, "note", told, f"nothing, where that can be reached; else {put}")
 
 

@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from ..backend.checkpoint import file_sha256
 from ..backend.model_folders import bases_of, place_for
@@ -126,6 +127,11 @@ def kept_tokenizer(kind: Kind, folders: Sequence[Path], cache: Path, hub: Path |
     """The folder of a tokenizer that need not be fetched; None where it has to be."""
     target = _home(kind, cache)
     return find_tokenizer(kind, folders, hub) or (target if is_tokenizer(kind, target) else None)
+
+
+def hosts_of(kind: Kind) -> list[str]:
+    """The hosts that a tokenizer is fetched from, the first wanted first."""
+    return list(dict.fromkeys(urlsplit(url).netloc for file in TOKENIZERS[kind] for url in file.urls))
 
 
 def by_hand(kind: Kind, folder: Path) -> str:

@@ -271,6 +271,15 @@ def is_tokenizer(kind: Kind, folder: Path) -> bool:
         return False
 
 
+def check_tokenizer(kind: Kind, folder: Path) -> None:
+    """Read one as a model would; nothing is kept.
+
+    Raises:
+        EngineError: a file of it is missing, or damaged.
+    """
+    (CLIPTokenizer if kind == "clip" else T5Tokenizer).load(folder)
+
+
 def find_tokenizer(kind: Kind, folders: Iterable[Path], hub: Path | None = None) -> Path | None:
     """The first folder with such a tokenizer.
 

@@ -740,6 +740,24 @@ def test_doctor_tells_what_happens_without_tokenizers(
     assert states["t5 tokenizer"] == ("ok", str(home)) and states["clip tokenizer"][0] != "ok"
 
 
+@pytest.mark.parametrize("offline", [False, True])
+@pytest.mark.parametrize(("kind", "file"), [("clip", "clip_l/vocab.json"), ("t5", "t5xxl/tokenizer.json")])
+def test_doctor_reads_tokenizers(cli: Cli, models: Path, tmp_path: Path, kind: str, file: str, offline: bool) -> None:
+    """One that was cut off on its way is there by its marks, and no picture can be drawn with it."""
+    folder = tmp_path / "webui" / "models"
+    shutil.copytree(models, folder)
+    broken = folder / "tokenizers" / file
+    broken.write_bytes(broken.read_bytes()[:-9])
+    ask = ("--models-dir", folder, "--offline" if offline else "--no-offline")
+    done = cli("doctor", *ask, "--json")
+    checks = {row["name"]: row for row in json.loads(done.out)["checks"]}
+    told = checks[f"{kind} tokenizer"]
+    assert done.code == 9 and told["state"] == "bad" and str(broken.parent) in told["found"]
+    assert told["fix"].startswith("put " if offline else f"remove {broken.parent}, so that it is fetched anew, or put ")
+    assert checks[f"{'t5' if kind == 'clip' else 'clip'} tokenizer"]["state"] == "ok"
+    assert draw(cli, folder).code != 0
+
+
 def test_doctor_looks_for_tokenizers_beside_the_text_encoders(
     cli: Cli, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
