@@ -6,15 +6,17 @@ import asyncio
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from typing import Any
 
+from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive
 
 from ...config import EngineConfig
 from ...errors import RequestError
+from ...lora_spec import LoraSpec
 from ...request import MODEL_FIELDS
 from .faults import BodyTimeoutError, BodyTooLargeError, MalformedBodyError, MediaTypeError, UnavailableError
 
@@ -24,6 +26,8 @@ while each value costs the front some hundred times its bytes."""
 LONGEST_INTEGER = 1000  # digits; no field takes twenty, and the time to read one grows with their square
 LONGEST_AT_ONCE = 2**16  # bytes of a body that are read within milliseconds; a thread reads a longer one
 LONGEST_IDLE = 2**20  # bytes of a body where none is taken, that are looked at
+PASSES = ("adetailer_args", "adetailer_args_hands", "adetailer_passes")
+"""Fields that hold arguments of the detailer."""
 DEEPEST = 8  # levels of a body in which the place of a fault is looked for; no field lies deeper
 
 
@@ -125,6 +129,36 @@ def _parsed(body: bytes) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise MalformedBodyError(f"the body is {_kind(parsed)}, and not an object of fields; send one")
     return parsed
+
+
+def without_nulls(kind: type[BaseModel], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a body that say something: null is as if what may be left out were left out, as clients that know
+    all fields send it. So it is in the objects that fields hold; other nulls stay, to be refused."""
+    said = _without(_optional(kind), fields)
+    return {name: _within(name, value) for name, value in said.items()}
+
+
+def _without(optional: Collection[str], fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None or name not in optional}
+
+
+def _optional(kind: type[BaseModel]) -> set[str]:
+    return {name for name, field in kind.model_fields.items() if not field.is_required()}
+
+
+def _within(name: str, value: Any) -> Any:
+    """What a field holds: an object or a list of them, without nulls."""
+    if name == "loras":
+        optional = _optional(LoraSpec)
+    elif name in PASSES and isinstance(value, dict | list):
+        from ...extensions.detailer_args import DISABLE, ADetailerArgs  # which no other request needs
+
+        optional = _optional(ADetailerArgs) | {DISABLE}
+    else:
+        return value
+    if isinstance(value, list):
+        return [_without(optional, each) if isinstance(each, dict) else each for each in value]
+    return _without(optional, value) if isinstance(value, dict) else value
 
 
 async def refuse_fields(request: Request) -> None:

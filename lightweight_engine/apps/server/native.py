@@ -12,7 +12,7 @@ from starlette.responses import StreamingResponse
 
 from ...request import MAX_STEPS, GenerationRequest, Task, UpscaleRequest
 from .asking import CLIENT_GONE, finished, owner_of, seconds_of, submit
-from .bodies import read_json, refuse_fields
+from .bodies import read_json, refuse_fields, without_nulls
 from .events import Events
 from .faults import ConflictError, NotAcceptableError, UnknownJobError
 from .jobs import Job
@@ -74,7 +74,7 @@ def _add_generate(router: APIRouter, service: Service) -> None:
         cancels the job, unless it has such a key.
         """
         wanted = wanted_forms(request.headers.get("accept", "*/*"))
-        fields = await read_json(request, service.max_body)
+        fields = await _fields_of(service, request, GenerationRequest)
         drawn = await asyncio.to_thread(_as_request, service, fields)
         form = form_of(wanted, drawn.num_outputs, drawn.output_format if "output_format" in fields else None)
         return await _made(service, request, drawn, form, Generated)
@@ -90,7 +90,7 @@ def _add_upscale(router: APIRouter, service: Service) -> None:
     async def upscale(request: Request) -> Response:
         """Make pictures larger and wait for them; headers and answers are as of `/generate`."""
         wanted = wanted_forms(request.headers.get("accept", "*/*"))
-        fields = await read_json(request, service.max_body)
+        fields = await _fields_of(service, request, UpscaleRequest)
         task = await asyncio.to_thread(lambda: UpscaleRequest(**fields))
         form = form_of(wanted, len(task.images), task.output_format if "output_format" in fields else None)
         return await _made(service, request, task, form, Upscaled)
@@ -120,7 +120,8 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
         request: Request, response: Response, preview_every: Annotated[int, Query(ge=0, le=MAX_STEPS)] = 0
     ) -> JobAnswer:
         """Take a request, and answer at once. `preview_every`: steps between previews in the stream of events."""
-        drawn = await asyncio.to_thread(_as_request, service, await read_json(request, service.max_body))
+        fields = await _fields_of(service, request, GenerationRequest)
+        drawn = await asyncio.to_thread(_as_request, service, fields)
         job = await submit(service, request, drawn, preview_every)
         response.headers["Location"] = f"/jobs/{job.id}"
         return _state_of(service, job)
@@ -239,6 +240,11 @@ def _weighed(part: str) -> tuple[str, float]:
     kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
     weight = next((text[2:] for text in parameters if text.startswith("q=")), "1")
     return kind, seconds_of(weight) or 0.0
+
+
+async def _fields_of(service: Service, request: Request, kind: type[Task]) -> dict[str, Any]:
+    """What the body of a request says; raises as ``read_json``."""
+    return without_nulls(kind, await read_json(request, service.max_body))
 
 
 def _as_request(service: Service, fields: dict[str, Any]) -> GenerationRequest:

@@ -22,6 +22,8 @@ _DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81y
 UPSCALE_EXAMPLE = {"images": [_DOT], "by": 2, "upscaler": "Lanczos"}
 
 
+NULLS = "A field that is null, and may be left out, is as if it were left out."
+
 Size = Annotated[list[int], Field(min_length=2, max_length=2)]  # no tuple: many readers of schemas know none
 
 
@@ -231,5 +233,6 @@ def request_schemas() -> dict[str, dict[str, Any]]:
         for field in schema["properties"].values():
             field.pop("section", None)
             field.pop("profiles", None)
-        schemas[kind.__name__] = {**schema, "examples": [example]}
+        told = f"{schema['description']} {NULLS}"
+        schemas[kind.__name__] = {**schema, "description": told, "examples": [example]}
     return schemas
