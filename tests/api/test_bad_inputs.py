@@ -27,7 +27,7 @@ import pytest
 import torch
 from loopback import Site, serving
 from PIL import Image
-from running_service import PROJECT, SMALL, Answer, Running, service
+from running_service import PROJECT, SMALL, Answer, Running, service, wait
 from safetensors.torch import load_file, save_file
 
 from lightweight_engine.apps.server.faults import Fault
@@ -491,6 +491,20 @@ def test_loras_of_the_folder(strict: Running, name: str) -> None:
 
 def test_52_a_server_that_speaks_no_tls(strict: Running, site: Site) -> None:
     refused(strict.generate(lora_urls=[f"https://{site.name}/hat.safetensors"]), 424)
+
+
+def test_52_the_log_has_what_failed(strict: Running, site: Site) -> None:
+    """With the address, as far as that is no secret."""
+    path = f"status/500/a.safetensors?token={SECRET}"
+    asked = refused(strict.generate(lora_urls=[site.url(path)]), 424, "500")["request_id"]
+
+    def told() -> list[dict[str, Any]]:
+        rows = [json.loads(line) for line in list(strict.lines) if asked in line]
+        return [row for row in rows if row["message"] in ("finished", "answered")]
+
+    for line in wait(lambda: len(rows := told()) == 2 and rows):
+        assert (line["status"], line["error"], line["client"]) == (424, "DownloadError", "127.0.0.1")
+        assert "500" in line["reason"] and site.name in line["reason"] and SECRET not in line["reason"]
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,7 @@ ARROWS = {
     "apps.server.schemas": "server.jobs server.messages",
     "apps.server.guards": "server.bodies server.faults server.logs server.metrics",
     "apps.server.protocol": "server.faults server.guards server.metrics",
-    "apps.server.asking": "server.faults server.jobs server.messages server.service",
+    "apps.server.asking": "server.faults server.guards server.jobs server.messages server.service",
     "apps.server.events": "server.jobs server.schemas server.service",
     "apps.server.native": "server.asking server.bodies server.events server.faults server.jobs server.queries "
     "server.schemas server.service",

@@ -60,6 +60,7 @@ def build_app(service: Service) -> FastAPI:
 
 def _handle_errors(app: FastAPI, service: Service) -> None:
     def told(request: Request, fault: Fault) -> JSONResponse:
+        request.state.fault = fault  # for the log
         return answer(fault, getattr(request.state, "request_id", None), service.metrics)
 
     @app.exception_handler(EngineError)

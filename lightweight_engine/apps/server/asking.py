@@ -10,6 +10,7 @@ from starlette.requests import Request
 from ...errors import RequestError
 from ...request import Task
 from .faults import Fault, MalformedBodyError
+from .guards import address_of
 from .jobs import Job
 from .messages import Tend
 from .service import Service
@@ -45,6 +46,7 @@ async def submit(service: Service, request: Request, task: Task, preview_every: 
         seconds=seconds,
         key=None if key is None else f"{request.state.caller}:{key}",
         caller=_who_waits(service, request),
+        client=address_of(request.scope),
         preview_every=preview_every,
         save=save,
     )
@@ -57,7 +59,7 @@ def owner_of(service: Service, request: Request) -> str | None:
 
 def _who_waits(service: Service, request: Request) -> str:
     """Whose share of the queue a job takes: a key's, or where there are none, an address'."""
-    return owner_of(service, request) or (request.client.host if request.client else "")
+    return owner_of(service, request) or address_of(request.scope)
 
 
 def seconds_of(text: str) -> float | None:

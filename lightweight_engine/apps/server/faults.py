@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,11 @@ LONGEST_MESSAGE = 2**14
 """Characters: a memory plan has some thousand. A name that a caller gave may have millions, which are worded and sent
 while nobody else is answered."""
 _LONGEST_FIELD = 255
+_LONGEST_REASON = 1000  # characters in the log, of which a caller may cause any number
+
+# Of fields that hold what is to be drawn, and from where on a message repeats what a caller gave: no prompt is logged.
+_PROMPTS = re.compile(r"prompt|adetailer|script|infotext", re.IGNORECASE)
+_GIVEN = re.compile(r"(?<!\w)b?['\"<{]|(?<=: )\[|\(got ")
 
 
 class Refusal(EngineError):
@@ -167,6 +173,14 @@ class Fault:
     def may_pass(self) -> bool:
         """Whether the same request may succeed later: it failed by the service, or by a server that it asked."""
         return self.status >= 500 or self.status == DownloadError.http_status
+
+    @property
+    def logged(self) -> dict[str, Any]:
+        """What the log has of it: status, type, and the message; of a prompt no more than that it is one."""
+        reason = self.message
+        if (_PROMPTS.search(reason) or _PROMPTS.search(self.param or "")) and (given := _GIVEN.search(reason)):
+            reason = f"{reason[: given.start()]}…"
+        return {"status": self.status, "error": self.type, "reason": reason[:_LONGEST_REASON]}
 
     def body(self, request_id: str | None) -> dict[str, Any]:
         """The answer to a request that ended so."""

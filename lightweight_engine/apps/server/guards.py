@@ -68,7 +68,7 @@ class Rules:
     def of(cls, config: EngineConfig) -> Rules:
         names = LOOPBACK_NAMES | {config.host.lower(), *config.host_names}
         keys = tuple(key.get_secret_value() for key in config.api_keys)
-        metrics_key = config.metrics_key and config.metrics_key.get_secret_value()
+        metrics_key = config.metrics_key.get_secret_value() if config.metrics_key else None
         return cls(names, frozenset(config.allowed_origins), keys, metrics_key)
 
     def check(self, scope: Scope, headers: Headers) -> str:
@@ -142,7 +142,10 @@ def _key_of(headers: Headers) -> str:
 
 
 class Guard:
-    """ASGI middleware around the whole application. Sets ``request_id`` and ``caller`` of ``request.state``."""
+    """ASGI middleware around the whole application. Sets ``request_id`` and ``caller`` of ``request.state``.
+
+    A ``fault`` that is set there is logged with the answer.
+    """
 
     def __init__(self, app: ASGIApp, rules: Rules, intake: Intake, metrics: Metrics) -> None:
         self.app, self.rules, self.intake, self.metrics = app, rules, intake, metrics
@@ -170,8 +173,9 @@ class Guard:
             await self._pass(scope, incoming.receive, sending, headers)
         except Exception:  # of any kind: the caller learns that there was one, the log which
             log.exception("a request failed unexpectedly")
+            fault = scope["state"]["fault"] = Fault.unexpected()
             if not status:
-                await answer(Fault.unexpected(), request_id, self.metrics)(scope, receive, sending)
+                await answer(fault, request_id, self.metrics)(scope, receive, sending)
         finally:
             incoming.close()
             self._note(scope, status, time.perf_counter() - begin)
@@ -180,15 +184,24 @@ class Guard:
         try:
             scope["state"]["caller"] = self.rules.check(scope, headers)
         except Refusal as error:
-            await answer(Fault.of(error), scope["state"]["request_id"], self.metrics)(scope, receive, send)
+            fault = scope["state"]["fault"] = Fault.of(error)
+            await answer(fault, scope["state"]["request_id"], self.metrics)(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
         self.metrics.requests.observe(seconds, method=_method(scope["method"]), route=route, status=str(status))
-        facts = {"method": scope["method"], "path": scope["path"][:200], "status": status, "seconds": round(seconds, 4)}
-        log.log(logging.DEBUG if scope["path"] in OPEN_PATHS else logging.INFO, "answered", extra=facts)
+        fault: Fault | None = scope["state"].get("fault")
+        facts = {"method": scope["method"], "path": scope["path"][:200], "client": address_of(scope) or None}
+        told = {**(fault.logged if fault else {}), "status": status, "seconds": round(seconds, 4)}
+        usual = scope["path"] in OPEN_PATHS and fault is None
+        log.log(logging.DEBUG if usual else logging.INFO, "answered", extra={**facts, **told})
+
+
+def address_of(scope: Scope) -> str:
+    """Where a request came from: the other end of its connection, as headers that say otherwise may be anybody's."""
+    return (scope.get("client") or ("",))[0]
 
 
 def answer(fault: Fault, request_id: str | None, metrics: Metrics) -> JSONResponse:

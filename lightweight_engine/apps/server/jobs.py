@@ -55,6 +55,7 @@ class Job:
         hurried: it comes from the header, and so from its caller.
         cost: megapixel-steps, roughly.
         caller: who waits for it, as a name for a key or an address.
+        client: the address that its request came from, as far as it is known.
         interrupted: its pictures are not all that was asked for, or not finished, as its caller wanted it.
         save: its pictures are to be kept in the folder of outputs too.
         keyed: it has an idempotency key, so that its caller may come back for it.
@@ -69,6 +70,7 @@ class Job:
     bound: str = ""
     hurried: bool = False
     caller: str = ""
+    client: str = ""
     preview_every: int = 0
     save: bool = False
     keyed: bool = False

@@ -87,11 +87,12 @@ class TimedProtocol(H11Protocol):
     def _refuse(self, error: HeadTimeoutError | MalformedHeadError) -> None:
         """Answer what never became a request, and hang up; where an answer is under way already, only that."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            response = answer_unread(Fault.of(error), self.metrics)
+            fault = Fault.of(error)
+            response = answer_unread(fault, self.metrics)
             head = h11.Response(status_code=response.status_code, headers=response.raw_headers)
             for event in (head, h11.Data(data=bytes(response.body)), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
-            log.info("broken off", extra={"status": response.status_code, "error": type(error).__name__})
+            log.info("broken off", extra={**fault.logged, "client": self.client[0] if self.client else None})
         self.transport.close()
 
 

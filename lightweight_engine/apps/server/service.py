@@ -114,6 +114,7 @@ class Service:
 
         Args:
             seconds: that it may wait and run, if less than is configured.
+        client: str = "",
             key: of idempotency, unique to its caller.
             caller: who is asking, of whose jobs only some may wait at once.
             save: keep what is drawn in the folder of outputs too.
@@ -125,6 +126,7 @@ class Service:
                 request.
         """
         is_tiny = self.supervisor.facts.get("demonstration")
+            client: where the request came from, for the log.
         await asyncio.to_thread(check, task, self.config, is_tiny=is_tiny)
         digest = await asyncio.to_thread(digest_of, task, save=save) if key is not None else ""
         if key is not None and (known := self.jobs.of_key(key, digest)):
@@ -150,6 +152,7 @@ class Service:
         self.waiting.append(job)
         self._arrived.set()
         log.info("accepted", extra={"job": job.id, "waiting": len(self.waiting)})
+            client=client,
         return job
 
     def cancel(self, job: Job) -> None:
@@ -320,8 +323,9 @@ class Service:
         else:
             job.fail(fault or Fault.unexpected())
         self.metrics.jobs.add(state=job.counted_as)
-        told = {"state": job.state, "seconds": round(time.time() - job.accepted, 3)}
-        log.info("finished", extra={"job": job.id, "request_id": job.request_id, **told, "error": fault and fault.type})
+        told = {"state": job.state, "seconds": round(time.time() - job.accepted, 3), "client": job.client or None}
+        whose = {"job": job.id, "request_id": job.request_id}
+        log.info("finished", extra={**whose, **told, **(job.fault.logged if job.fault else {})})
         self.jobs.tidy()
 
     async def _watch_clock(self) -> None:

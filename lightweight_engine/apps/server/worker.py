@@ -130,7 +130,7 @@ class Worker:
             outcome = self._draw(engine, facts.models, work)
         except EngineError as error:
             fault = Fault.of(error)
-            if fault.status >= 500:  # else its caller did it, whose words are not for the log
+            if fault.status >= 500:  # of any other the front logs the reason, with how the job ended
                 log.error("a job failed: %s", error)
         except Exception:  # whatever it is, the next job is not to pay for it
             log.exception("a job failed unexpectedly")
