@@ -15,7 +15,10 @@ from running_service import LONG, PROJECT, SMALL, Running, service, wait
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from lightweight_engine import Config, LightweightEngine
+from lightweight_engine.apps.server.facts import MAX_TOLD, Facts
 from lightweight_engine.apps.server.schemas import UPSCALE_EXAMPLE
+from lightweight_engine.core import models as library
 
 TINY = PROJECT / "lightweight_engine" / "tiny"
 OTHER = "people/other.safetensors"
@@ -113,6 +116,38 @@ def test_memory_is_given_back_and_taken_again(two: Running) -> None:
     assert two.post("/models/load", None).json["memory"]["device_bytes"] == held > 0
     two.post("/models/unload", None)
     assert drawn(two) == first
+
+
+def test_a_model_that_was_unloaded_is_told_so_until_the_next_job_loads_it(two: Running) -> None:
+    def told() -> tuple[str, bool, str]:
+        health = two.get("/health").json
+        return two.get("/models/status").json["state"], health["loaded"], health["status"]
+
+    first = drawn(two)
+    assert told() == ("ready", True, "ready")
+    assert two.post("/models/unload", None).json["state"] == "unloaded"
+    assert told() == ("unloaded", False, "ready"), "a job would be accepted"
+    assert two.get("/readyz").status == 200 and two.get("/models/status").json["model"] == "tiny"
+    assert two.post("/upscale", UPSCALE_EXAMPLE).status == 200
+    assert told()[0] == "unloaded", "nothing was drawn"
+    job = two.job(LONG)
+    two.until(job, "running")
+    assert told() == ("ready", True, "ready"), "it is brought back by the job that runs"
+    wait(lambda: two.get(f"/jobs/{job}").json["progress"].get("step"))
+    two.ask("DELETE", f"/jobs/{job}")
+    two.idle()
+    assert told() == ("ready", True, "ready") and two.get("/models/status").json["memory"]["device_bytes"] > 0
+    two.post("/sdapi/v1/unload-checkpoint", None)
+    assert told()[0] == "unloaded" and two.post("/models/load", None).json["state"] == "ready"
+    two.post("/models/unload", None)
+    assert drawn(two) == first and told() == ("ready", True, "ready")
+
+
+def test_a_model_that_is_not_kept_is_told_as_unloaded(tmp_path: Path) -> None:
+    with service(tmp_path, "--set", "vram_state=NO_VRAM") as running:
+        assert running.ready().generate().status == 200
+        told = running.get("/models/status").json
+        assert (told["state"], told["memory"]["device_bytes"]) == ("unloaded", 0)
 
 
 def test_what_is_to_be_done_waits_for_the_job_that_runs(two: Running) -> None:
@@ -243,7 +278,61 @@ def test_a_service_without_its_model_says_so(tmp_path: Path) -> None:
         warned = [row["message"] for row in rows if row["level"] == "warning"]
         assert len([text for text in warned if "'tiny' is used" in text]) == 1
         assert len([text for text in warned if "speed = fp8" in text and "no effect" in text]) == 1
-        assert len(running.get("/models/status").json["notes"]) == len(warned)
+        for path in ("/health", "/models/status"):
+            notes = running.get(path).json["notes"]
+            assert len(notes) == len(warned) + len(errors)
+            assert any(note.startswith("Stable-diffusion/half.safetensors cannot be used: ") for note in notes)
+
+
+def test_checkpoints_that_cannot_be_used_are_told(models: Path, tmp_path: Path) -> None:
+    """Damaged ones beside one that draws, as they come and go; not all of very many, and no place of this machine."""
+    folder = tmp_path / "models" / "Stable-diffusion"
+    shutil.copytree(models, tmp_path / "models")
+    (folder / "people" / "half.safetensors").write_bytes(b"<html>")
+    (folder / "empty").mkdir()
+    (folder / "empty" / "model_index.json").write_text("{")
+    with service(tmp_path, "--models-dir", str(tmp_path / "models"), "--checkpoint", "tiny") as running:
+
+        def told() -> list[str]:
+            health, status = (running.get(path).json["notes"] for path in ("/health", "/models/status"))
+            assert health == status and str(tmp_path) not in str(status)
+            return [note for note in status if "cannot be used" in note]
+
+        running.ready()
+        assert [note.partition(" cannot")[0] for note in told()] == ["Stable-diffusion/people/half.safetensors"]
+        assert "web page" in told()[0]
+        for n in range(MAX_TOLD + 2):
+            (folder / f"{n:02}.safetensors").write_bytes(b"")
+        assert running.generate().status == 200
+        assert len(told()) == MAX_TOLD + 1 and told()[-1].startswith("3 more checkpoints cannot be used")
+        for file in (*folder.glob("[0-9]*"), folder / "people" / "half.safetensors"):
+            file.unlink()
+        running.post("/models/refresh", None)
+        assert not told()
+
+
+def test_headers_of_unusable_files_are_not_read_at_each_look(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(models, tmp_path / "models")
+    damaged = tmp_path / "models" / "Stable-diffusion" / "half.safetensors"
+    damaged.write_bytes(b"<html>")
+    reads: list[Path] = []
+
+    def read(path: Path, *args: Any, **options: Any) -> Any:
+        reads.append(path)
+        return whole(path, *args, **options)
+
+    whole = library.read_entry
+    monkeypatch.setattr(library, "read_entry", read)
+    engine = LightweightEngine(Config(models_dir=tmp_path / "models", checkpoint="tiny", threads=1, device="cpu"))
+    facts = Facts(engine)
+    assert any("half.safetensors cannot be used" in note for note in facts()["notes"]) and damaged in reads
+    reads.clear()
+    assert facts()["notes"] == facts()["notes"] and not reads
+    damaged.write_bytes(b"")
+    assert any("is empty" in note for note in facts()["notes"]) and set(reads) == {damaged}
+    engine.close()
 
 
 def test_names_of_files_are_not_told_without_a_key(tmp_path: Path) -> None:

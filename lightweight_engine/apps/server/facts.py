@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from ...backend.devices import memory_figures
+from ...core.choice import broken_checkpoints
 from ...core.describe import device_name, versions
 from ...core.engine import LightweightEngine
 from ...core.hashes import HashCache
 from ...core.loras import lora_library
 from ...core.models import SLOTS, ModelLibrary, files_of, title_of, versions_of
+from ...core.models import Entry as ModelEntry
 from ...core.precision import in_effect
 from ...errors import EngineError
 from ...extensions.lora_library import LoraLibrary
@@ -30,12 +32,16 @@ from ..wording import without_paths
 log = logging.getLogger(__name__)
 
 HASH_SHOWN = 10  # letters, as in Forge's titles
+MAX_TOLD = 20  # checkpoints that cannot be used, in the log of a start and in the notes
 MAX_METADATA = 4096  # letters of a value; counts of training tags may take megabytes
 _SCALE = re.compile(r"(?<!\d)([1-8])x(?!\d)|x([1-8])(?!\d)", re.IGNORECASE)
 
 
 class Facts:
     """Looks at an engine and its folders, as they are at each call.
+
+    Attributes:
+        unusable: checkpoints that somebody has to look at.
 
     Raises:
         EngineError: the folders cannot be read at first.
@@ -47,6 +53,8 @@ class Facts:
         self._configured = files_of(engine.models.own_parts["transformer"])  # as no request has named another yet
         self._in_effect = in_effect(engine.networks.precision, engine.models)  # likewise
         self._loras = lora_library(engine.config, with_tiny=engine.models.is_tiny)
+        self._seen: list[tuple[Any, ...]] | None = None
+        self.unusable: list[ModelEntry] = []
         self._last = self._looked()
 
     def __call__(self) -> dict[str, Any]:
@@ -75,8 +83,21 @@ class Facts:
             "upscalers": list(upscaler_rows(engine.upscalers)),
             "detectors": engine.detectors.names(),
             "loras": list(lora_rows(self._loras)),
-            "notes": [without_paths(note) for note in engine.notes],
+            "notes": [without_paths(note) for note in (*engine.notes, *self._notes_on(library))],
         }
+
+    def _notes_on(self, library: ModelLibrary) -> Iterator[str]:
+        """A sentence on each checkpoint that cannot be used, up to ``MAX_TOLD`` of them.
+
+        Which are damaged, their headers have to tell: they are read for it only where the folder has changed.
+        """
+        seen = [(entry.name, entry.problem, entry.roles) for entry in library.ls()]
+        if seen != self._seen:
+            self.unusable, self._seen = broken_checkpoints(library), seen
+        for entry in self.unusable[:MAX_TOLD]:
+            yield f"{entry.name} cannot be used: {entry.problem}"
+        if (more := len(self.unusable) - MAX_TOLD) > 0:
+            yield f"{more} more checkpoint{'s' * (more > 1)} cannot be used; see `lightweight-engine doctor`"
 
     def _name_of(self, library: ModelLibrary) -> str | None:
         """The ``filename`` of the checkpoint that is used where a request names none."""

@@ -213,6 +213,9 @@ class Health(_Answer):
     waiting: int = Field(description="Jobs that wait.")
     running: bool = Field(description="Whether a job runs.")
     demonstration: bool | None = Field(default=None, description="Whether it draws with tiny; null: not known yet.")
+    loaded: bool | None = Field(
+        default=None, description="Whether the model is in memory; false: the next job loads it first; null: not known."
+    )
     model: str | None = Field(
         default=None,
         description="In use, as of the last job; null: being loaded, or keys are needed and none was sent.",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from ...config import EngineConfig
 from ...core.images import check_folder
 from ...errors import EngineError, GenerationCancelled, about
-from ...request import Task
+from ...request import GenerationRequest, Task
 from .canary import Canary
 from .estimate import Pace
 from .faults import ConflictError, DeadlineError, Fault, QueueFullError, Refusal, UnavailableError
@@ -63,6 +63,14 @@ class Service:
         return "the queue is full" if len(self.waiting) >= self.config.queue_max else None
 
     @property
+    def loaded(self) -> bool | None:
+        """Whether the model in use is in memory, or is brought there by the job that runs; None: there is no worker."""
+        if self.supervisor.state != "ready":
+            return None
+        drawing = self.running is not None and isinstance(self.running.request, GenerationRequest)
+        return drawing or self.supervisor.facts["held_bytes"] > 0
+
+    @property
     def max_body(self) -> int:
         """Bytes of a request's body."""
         return int(self.config.max_body_mib * 2**20)
@@ -106,6 +114,7 @@ class Service:
         caller: str = "",
         preview_every: int = 0,
         save: bool = False,
+        client: str = "",
     ) -> Job:
         """Accept a job, or find the one that its idempotency key stands for.
 
@@ -114,10 +123,10 @@ class Service:
 
         Args:
             seconds: that it may wait and run, if less than is configured.
-        client: str = "",
             key: of idempotency, unique to its caller.
             caller: who is asking, of whose jobs only some may wait at once.
             save: keep what is drawn in the folder of outputs too.
+            client: where the request came from, for the log.
 
         Raises:
             EngineError: a field is wrong, or what it names is not there.
@@ -126,7 +135,6 @@ class Service:
                 request.
         """
         is_tiny = self.supervisor.facts.get("demonstration")
-            client: where the request came from, for the log.
         await asyncio.to_thread(check, task, self.config, is_tiny=is_tiny)
         digest = await asyncio.to_thread(digest_of, task, save=save) if key is not None else ""
         if key is not None and (known := self.jobs.of_key(key, digest)):
@@ -144,6 +152,7 @@ class Service:
             hurried=seconds is not None and seconds < self.config.job_seconds,
             cost=cost_of(task),
             caller=caller,
+            client=client,
             preview_every=preview_every,
             save=save,
             keyed=key is not None,
@@ -152,7 +161,6 @@ class Service:
         self.waiting.append(job)
         self._arrived.set()
         log.info("accepted", extra={"job": job.id, "waiting": len(self.waiting)})
-            client=client,
         return job
 
     def cancel(self, job: Job) -> None:

@@ -23,7 +23,6 @@ from .native import errors
 from .queries import refuse_unknown
 from .schemas import MEDIA_TYPES, Health, request_schemas
 from .service import Service
-from .supervisor import Supervisor
 from .tasks import MODEL_FILES
 
 
@@ -89,8 +88,9 @@ def _add_facts(router: APIRouter, service: Service) -> None:
 
     @router.get("/models/status", responses=errors(401))
     async def models_status() -> dict[str, Any]:
-        """The model in use and its files, as of the last job; memory of the worker as it is now."""
-        return status_of(service.supervisor)
+        """The model in use and its files, as of the last job; memory of the worker as it is now. `state` is `starting`,
+        `ready`, `unloaded` where the next job that draws loads the model first, `failed` or `stopped`."""
+        return status_of(service)
 
     @router.post("/models/refresh", responses=errors(401, 503), dependencies=[Depends(refuse_fields)])
     async def refresh_models() -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _model_of(service: Service, caller: str) -> dict[str, Any]:
     """What health says of the model. It may be asked without a key: where one is needed elsewhere, names of files are
     not told then."""
     facts = service.supervisor.facts
-    told = {"demonstration": facts.get("demonstration")}
+    told = {"demonstration": facts.get("demonstration"), "loaded": service.loaded}
     if service.config.api_keys and caller == ANYONE:
         return told
     return {**told, "model": facts.get("model"), "notes": facts.get("notes", [])}
@@ -143,14 +143,16 @@ def _model_of(service: Service, caller: str) -> dict[str, Any]:
 
 async def _tended(service: Service, tend: Tend) -> dict[str, Any]:
     await tended(service, tend)
-    return status_of(service.supervisor)
+    return status_of(service)
 
 
-def status_of(supervisor: Supervisor) -> dict[str, Any]:
+def status_of(service: Service) -> dict[str, Any]:
     """The model in use, as JSON data."""
+    supervisor = service.supervisor
+    state = "unloaded" if service.loaded is False else supervisor.state
     facts = {name: supervisor.facts.get(name) for name in ("model", "demonstration", "device", "files", "notes")}
     memory = {"device_bytes": supervisor.facts.get("held_bytes"), "host_bytes": supervisor.resident_bytes()}
-    return {"state": supervisor.state, **facts, "memory": memory, "restarts": supervisor.restarts}
+    return {"state": state, **facts, "memory": memory, "restarts": supervisor.restarts}
 
 
 def names_of(facts: Mapping[str, Any], field: str) -> list[str]:

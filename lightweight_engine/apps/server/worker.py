@@ -16,7 +16,6 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from ...config import EngineConfig
-from ...core.choice import broken_checkpoints
 from ...core.engine import LightweightEngine
 from ...core.image_text import PNG_KEY
 from ...core.images import encode, preview_jpeg
@@ -28,7 +27,7 @@ from ...errors import EngineError, OutputError
 from ...request import UpscaleRequest
 from ...results import GenerationResult, Progress, UpscaleResult
 from ..wording import without_paths
-from .facts import Facts
+from .facts import MAX_TOLD, Facts
 from .faults import Fault
 from .logs import JOB_ID, REQUEST_ID, set_up_logs
 from .messages import Broken, Cancel, Ended, FromWorker, Interrupt, Moved, Outcome, Ready, Tend, Tended, ToWorker, Work
@@ -37,8 +36,6 @@ from .sources import check_models, reader_of, with_pictures
 log = logging.getLogger(__name__)
 
 Inbox = queue.SimpleQueue[ToWorker]
-
-MAX_TOLD = 20  # files that cannot be used, in the log of a start
 
 
 def serve_jobs(connection: Connection, inbox: Inbox, config: EngineConfig, secrets: tuple[str, ...]) -> None:
@@ -82,7 +79,7 @@ class Worker:
             if self._config.warm_up:
                 warm_up(engine)
             facts = Facts(engine)
-            _log_notes(engine)
+            _log_notes(engine, facts)
             self._tell(Ready(facts()))
             engine.hashes.begin(engine.models.key)  # the first picture tells them
         except EngineError as error:
@@ -163,9 +160,9 @@ class Worker:
             return [], [f"the pictures are in this answer, and not all were saved: {error}"]
 
 
-def _log_notes(engine: LightweightEngine) -> None:
+def _log_notes(engine: LightweightEngine, facts: Facts) -> None:
     """Say once what is worth saying of model and settings: nobody may look at the answers that tell it each time."""
-    for entry in broken_checkpoints(engine.library)[:MAX_TOLD]:
+    for entry in facts.unusable[:MAX_TOLD]:
         log.error("a checkpoint cannot be used: %s", entry.problem, extra={"file": entry.name})
     for note in engine.notes:
         log.warning(note)
