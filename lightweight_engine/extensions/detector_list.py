@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..backend.kept_files import by_name, files_below
-from ..backend.model_folders import folders_of, place_for
+from ..backend.model_folders import DETECTORS, folders_of, place_for
 from ..errors import ModelNotFoundError, RequestError, closest
 
-FOLDER = "adetailer"
 SUFFIXES = (".pt", ".safetensors")
 
 # Files that people ask for by name, and where they come from.
@@ -44,7 +43,7 @@ class DetectorList:
 
     def entries(self) -> list[Entry]:
         """The files that are there, sorted by name."""
-        folders = (folder for root in self.roots for folder in folders_of(root, (FOLDER,)))
+        folders = (folder for root in self.roots for folder in folders_of(root, DETECTORS))
         return by_name(Entry(path.name, path) for folder in folders for path in files_below(folder, SUFFIXES))
 
     def names(self) -> list[str]:
@@ -73,7 +72,7 @@ class DetectorList:
                 field="ad_model",
             )
         if name in PUBLISHED:
-            place = place_for(self.roots[0], (FOLDER,)) if self.roots else FOLDER
+            place = place_for(self.roots[0], DETECTORS) if self.roots else DETECTORS[0]
             return ModelNotFoundError(
                 f"ad_model: {name} is not in {place}; download it from {PUBLISHED[name]} into that folder, or choose "
                 f"one of: {names}",

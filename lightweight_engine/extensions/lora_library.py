@@ -10,16 +10,15 @@ from pathlib import Path
 
 from ..backend.checkpoint import open_checkpoint
 from ..backend.kept_files import FileVersion, files_below
-from ..backend.model_folders import folders_of, place_for
+from ..backend.model_folders import LORAS, folders_of, place_for
 from ..errors import AdapterError, EngineError, ModelNotFoundError, RequestError, closest, some_of
 
-FOLDERS = ("Lora", "loras")
 SUFFIX = ".safetensors"
 
 
 def lora_place(root: Path) -> Path:
     """The folder of a models folder that new LoRAs go into."""
-    return place_for(root, FOLDERS)
+    return place_for(root, LORAS)
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class LoraLibrary:
 
     def _folders(self) -> Iterator[Path]:
         for root in self.roots:
-            yield from (folder for folder in folders_of(root, FOLDERS) if folder.is_dir())
+            yield from (folder for folder in folders_of(root, LORAS) if folder.is_dir())
 
     def _hint(self, name: str, entries: Sequence[LoraEntry]) -> str:
         meant = closest(name, [entry.name for entry in entries])

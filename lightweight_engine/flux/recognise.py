@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ..backend.checkpoint import Checkpoint
+from ..backend.model_folders import DETECTORS, LORAS, UPSCALERS, place_beside
 from ..errors import UnsupportedCheckpointError
 from .layouts import Role
 from .params import Shapes
@@ -24,6 +25,10 @@ LORA = re.compile(
     r"(?m)^(lora_(unet|te\d?|transformer)_|lycoris_)|lora_(A|B|up|down|mid)\b|\.lora\.(up|down)\.|_lora\d?\.(up|down)\."
     r"|\.(hada_w1_a|lokr_w[12](_a)?|oft_blocks|dora_scale|lora_magnitude_vector|diff|diff_b|set_weight)$"
 )
+
+A_LORA, AN_UPSCALER, A_DETECTOR = "a LoRA", "an upscaler", "a detector"
+HOMES = {A_LORA: LORAS, AN_UPSCALER: UPSCALERS, A_DETECTOR: DETECTORS}
+"""What is of use here, though not as a model, and the folders that it is read from."""
 
 # Other diffusion models and what belongs to them. Looked for first, as their files may share names with Flux.1.
 OTHER_MODELS: tuple[Rule, ...] = (
@@ -49,8 +54,8 @@ OTHER_MODELS: tuple[Rule, ...] = (
 # What else people keep beside checkpoints. Looked for where no part of Flux.1 is found.
 OTHER_FILES: tuple[Rule, ...] = (
     (r"down_blocks\.0\.", "a Stable Diffusion checkpoint in the diffusers layout, which is another model"),
-    (r"(conv_first|body\.0\.rdb1|model\.1\.sub\.0)\.", "an upscaler; it belongs in models/ESRGAN"),
-    (r"dfl\.conv\.|model\.0\.conv\.weight", "a detector; it belongs in models/adetailer"),
+    (r"(conv_first|body\.0\.rdb1|model\.1\.sub\.0)\.", AN_UPSCALER),
+    (r"dfl\.conv\.|model\.0\.conv\.weight", A_DETECTOR),
     (r"(model\.)?layers\.0\.self_attn\.q_proj|blk\.0\.attn_q\.", "a language model, which Flux.1 does not use"),
     (r"vision_model\.|visual\.", "a vision encoder, which Flux.1 does not use"),
     (r"(decoder|encoder)\.(layers\.0|1|0)\.weight$|\d+\.weight$", "a TAESD preview decoder, which is not needed"),
@@ -113,20 +118,26 @@ def refuse_other_models(checkpoint: Checkpoint) -> None:
     """
     names = "\n".join(checkpoint.tensors)
     if LORA.search(names):
-        raise UnsupportedCheckpointError(f"{checkpoint.path.name} is a LoRA; it belongs in models/Lora")
+        raise UnsupportedCheckpointError(_told(checkpoint, A_LORA))
     if what := _first(OTHER_MODELS, names):
-        raise UnsupportedCheckpointError(f"{checkpoint.path.name} is {what}; {INSTEAD['transformer']}")
+        raise UnsupportedCheckpointError(f"{_told(checkpoint, what)}; {INSTEAD['transformer']}")
 
 
 def unknown_file(checkpoint: Checkpoint) -> UnsupportedCheckpointError:
     """The error for a file without any part of Flux.1: what it is, where that is known."""
     names = "\n".join(checkpoint.tensors)
     if what := _first(OTHER_FILES, names):
-        return UnsupportedCheckpointError(f"{checkpoint.path.name} is {what}; {INSTEAD['transformer']}")
+        return UnsupportedCheckpointError(f"{_told(checkpoint, what)}; {INSTEAD['transformer']}")
     first = ", ".join(list(checkpoint.tensors)[:3]) or "none"
     return UnsupportedCheckpointError(
         f"{checkpoint.path.name} is no part of Flux.1 that this engine knows (first keys: {first}); use a Flux.1 file"
     )
+
+
+def _told(checkpoint: Checkpoint, what: str) -> str:
+    """What a file is, and where it belongs if there is a place for such files."""
+    place = f"; it belongs in {place_beside(checkpoint.path, HOMES[what])}" if what in HOMES else ""
+    return f"{checkpoint.path.name} is {what}{place}"
 
 
 def _first(rules: Sequence[Rule], names: str) -> str | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..backend.kept_files import by_name, files_below
-from ..backend.model_folders import bases_of, place_for
+from ..backend.model_folders import UPSCALERS, bases_of, place_for
 from ..errors import ModelNotFoundError, RequestError, closest
 from ..labels import LATENT_UPSCALERS
 
@@ -53,11 +53,11 @@ class Family:
     names: dict[str, str] = field(default_factory=dict)
 
 
-COMFY = "upscale_models"
-"""ComfyUI's folder for all kinds, whose files are called by their stems."""
+ESRGAN, COMFY = UPSCALERS
+"""Forge's folder for most of them, and ComfyUI's for all kinds, whose files are called by their stems."""
 
 FAMILIES = (
-    Family("ESRGAN", names={"ESRGAN_4x": "ESRGAN_4x", "ESRGAN": "ESRGAN_4x", "4x-UltraSharp": "4x-UltraSharp"}),
+    Family(ESRGAN, names={"ESRGAN_4x": "ESRGAN_4x", "ESRGAN": "ESRGAN_4x", "4x-UltraSharp": "4x-UltraSharp"}),
     Family(COMFY),
     Family(
         "RealESRGAN",

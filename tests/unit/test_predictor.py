@@ -253,8 +253,16 @@ def test_a_module_without_a_file_of_its_own(tmp_path: Path) -> None:
     from lightweight_engine.apps.predictor.requests import _own_file
     from lightweight_engine.core.models import ModelLibrary
 
-    with pytest.raises(ModelNotFoundError, match="enable_ae"):
-        _own_file(ModelLibrary([tmp_path]), "enable_ae", "autoencoder", "ae", None)
+    def put() -> str:
+        with pytest.raises(
+            ModelNotFoundError, match=f"^enable_ae: .* in {tmp_path}; put ae.safetensors into "
+        ) as raised:
+            _own_file(ModelLibrary([tmp_path]), "enable_ae", "autoencoder", "ae", None)
+        return str(raised.value).partition("into ")[2]
+
+    assert put() == "VAE/ there"
+    (tmp_path / "models" / "vae").mkdir(parents=True)
+    assert put() == "models/vae/ there", "where ComfyUI reads it too"
 
 
 @pytest.mark.parametrize("kind", ["webp", "jpg", "png"])

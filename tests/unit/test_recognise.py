@@ -66,6 +66,30 @@ def test_other_files_are_named(tmp_path: Path, keys: list[str], words: str) -> N
     assert describe_file(path).problem
 
 
+@pytest.mark.parametrize(
+    ("key", "forge", "comfy"),
+    [
+        ("lora_unet_x.lora_up.weight", "models/Lora", "models/loras"),
+        ("conv_first.weight", "models/ESRGAN", "models/upscale_models"),
+        ("model.22.dfl.conv.weight", "models/adetailer", None),
+    ],
+)
+def test_where_a_file_belongs_is_a_folder_that_is_there(
+    tmp_path: Path, key: str, forge: str, comfy: str | None
+) -> None:
+    """Of the install that it lies in; where none is there, the usual one."""
+    for folder, below in ((forge, "Stable-diffusion/some"), (comfy, "unet")):
+        root = tmp_path / below.replace("/", "-")
+        path = root / "models" / below / "x.safetensors"
+        path.parent.mkdir(parents=True)
+        if folder:
+            (root / folder).mkdir(parents=True)
+        with pytest.raises(UnsupportedCheckpointError) as raised:
+            find_parts(open_model(write(path, [key])))
+        told = str(raised.value).partition("belongs in ")[2].partition(";")[0]
+        assert told == (str(root / folder) if folder else forge)
+
+
 CLIP = "text_model.encoder.layers.0.layer_norm1.bias"
 CLIP_TABLE = "text_model.embeddings.token_embedding.weight"
 T5 = "encoder.block.0.layer.0.SelfAttention.k.weight"

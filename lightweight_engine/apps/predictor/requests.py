@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...config import EngineConfig
 from ...core.choice import choose_models
-from ...core.models import ModelLibrary, title_of
+from ...core.folders import put_into
+from ...core.models import SLOTS, ModelLibrary, title_of
 from ...core.pictures import PictureReader
 from ...errors import ModelNotFoundError, RequestError
 from ...labels import resolve_sampler, storage_name
@@ -143,5 +144,9 @@ def _own_file(library: ModelLibrary, name: str, role: Any, usual: str, configure
     found = [entry for entry in library.ls() if entry.can_be(role) and "transformer" not in entry.roles]
     found.sort(key=lambda entry: (title_of(entry.path) == usual, entry.size), reverse=True)
     if not found:
-        raise ModelNotFoundError(f"{name}: there is no file of its own for {role}; put {usual}.safetensors into models")
+        root = library.roots[0]
+        raise ModelNotFoundError(
+            f"{name}: there is no file of its own for {role} in {root}; put {usual}.safetensors into "
+            f"{put_into(root, SLOTS[role].folders)} there"
+        )
     return str(found[0].path)
