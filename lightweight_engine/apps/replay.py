@@ -33,6 +33,14 @@ StartImage = Annotated[
     ),
 ]
 Mask = Annotated[list[Path], typer.Option("--mask", metavar="FILE", help="Likewise its mask.")]
+Loras = Annotated[
+    list[str],
+    typer.Option(
+        "--lora",
+        metavar="LORA",
+        help="A LoRA, NAME_OR_URL[:SCALE], that a picture without its sidecar names without a strength; repeatable.",
+    ),
+]
 ROLES = {"transformer": "checkpoint", "t5": "t5", "clip": "clip", "autoencoder": "vae"}
 
 
@@ -41,6 +49,7 @@ def replay(
     image: Picture,
     start: StartImage = [],  # noqa: B006 - read only
     mask: Mask = [],  # noqa: B006
+    lora: Loras = [],  # noqa: B006
     save: Save = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -53,20 +62,21 @@ def replay(
     """
     with Console(json=json, quiet=quiet, debug=debug) as console:
         from ..core.images import check_folder
-        from ..core.replay import picture_of, read_recipe, save_result, with_pictures
+        from ..core.replay import picture_of, read_recipe, save_result, with_loras, with_pictures
         from ..core.replay import replay as make_again
 
         image = picture_of(image)
         doubts: list[str] = []
         moved = {"image": start, "mask": mask}
-        console.typed = [field for field, files in moved.items() if files]
+        console.typed = [field for field, files in {**moved, "loras": lora}.items() if files]
         recipe = with_pictures(read_recipe(image), moved, doubts)
-        for doubt in doubts:
-            console.warn(doubt)
         given = _given(settings)
         same = [*_same_settings(recipe.sidecar, given), *settings["assignments"]]
-        files = _same_files(recipe.sidecar, load_config(given))
+        files = (_same_files if recipe.told is None else _same_checkpoint)(recipe, load_config(given), doubts)
         config = load_config({**files, **given, "assignments": same})
+        recipe = with_loras(recipe, lora, config, doubts)
+        for doubt in [*recipe.warnings, *doubts]:
+            console.warn(doubt)
         recipe = _settled(recipe, {*files, *given, *assigned({"assignments": same})})
         idle = [name for name in assigned(settings) if name in config.request_defaults()]
         if idle:
@@ -116,17 +126,38 @@ def _same_settings(sidecar: Mapping[str, Any] | None, given: Collection[str]) ->
     ]
 
 
-def _same_files(sidecar: Mapping[str, Any] | None, config: EngineConfig) -> dict[str, Any]:
-    """The settings that choose the files which the picture was made with, where they are still there.
-
-    The demonstration model needs none in a folder without another: LoRAs of that folder act on it too.
-    """
+def _same_checkpoint(recipe: Recipe, config: EngineConfig, doubts: list[str]) -> dict[str, Any]:
+    """The setting that chooses the checkpoint which a picture's text names, where none is chosen."""
     from ..core.models import TINY, ModelLibrary
 
-    rows = (sidecar or {}).get("models") or ()
+    name = recipe.told.model if recipe.told else None
+    if name is None or config.checkpoint:
+        return {}
+    for root in (config.models_dir, TINY):
+        named = [each for each in ModelLibrary([root]).ls() if each.is_called(name) and each.can_be("transformer")]
+        if named and root == TINY:
+            return _tiny_setting(config)
+        if named:
+            return {"checkpoint": str(named[0].path)}
+    doubts.append(f"no checkpoint is called {name:.120}, as the picture's text has it; name it by --checkpoint")
+    return {}
+
+
+def _tiny_setting(config: EngineConfig) -> dict[str, Any]:
+    """The demonstration model needs none in a folder without another: LoRAs of that folder act on it too."""
+    from ..core.models import TINY, ModelLibrary
+
+    return {"models_dir": TINY} if ModelLibrary([config.models_dir]).has_checkpoint else {}
+
+
+def _same_files(recipe: Recipe, config: EngineConfig, doubts: list[str]) -> dict[str, Any]:
+    """The settings that choose the files which the picture was made with, where they are still there."""
+    from ..core.models import TINY
+
+    rows = (recipe.sidecar or {}).get("models") or ()
     paths = {ROLES[row["role"]]: Path(row["path"]) for row in rows if row.get("role") in ROLES}
     if paths and all(path.parent.parent.name == TINY.name and _ours(path, TINY) for path in paths.values()):
-        return {"models_dir": TINY} if ModelLibrary([config.models_dir]).has_checkpoint else {}
+        return _tiny_setting(config)
     return {name: str(path) for name, path in paths.items() if path.is_file()}
 
 

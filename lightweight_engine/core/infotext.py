@@ -23,6 +23,7 @@ Value = Any
 """A parameter: a plain value, a list of one per picture, a function of the picture's index, or None (left out)."""
 
 SAME_CHOICES = "Use same choices"
+LORA_HASHES = "Lora hashes"
 MASKED_CONTENT = ("fill", "original", "latent noise", "latent nothing")
 
 
@@ -209,7 +210,7 @@ def hires_parameters(hires: HiresFacts, first: GenerationFacts) -> dict[str, Val
 
 
 def image_parameters(image: ImageFacts) -> dict[str, Value]:
-    """The keys of image-to-image and inpainting."""
+    """The keys of image-to-image and inpainting; ``recipe_text`` reads them back."""
     parameters: dict[str, Value] = {"Init image hash": image.image_hash, "Denoising strength": image.denoising_strength}
     if image.masked:
         content = MASKED_CONTENT[image.masked_content]
@@ -249,9 +250,14 @@ def sampler_parameters(request: GenerationRequest, scheduler: str) -> dict[str, 
 
 
 def lora_parameters(loras: Mapping[str, str]) -> dict[str, Value]:
-    """``Lora hashes``: name and short hash of each; the marks that part them are taken out of names."""
-    pairs = [f"{name.replace(':', '').replace(',', '')}: {digest}" for name, digest in loras.items()]
-    return {"Lora hashes": ", ".join(pairs)} if pairs else {}
+    """``Lora hashes``: name and short hash of each."""
+    pairs = [f"{lora_key(name)}: {digest}" for name, digest in loras.items()]
+    return {LORA_HASHES: ", ".join(pairs)} if pairs else {}
+
+
+def lora_key(name: str) -> str:
+    """The name of a LoRA as ``Lora hashes`` has it: without the marks that part names and hashes there."""
+    return name.replace(":", "").replace(",", "")
 
 
 def _by(width: int, height: int) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..errors import RequestError
@@ -133,7 +133,10 @@ def _flag(text: str) -> bool:
     return text == "True"
 
 
-REQUEST_FIELDS: dict[str, tuple[str, Callable[[str], Any]]] = {
+Rows = Mapping[str, tuple[str, Callable[[str], Any]]]
+"""Which request field a key fills, and how its text is read."""
+
+REQUEST_FIELDS: Rows = {
     "Prompt": ("prompt", str),
     "Negative prompt": ("negative_prompt", str),
     "Steps": ("steps", int),
@@ -179,7 +182,6 @@ REQUEST_FIELDS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "NGMS all steps": ("s_min_uncond_all", _flag),
     "Skip Early CFG": ("skip_early_cond", float),
 }
-"""Which request field a key fills, and how its text is read."""
 
 
 # Keys that pictures of Forge and of this engine carry, and that tell what a request does not repeat.
@@ -203,17 +205,27 @@ def unknown_keys(text: str) -> list[str]:
 
 def request_fields(text: str) -> dict[str, Any]:
     """The request fields that ``text`` names, to make its picture again; the rest is not in the text."""
+    fields = fields_in(parse_infotext(text, defaults=False), REQUEST_FIELDS)
+    if "hr_upscaler" in fields:  # a hires pass of scale 1, or of as many steps as the first, does not name either
+        fields = {"enable_hr": True, "hr_steps": 0, **fields}
+    return fields
+
+
+def fields_in(keys: Mapping[str, str], rows: Rows) -> dict[str, Any]:
+    """The request fields that keys fill by a table.
+
+    Raises:
+        RequestError: the text of one cannot be read; names the field.
+    """
     fields: dict[str, Any] = {}
-    for key, value in parse_infotext(text, defaults=False).items():
-        if key not in REQUEST_FIELDS:
+    for key, value in keys.items():
+        if key not in rows:
             continue
-        name, read = REQUEST_FIELDS[key]
+        name, read = rows[key]
         try:
             fields[name] = read(value)
         except ValueError:
             raise RequestError(
                 f"{key} of the picture's text is {value!r:.80}, not a number; give {name} yourself", field=name
             ) from None
-    if "hr_upscaler" in fields:  # a hires pass of scale 1, or of as many steps as the first, does not name either
-        fields = {"enable_hr": True, "hr_steps": 0, **fields}
     return fields

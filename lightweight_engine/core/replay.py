@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import __version__
 from ..errors import RequestError, counted
 from ..request import GenerationRequest
 from ..results import GenerationResult
 from .describe import picture_hashes, pixels_sha256, sidecar
 from .filenames import picture_name
 from .images import DEFAULT_QUALITY, Saved, open_image, read_infotext, read_sidecar, save
-from .infotext_parse import request_fields
+from .loras import lora_library
 from .pictures import pictures_in
+from .recipe_text import OURS, Told, loras_of_text, read_text
 
 if TYPE_CHECKING:
+    from ..config import EngineConfig
     from .engine import LightweightEngine
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".jpg", ".webp")
 """Of pictures that have sidecars."""
@@ -67,10 +73,17 @@ def save_result(result: GenerationResult, folder: Path, *, quality: int = DEFAUL
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a saved picture was made: one request for that picture alone, and what the sidecar knows of it."""
+    """How a saved picture was made: one request for that picture alone, and what the sidecar knows of it.
+
+    Attributes:
+        told: what the picture's text tells, where there is no sidecar.
+        warnings: a sentence for each thing that is not known, or not done again.
+    """
 
     request: GenerationRequest
     sidecar: Mapping[str, Any] | None
+    told: Told | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def pixels_sha256(self) -> str | None:
@@ -97,6 +110,9 @@ def with_pictures(recipe: Recipe, given: Mapping[str, Sequence[Path]], warnings:
     found: dict[str, Any] = {}
     for field in ("image", "mask"):
         held, files = getattr(recipe.request, field), given.get(field, ())
+        if recipe.told is not None:
+            found[field] = _told_picture(recipe.told, field, files, warnings)
+            continue
         every = pictures_in(held)
         hashes = [each for each in every if _is_hash(each)]
         if files and not hashes:
@@ -119,6 +135,46 @@ def with_pictures(recipe: Recipe, given: Mapping[str, Sequence[Path]], warnings:
             found[field] = tuple(every) if isinstance(held, (list, tuple)) else every[0]
         _check_there(every, field)
     return replace(recipe, request=recipe.request.model_copy(update=found))
+
+
+def with_loras(recipe: Recipe, given: Sequence[str], config: EngineConfig, warnings: list[str]) -> Recipe:
+    """A recipe of a text with the LoRAs that it names without a strength.
+
+    Args:
+        given: those LoRAs, as ``loras`` of a request.
+        warnings: gets a sentence for each that stands for another, or for none.
+
+    Raises:
+        RequestError: one is missing; or a sidecar tells them all.
+        ModelNotFoundError: there is none of that name.
+    """
+    if recipe.told is None:
+        if given:
+            raise RequestError("loras: the sidecar tells those of the picture; leave --lora out", field="loras")
+        return recipe
+    request, told = loras_of_text(recipe.told, recipe.request, given, cache(partial(lora_library, config)))
+    warnings += told
+    return replace(recipe, request=request)
+
+
+def _told_picture(told: Told, field: str, files: Sequence[Path], warnings: list[str]) -> str | None:
+    """The file for a picture that a text only says there was. Of a mask without blur it does not say even that."""
+    if field in told.pictures and not files:
+        what = "a start picture" if field == "image" else "a mask"
+        raise RequestError(
+            f"{field}: the picture was made with {what}, which its text does not hold; give it by --{field} FILE",
+            field=field,
+        )
+    most = 1 if told.pictures else 0
+    if len(files) > most:
+        raise RequestError(
+            f"{field}: the picture was made with {most or 'none'}, and {_given(files)}; give as many",
+            field=field,
+        )
+    for file in files:
+        open_image(file)
+        warnings.append(f"{field}: whether {file} is what the picture was made with is not known")
+    return str(files[0]) if files else None
 
 
 def _in_place(held: Any, every: Sequence[Any], field: str, files: Sequence[Path], warnings: list[str]) -> Any:
@@ -231,29 +287,55 @@ def read_recipe(path: Path) -> Recipe:
             f"{path.name} carries no parameters and has no sidecar; it cannot be made again{_whole_of(path)}",
             field="image",
         )
-    return Recipe(GenerationRequest.over(request_fields(text), {}), None)
+    told = read_text(text)
+    alone = (
+        f"{path.with_suffix('.json').name} is not there, so that the picture's own text is gone by: settings and text "
+        "encoders, which it does not tell, are those of now, and fields that it has no key for are at their defaults"
+    )
+    return Recipe(GenerationRequest.over(told.fields, {}), None, told, (alone, *told.warnings))
 
 
 def replay(engine: LightweightEngine, path: Path, recipe: Recipe | None = None, **run_options: Any) -> Replay:
     """Make a saved picture again and compare.
 
     Args:
-        recipe: left out, that of the picture.
+        recipe: left out, that of the picture, whose warnings are logged.
         run_options: for ``LightweightEngine.run``.
     """
-    recipe = recipe or with_pictures(read_recipe(path), {}, [])
+    if recipe is None:
+        recipe = with_loras(with_pictures(read_recipe(path), {}, []), (), engine.config, [])
+        for sentence in recipe.warnings:
+            log.warning("%s", sentence)
     result = engine.run(recipe.request, **run_options)
     known = recipe.pixels_sha256
     if known is None and path.suffix.lower() == ".png":
         known = pixels_sha256(open_image(path))
     identical = None if known is None or recipe.interrupted else pixels_sha256(result.images[0]) == known
-    return Replay(result, identical, tuple(_differences(recipe.sidecar, result)))
+    if recipe.told is not None:
+        return Replay(result, identical, tuple(_differences_in_text(recipe.told, result)))
+    return Replay(result, identical, tuple(_differences(recipe.sidecar or {}, result)))
 
 
-def _differences(data: Mapping[str, Any] | None, result: GenerationResult) -> list[str]:
+def _differences_in_text(told: Told, result: GenerationResult) -> Iterator[str]:
+    """What is not as the picture's text has it: of other programs, a LoRA's hash may be of a part of its file."""
+    drawn = next((file for file in result.models if file.role == "transformer"), None)
+    if drawn is not None and told.model_hash and drawn.sha256:
+        if not drawn.sha256.startswith(told.model_hash.lower()):
+            yield f"another transformer file: {drawn.name}, where the text has {told.model} ({told.model_hash})"
+    elif drawn is not None:
+        yield f"perhaps another transformer file: {drawn.name}, whose hash is not known"
+    if not told.is_ours:
+        return
+    hashes = [row.sha256 for row in result.loras]
+    for name, digest in told.loras.items():
+        if not any(sha256.startswith(digest) for sha256 in hashes):
+            yield f"another LoRA file: {name} had the hash {digest}"
+    if told.version != f"{OURS} {__version__}":
+        yield f"another version: {told.version} then, {OURS} {__version__} now"
+
+
+def _differences(data: Mapping[str, Any], result: GenerationResult) -> list[str]:
     """What is not as it was when the picture was first made."""
-    if data is None:
-        return []
     found = []
     hashes = {file["role"]: file["sha256"] for file in data.get("models", ())}
     for file in result.models:

@@ -1,14 +1,16 @@
-"""What detailing adds to the text of a picture: the arguments of each pass that are worth telling.
+"""What detailing adds to the text of a picture: the arguments of each pass that are worth telling; and read back.
 
 Names, order and what is left out are the reference's. Source: pipelines.md §d.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from .detailer_args import NONE, SAME_SCHEDULER, ADetailerArgs, Passes
+from ..errors import RequestError
+from .detailer_args import MAX_PASSES, NONE, SAME_SCHEDULER, ADetailerArgs, Passes
 
 VERSION = "25.3.0"  # of the extension whose arguments and results these are
 
@@ -112,3 +114,40 @@ def _ordinal(number: int) -> str:
     """1st, 2nd, 3rd, 4th …"""
     teens = number % 100 in (11, 12, 13)
     return f"{number}{'th' if teens else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
+
+
+PREFIX = "ADetailer "
+_KEY = re.compile(rf"{PREFIX}(.+?)(?: (\d{{1,2}})(?:st|nd|rd|th))?")
+_ARGUMENTS = {label: name for label, name, _ in ENTRIES}
+# Of programs that this engine does not have, see ``detailer_args.UNSUPPORTED``; with the arguments that go with them.
+_NOT_RUN = re.compile("ad_(restore_face|controlnet_.*|(use_)?(checkpoint|vae|clip_skip))")
+
+
+def passes_in(keys: Mapping[str, str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The passes that the keys of a text tell, as a request has them, and the keys that this engine has nothing for.
+
+    A pass that was skipped is one without a detector, so that those after it keep their numbers.
+
+    Raises:
+        RequestError: the value of an argument cannot be read.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    left = []
+    for key, value in keys.items():
+        if key == f"{PREFIX}version" or not (read := _KEY.fullmatch(key)):
+            continue
+        name, number = _ARGUMENTS.get(read[1], ""), int(read[2] or 1)
+        if not name or _NOT_RUN.fullmatch(name) or not 1 <= number <= MAX_PASSES:
+            left.append(key)
+        else:
+            found.setdefault(number, {})[name] = _value(key, name, value)
+    return [{"ad_model": NONE} | found.get(number, {}) for number in range(1, max(found, default=0) + 1)], left
+
+
+def _value(key: str, name: str, text: str) -> Any:
+    """The value of an argument, of the kind that its default has."""
+    kind = type(ADetailerArgs.model_fields[name].default)
+    try:
+        return text == "True" if kind is bool else kind(text)
+    except ValueError:
+        raise RequestError(f"{key} of the picture's text is {text!r:.80}, not a number", field=name) from None

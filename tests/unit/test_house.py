@@ -163,7 +163,8 @@ ARROWS = {
     "core.processing": "coding finite images networks progress recovery start_pictures",
     "core.passes": "idle_fields limits networks pictures plan processing",
     "core.describe": "infotext infotext_parse lora_sources pictures",
-    "core.replay": "describe filenames images infotext_parse pictures",
+    "core.recipe_text": "infotext infotext_parse lora_sources",
+    "core.replay": "describe filenames images loras pictures recipe_text",
     "core.detailing": "limits mask_request named_passes passes plan",
     "core.workshop": "mask_request processing",
     "core.jobs": "detailing finite idle_fields images limits named networks passes plan processing progress "
@@ -299,6 +300,7 @@ LIGHT = (
     "core.head_start",
     "core.images",
     "core.infotext_parse",
+    "core.recipe_text",
     "extensions.detailer_args",
     "extensions.detector_list",
     "upscalers.files",
