@@ -46,6 +46,7 @@ def ls(json: Json = False, debug: Debug = False, **settings: Any) -> None:
     """List the model files with what each is, told by its header; * marks those that would be used."""
     with Console(json=json, debug=debug) as console:
         from ..core.folders import stray_models
+        from ..core.models import CHOICE, ROLES
 
         config = load_config(settings)
         library, fallback = _library(config)
@@ -66,8 +67,8 @@ def ls(json: Json = False, debug: Debug = False, **settings: Any) -> None:
         ]  # fmt: skip
         for line in table([header, *cells]):
             console.data(line)
-        if sum("transformer" in row["roles"] for row in rows) > 1 and not config.checkpoint:
-            console.say("* is used: of checkpoints the first by name, of encoders that fit the largest, unless set")
+        if any(sum(role in row["roles"] for row in rows) > 1 for role in ROLES):
+            console.say(f"* is used: {CHOICE}, unless set")
 
 
 @models.command("verify", cls=Grouped)

@@ -78,6 +78,12 @@ OTHER_INPUTS = {
 
 ROLES: tuple[Role, ...] = ("transformer", "t5", "clip", "autoencoder")
 
+CHOICE = (
+    "of checkpoints the first by name; of text encoders and autoencoders that fit, where the checkpoint has none "
+    "itself, those in their folders first, then the largest, then the first by name"
+)
+"""Which file is used of several, where no setting names one."""
+
 TINY = Path(__file__).resolve().parents[1] / "tiny"
 
 
@@ -337,7 +343,8 @@ class ModelLibrary:
         return entry.parts[role]
 
     def _separate(self, role: Role, main: Entry) -> Part:
-        """The best separate file for a part that the checkpoint does not hold: of the right width, most bits first.
+        """The best separate file for a part that the checkpoint does not hold: of the right width, those that lie where
+        such parts go before others, then most bits first, then by name.
 
         Those of the checkpoint's own models folder alone, where it lies in one. Where none is left, a damaged file
         in its place is what is told.
@@ -345,12 +352,15 @@ class ModelLibrary:
         wanted = width_fed(role, main.parts["transformer"].shapes)
         root = _root_of(main.path, self.roots)
         near = [entry for entry in self.ls() if root not in self.roots or root in entry.path.parents]
-        found = {entry.name: entry.parts[role] for entry in near if entry.can_be(role)}
+        able = [entry for entry in near if entry.can_be(role)]
+        found = {entry.name: entry.parts[role] for entry in able}
         widths = {name: width_of(role, part.shapes) for name, part in found.items()}
         fitting = [name for name in found if wanted is None or widths[name] == wanted]
         if fitting:
-            fitting.sort(key=lambda name: -found[name].nbytes)
-            _tell_choice(f"with a fitting {role}", fitting, "the largest")
+            proper = {entry.name for entry in able if entry.is_meant_as(role)}
+            fitting.sort(key=lambda name: (name not in proper, -found[name].nbytes))
+            rule = f"the largest{' in its folder' if fitting[0] in proper else ''}"
+            _tell_choice(f"with a fitting {role}", fitting, rule)
             return found[fitting[0]]
         for entry in near:
             if entry.is_meant_as(role) and (damage := entry.damage()):

@@ -124,6 +124,15 @@ def test_formats_have_the_names_of_the_settings(cli: Cli, models: Path, name: st
     assert cli("models", "convert", "small", "--to", name).out == f"small-{format}.safetensors\n"
 
 
+def test_ls_tells_which_autoencoder_wins(cli: Cli, models: Path) -> None:
+    shutil.copy(models / "VAE" / "ae.safetensors", models / "Stable-diffusion" / "astray.safetensors")
+    done = cli("models", "ls")
+    assert [line.split()[1] for line in done.out.splitlines() if "autoencoder" in line and "*" in line] == [
+        "VAE/ae.safetensors"
+    ]
+    assert "autoencoders that fit, where the checkpoint has none itself, those in their folders first" in done.err
+
+
 def test_ls_tells_what_wins_and_what_nothing_looks_at(cli: Cli, models: Path) -> None:
     assert "* is used" not in cli("models", "ls").err
     save_flux(models / "unet" / "b.safetensors")

@@ -31,6 +31,7 @@ from lightweight_engine.errors import (
     UnsupportedCheckpointError,
 )
 from lightweight_engine.flux.convert import convert_part
+from lightweight_engine.flux.keymaps import Role
 from lightweight_engine.flux.params import T5Params
 from lightweight_engine.flux.t5 import T5Encoder
 
@@ -191,7 +192,19 @@ def test_which_of_several_files_is_used_is_in_the_log(tmp_path: Path, caplog: py
         assert ModelLibrary([tmp_path]).choose().name == "a"
     first, second = [record.getMessage() for record in caplog.records if " is used, " in record.getMessage()]
     assert "3 files with a transformer: Stable-diffusion/a.safetensors is used, the first by name" in first
-    assert "2 files with a fitting autoencoder: VAE/ae.safetensors is used, the largest" in second
+    assert "2 files with a fitting autoencoder: VAE/ae.safetensors is used, the largest in its folder" in second
+
+
+@pytest.mark.parametrize(("role", "folder", "name"), [("autoencoder", "VAE", "ae"), ("clip", "text_encoder", "clip")])
+def test_a_part_in_its_folder_is_used_before_one_that_lies_elsewhere(
+    tmp_path: Path, role: Role, folder: str, name: str
+) -> None:
+    save_family(tmp_path)
+    proper, astray = tmp_path / folder / f"{name}.safetensors", tmp_path / "Stable-diffusion" / "astray.safetensors"
+    shutil.copy(proper, astray)
+    assert ModelLibrary([tmp_path]).choose().parts[role].checkpoint.path == proper
+    proper.unlink()
+    assert ModelLibrary([tmp_path]).choose().parts[role].checkpoint.path == astray, "rather than none"
 
 
 def test_models_at_the_top_of_the_folder_are_told(tmp_path: Path) -> None:
