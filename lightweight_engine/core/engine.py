@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import logging
-import threading
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakMethod, ref
 
@@ -39,6 +40,7 @@ from .precision import settings_in_effect
 from .processing import Batch, Drawn, Job, draw, make
 from .progress import Cancel, Interrupt, OnProgress, Tracker, Watch
 from .recovery import within_memory
+from .turns import Turns
 from .workshop import Workshop
 
 if TYPE_CHECKING:
@@ -61,7 +63,8 @@ class LightweightEngine:
     """Draws pictures from prompts.
 
     ``setup`` finds the model and makes it ready; ``run`` does one request and returns everything about it;
-    ``generate`` is ``run`` for a caller who only wants the pictures. Calls from several threads take turns.
+    ``generate`` is ``run`` for a caller who only wants the pictures. Calls from several threads take turns. In the
+    middle of a job, where ``on_progress`` is called, its thread may look (``plan``, ``models`` …) and do nothing else.
 
     Args:
         config: settings; left out, the defaults with the files and environment that ``EngineConfig.load`` reads.
@@ -75,7 +78,7 @@ class LightweightEngine:
             told = f"config: a {type(config).__name__} is no Config"
             raise ConfigError(f"{told}; give Config(name=value, …), or Config.load(file) with all that is set besides")
         self.config = config or EngineConfig.load()
-        self._lock = threading.RLock()
+        self._turns = Turns()
         self._embeddings = EmbeddingCache(EMBEDDING_CACHE_BYTES)
         self._hashes = HashCache(self.config.cache_dir / "hashes.json")
         self._upscalers = UpscalerLibrary([self.config.models_dir, TINY], pinned=self.config.pinned_memory)
@@ -87,7 +90,7 @@ class LightweightEngine:
     @property
     def networks(self) -> Networks:
         """The networks of the model in use; sets the engine up where that was not done."""
-        with self._lock:
+        with self._turns.look():
             return self._model.networks or self._model.use(self.config)
 
     @property
@@ -98,7 +101,7 @@ class LightweightEngine:
     @property
     def loras(self) -> LoRAManager:
         """What reads LoRAs for the model in use; before ``setup``, for the one that would be: nothing is loaded."""
-        with self._lock:
+        with self._turns.look():
             return self._model.loras
 
     @property
@@ -133,7 +136,7 @@ class LightweightEngine:
             ModelError: a file is missing or cannot be used.
             ConfigError: the device cannot be used.
         """
-        with self._lock:
+        with self._turns.work():
             if self._model.networks is None:
                 self._model.use(self.config)
 
@@ -176,7 +179,7 @@ class LightweightEngine:
 
         Args:
             on_progress: called at every stage and step, in this thread.
-            cancel: an event; once set, the job ends within one step.
+            cancel: an event; once set, the job ends within one step, or waits no longer for its turn.
             preview_every: steps between previews in ``on_progress``; 0 is none.
             interrupt: ends the job, or a batch of it, within one step with the pictures so far.
             hashed: the result has the hashes of the model's files. A file is read for it once, while the job draws;
@@ -190,13 +193,32 @@ class LightweightEngine:
         """
         request = _checked(request, GenerationRequest, "engine.request(prompt=…)")
         watch = Watch(on_progress, cancel, preview_every, interrupt)
-        with self._lock:
+        with self._turns.work(watch):
             networks = self._model.use(self.config.with_model_of(request))
             memory = PeakMemory(networks.device)
             try:
                 return within_memory(networks.device, lambda: self._run(request, networks, memory, watch, hashed))
             finally:
                 self._rest(networks)
+
+    def save(self, result: GenerationResult, folder: str | os.PathLike[str] | None = None) -> list[Path]:
+        """Write the pictures of a result as the command line does: with their text, and a sidecar beside each.
+
+        Args:
+            folder: made where there is none; left out, that of the setting ``output_dir``.
+
+        Returns:
+            Where they lie, in order. What is worth saying of them goes to the log.
+
+        Raises:
+            OutputError: one could not be written; those before it stay, of it nothing is left.
+        """
+        from .replay import save_result  # what draws needs none of it
+
+        saved = save_result(result, Path(self.config.output_dir if folder is None else folder))
+        for warning in (warning for each in saved for warning in each.warnings):
+            log.warning("%s", warning)
+        return [each.path for each in saved]
 
     def upscale(
         self,
@@ -243,7 +265,7 @@ class LightweightEngine:
         watch = Watch(on_progress, cancel, interrupt=interrupt)
         reader = PictureReader.of(self.config)
         pictures = [reader.read(each, "images") for each in request.images]
-        with self._lock:
+        with self._turns.work(watch):
             networks = self._model.networks
             device = networks.device if networks else ready_device(self.config)
             self._upscalers.device = device
@@ -277,7 +299,7 @@ class LightweightEngine:
         """
         from .detailing import find  # the detailer, which a start does not need
 
-        with self._lock:
+        with self._turns.work():
             networks = self._model.networks or self._assembled(self.config, None, [])
             return find(request, self._tools(networks, self._model.loras_of(networks.models)), picture)
 
@@ -291,7 +313,7 @@ class LightweightEngine:
             RequestError: a field is wrong or over a limit.
         """
         request = _checked(request, GenerationRequest, "engine.request(prompt=…)")
-        with self._lock:
+        with self._turns.look():
             settings = self.config.with_model_of(request)
             if card is None and self._model.networks is not None and self._model.is_of(settings):
                 return plan_request(request, self._tools(self._model.networks, self._model.loras))
@@ -308,7 +330,7 @@ class LightweightEngine:
         unknown = set(keep_loaded) - set(ROLES) if not isinstance(keep_loaded, str) else {keep_loaded}
         if unknown:
             raise ConfigError(f"keep_loaded: {', '.join(sorted(unknown))!r} is none of {', '.join(ROLES)}; give a list")
-        with self._lock:
+        with self._turns.work():
             if self._model.networks is not None:
                 self._model.networks.release_all(keep_loaded)
 
@@ -318,12 +340,12 @@ class LightweightEngine:
         Raises:
             EngineError: it cannot be had, or does not fit.
         """
-        with self._lock:
+        with self._turns.work():
             self._model.load()
 
     def close(self) -> None:
         """Release the networks; the next call sets the engine up again."""
-        with self._lock:
+        with self._turns.work():
             self._model.close()
             self._embeddings.clear()
             self._upscalers.release()
@@ -341,7 +363,7 @@ class LightweightEngine:
             drawn = [each for _, each in _draw_all(job, tracker)]
             return Drawn(torch.cat([each.latent for each in drawn]), torch.cat([each.pixels for each in drawn]))
 
-        with self._lock:
+        with self._turns.work():
             networks = self._model.use(self.config.with_model_of(request))
             try:
                 return within_memory(networks.device, work)
@@ -350,7 +372,7 @@ class LightweightEngine:
 
     def use(self, networks: Networks) -> None:
         """Work with networks that the caller has put together; ``setup`` then has nothing left to do."""
-        with self._lock:
+        with self._turns.work():
             self._model.give(networks)
 
     def _job(self, request: GenerationRequest, watch: Watch, prompts: Sequence[str] = ()) -> tuple[Job, Tracker]:

@@ -14,12 +14,14 @@ from PIL import Image
 from lightweight_engine import Config, GenerationRequest, LightweightEngine, Progress, UpscaleRequest
 from lightweight_engine.core import engine as engine_module
 from lightweight_engine.core.describe import PACKAGES, pixels_sha256, versions
+from lightweight_engine.core.images import read_infotext, read_sidecar
 from lightweight_engine.core.replay import read_recipe, replay, save_result
 from lightweight_engine.errors import (
     ConfigError,
     GenerationCancelled,
     MemoryBudgetError,
     ModelNotFoundError,
+    OutputError,
     RequestError,
 )
 
@@ -349,3 +351,13 @@ def test_versions_are_looked_up_once_and_belong_to_whoever_asks(monkeypatch: pyt
     told["torch"] = "changed"
     monkeypatch.setattr(metadata, "version", lambda name: "asked again")
     assert versions().items() >= packages.items()
+
+
+def test_a_result_is_saved_as_by_the_command_line(engine: LightweightEngine, tmp_path: Path) -> None:
+    result = engine.run(request(num_outputs=2))
+    paths = engine.save(result, tmp_path / "new")
+    assert [path.name for path in paths] == [f"0000{i}-{seed}.png" for i, seed in enumerate(result.seeds)]
+    assert [read_infotext(path) for path in paths] == list(result.infotexts)
+    assert all(read_sidecar(path) for path in paths)
+    with pytest.raises(OutputError, match="cannot"):
+        engine.save(result, paths[0])

@@ -104,9 +104,10 @@ ARROWS = {
     "flux.preview": "autoencoder",
     "flux.velocity": "conditioning latents transformer",
     "flux.prompt": "prompt_schedule",
-    "flux.chunks": "prompt tokenizers",
+    "flux.prompt_slips": "prompt",
+    "flux.chunks": "prompt prompt_slips tokenizers",
     "flux.text_encoders": "chunks clip prompt t5 tokenizers",
-    "flux.conditioner": "conditioning prompt text_encoders",
+    "flux.conditioner": "conditioning prompt prompt_slips text_encoders",
     "flux.guidance": "conditioning sampler_parts",
     "flux.dpm_solver": "sampler_parts",
     "flux.samplers_ode": "sampler_parts",
@@ -170,8 +171,9 @@ ARROWS = {
     "core.jobs": "detailing finite idle_fields images limits named networks passes plan processing progress "
     "recovery start_pictures",
     "core.upscaling": "image_text images named progress",
+    "core.turns": "progress",
     "core.engine": "assembly current_model describe detailing finite hashes jobs limits models networks passes "
-    "pictures plan precision processing progress recovery upscaling workshop",
+    "pictures plan precision processing progress recovery replay turns upscaling workshop",
     # apps
     "__main__": "cli interrupts",
     "apps.cli": "console",
