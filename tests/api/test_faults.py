@@ -73,7 +73,12 @@ def test_a_job_that_does_not_end_in_time_is_told_503_not_500(tmp_path: Path) -> 
         wait(lambda: running.get("/readyz").status == 503, 5)
         refused = running.generate()
         assert refused.status == 503 and refused.error["type"] == "UnavailableError"
-        assert long.got().status == 503
+        answer = long.got()
+        assert answer.status == 503
+        asked = answer.error["request_id"]
+        wait(lambda: any('"finished"' in line and asked in line for line in list(running.lines)))
+        told = next(json.loads(line) for line in running.lines if '"finished"' in line and asked in line)
+        assert (told["state"], told["status"], told["error"]) == ("cancelled", 503, "UnavailableError")
         assert running.process.wait(20) == 0
 
 

@@ -88,6 +88,13 @@ def test_a_fault_is_counted_for_whose_it_is(error: EngineError, hurried: bool, c
     assert over.counted_as == counted
 
 
+def test_a_job_that_the_service_cancels_is_counted_so_with_its_reason() -> None:
+    over = job("a")
+    over.fail(Fault.of(UnavailableError("ending")), cancelled=True)
+    assert (over.state, over.counted_as, over.to_repeat) == ("cancelled", "cancelled", True)
+    assert over.fault is not None and over.fault.status == 503
+
+
 def test_what_may_pass_frees_its_key() -> None:
     store = JobStore(1000, 60.0)
     for error, kept in (

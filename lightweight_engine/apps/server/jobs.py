@@ -130,10 +130,15 @@ class Job:
         self.outcome, self.interrupted = outcome, bool(outcome.told.get("interrupted"))
         self._end("succeeded")
 
-    def fail(self, fault: Fault) -> None:
+    def fail(self, fault: Fault, *, cancelled: bool = False) -> None:
+        """End without pictures.
+
+        Args:
+            cancelled: it was, though the fault is the reason for that.
+        """
         if not self.over:
             self.fault = fault
-            self._end("cancelled" if fault.type == "GenerationCancelled" else "failed")
+            self._end("cancelled" if cancelled or fault.type == "GenerationCancelled" else "failed")
 
     def _end(self, state: State) -> None:
         self.state, self.finished = state, time.time()

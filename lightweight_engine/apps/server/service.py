@@ -225,7 +225,7 @@ class Service:
             if not job.over:
                 self.supervisor.cancel(job.id)
                 await _within(job.ended(), 5.0)
-                self._finish(job, Fault.of(_ending()))
+                self._finish(job, Fault.of(_ending()), cancelled=True)
         for task in self._tasks:
             task.cancel()
         await self.supervisor.stop()
@@ -318,18 +318,19 @@ class Service:
 
     def _end(self, job: Job, ended: Ended, late: bool) -> None:
         fault = ended.fault
-        if fault is not None and fault.type == "GenerationCancelled" and not job.cancelled:
-            fault = Fault.of(_late("took", job) if late else _ending())
-        self._finish(job, fault, ended)
+        cancelled = fault is not None and fault.type == "GenerationCancelled"
+        if cancelled and not job.cancelled:
+            fault, cancelled = Fault.of(_late("took", job) if late else _ending()), not late
+        self._finish(job, fault, ended, cancelled=cancelled)
 
-    def _finish(self, job: Job, fault: Fault | None, ended: Ended | None = None) -> None:
+    def _finish(self, job: Job, fault: Fault | None, ended: Ended | None = None, *, cancelled: bool = False) -> None:
         if job.over:
             return
         if ended is not None and ended.outcome is not None:
             job.succeed(ended.outcome)
             self.metrics.made(ended.outcome)
         else:
-            job.fail(fault or Fault.unexpected())
+            job.fail(fault or Fault.unexpected(), cancelled=cancelled)
         self.metrics.jobs.add(state=job.counted_as)
         told = {"state": job.state, "seconds": round(time.time() - job.accepted, 3), "client": job.client or None}
         whose = {"job": job.id, "request_id": job.request_id}
