@@ -41,20 +41,19 @@ WORK: dict[str, Callable[[LightweightEngine], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", WORK)
-def test_none_begins_in_the_middle_of_another(engine: LightweightEngine, name: str) -> None:
+def test_none_begins_in_the_middle_of_another(engine: LightweightEngine) -> None:
     request = engine.request(**SMALL, loras=["night:1"])
-    expected, told = pixels_sha256(engine.run(request).images[0]), []
+    expected, refused = pixels_sha256(engine.run(request).images[0]), []
 
     def on_progress(progress: Progress) -> None:
         if progress.stage == "sample" and progress.step == 2:
-            with pytest.raises(EngineError, match="a job is being done in this thread") as caught:
-                WORK[name](engine)
-            told.append(caught.value)
+            for name, work in WORK.items():
+                with pytest.raises(EngineError, match="a job is being done in this thread"):
+                    work(engine)
+                refused.append(name)
 
     result = engine.run(request, on_progress=on_progress)
-    assert len(told) == 1 and pixels_sha256(result.images[0]) == expected
-    assert engine.run(request).images, "afterwards all is as before"
+    assert refused == list(WORK) and pixels_sha256(result.images[0]) == expected
 
 
 def test_to_look_is_no_work(engine: LightweightEngine) -> None:
