@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from .prompt import BREAK_WORD, Segment, is_break, parse_attention
+from .prompt_slips import slips_of
 from .tokenizers import CLIPTokens, T5Tokens
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def segments_of(
     """The segments of a text; the mode ``None`` takes it literally, BREAK included."""
     if emphasis == "None":
         return [Segment(text, 1.0)]
+    if warnings is not None:
+        warnings += slips_of(text)
     return parse_attention(text, compat=compat, warnings=warnings)
 
 

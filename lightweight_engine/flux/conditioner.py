@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import RequestError
 from .conditioning import Composition, Conditioning, Scheduled, lengthened
 from .prompt import PromptPart, PromptPlan
+from .prompt_slips import slip_of_part
 from .text_encoders import Check, EncodedText, TextEncoders
 
 if TYPE_CHECKING:
@@ -101,7 +102,9 @@ class Conditioner:
         """
         encoded = self.encode([text for plan in plans for part in plan for _, text in part.schedule])
         if warnings is not None:
-            found = (warning for text in encoded.values() for warning in text.warnings)
+            shares = [part for plan in plans if len(plan) > 1 for part in plan]
+            found = [warning for part in shares for _, text in part.schedule for warning in slip_of_part(text)]
+            found += [warning for text in encoded.values() for warning in text.warnings]
             warnings.extend(warning for warning in dict.fromkeys(found) if warning not in warnings)
         made: dict[PromptPart, Scheduled] = {}
         for part in (part for plan in plans for part in plan):

@@ -180,7 +180,7 @@ def plan_negative(text: str, steps: int, *, base_steps: int | None = None) -> Pr
 
 # --- emphasis ---------------------------------------------------------------------------------------------------
 
-_TOKEN = re.compile(r"\\[()\[\]\\]?|:\s*([-+]?[.\d]+)\s*\)|[()\[\]:]|[^\\()\[\]:]+")
+TOKEN = re.compile(r"\\[()\[\]\\]?|:\s*([-+]?[.\d]+)\s*\)|[()\[\]:]|[^\\()\[\]:]+")
 BREAK_WORD = re.compile(r"\bBREAK\b")
 _FACTOR = {"(": 1.1, "[": 1 / 1.1}
 
@@ -246,7 +246,7 @@ def parse_attention(text: str, *, compat: Compat = "fixed", warnings: list[str] 
         RequestError: such a weight in ``forge``; or the weights multiply beyond what a float holds.
     """
     found = _Weights(scale_breaks=compat == "forge")
-    for token in _TOKEN.finditer(text):
+    for token in TOKEN.finditer(text):
         piece, number = token[0], token[1]
         if piece[0] == "\\":
             found.add(piece[1:])

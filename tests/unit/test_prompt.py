@@ -22,6 +22,7 @@ from lightweight_engine.flux.prompt import (
     split_and,
 )
 from lightweight_engine.flux.prompt_schedule import schedule
+from lightweight_engine.flux.prompt_slips import slip_of_part, slips_of
 from lightweight_engine.lora_spec import LoraSpec
 
 LIMIT = 20_000  # characters of prompt that the engine takes
@@ -225,6 +226,64 @@ class TestAttention:
         with pytest.raises(RequestError, match="not a number"):
             parse_attention(f"(cat:{number})", compat="forge")
 
+    @pytest.mark.parametrize(
+        ("text", "written"),
+        [
+            ("a (red:nan)", ":nan)"),
+            ("(red:1e9) (b:1.2)", ":1e9)"),
+            ("((a) (red): 1,3 )", ": 1,3 )"),
+            ("(red:-1,5) or (blue:-1,5)", ":-1,5)"),
+            ("[a:b:1.2.3]", ":1.2.3]"),
+            ("[a:b:0,5]", ":0,5]"),
+        ],
+    )
+    def test_row_9_what_looks_like_a_weight_is_told(self, text: str, written: str) -> None:
+        (told,) = slips_of(text)
+        assert told.startswith(f"{written!r} looks like a weight") and "read as text" in told
+        assert told.endswith("[from:to:0.5]" if written.endswith("]") else "(word:1.3)")
+
+    @pytest.mark.parametrize(
+        ("text", "written"),
+        [
+            ("(red:1.3", ":1.3"),
+            ("(((red:1.5) blue", ":1.5"),
+            ("(red:1.3, blue", ":1.3"),
+            ("((a)(b):.5", ":.5"),
+            ("[a:b:0.5", ":0.5"),
+        ],
+    )
+    def test_row_9_a_weight_in_a_bracket_that_is_never_closed_is_told(self, text: str, written: str) -> None:
+        (told,) = slips_of(text)
+        assert told.startswith(f"a bracket before {written!r} is never closed") and f"\\{text[0]}" in told
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            *("(see: this)", "12:30", "(portrait:)", "(at 12:30)", "(John 3:1,2)", "(grandma: nan)", "[wait:...]"),
+            *(
+                "sad :( at 12:30",
+                "sad :( but :3",
+                "(:3",
+                "a (b",
+                "(a ratio 16:9",
+                r"\(red:1.3",
+                "(red:1.3)",
+                "(red:1,3 m)",
+            ),
+            *("(red:1.2.3)", "(a:1.2) b:1,3", "[[a:b:1.5]:c]"),
+        ],
+    )
+    def test_ordinary_text_is_not(self, text: str) -> None:
+        assert slips_of(text) == []
+
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [("b:1.2.3", True), ("b: 1,3 ", True), ("b:1e3", True), ("b:nan", True)]
+        + [("b", False), ("at 10:30", False), ("wait:...", False), ("see: this", False), ("3:1,2", False)],
+    )
+    def test_row_9_so_is_the_share_of_a_part(self, text: str, told: bool) -> None:
+        assert [each.endswith("as in word:1.3") for each in slip_of_part(text)] == [True] * told
+
     def test_weights_beyond_all_numbers_are_refused(self) -> None:
         with pytest.raises(RequestError, match="fewer nested brackets"):
             parse_attention("(" * 9000 + "a" + ")" * 9000)
@@ -273,6 +332,7 @@ def test_hostile_prompts_take_little_time(name: str, compat: str) -> None:
     run(lambda: lora_weights(text))
     run(lambda: plan_prompt(text, 100, compat=compat))
     run(lambda: parse_attention(text, compat=compat))
+    run(lambda: slips_of(text) + slip_of_part(text))
     assert time.process_time() - began < 4.0
 
 

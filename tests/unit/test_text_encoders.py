@@ -262,6 +262,17 @@ class TestConditioner:
         assert torch.equal(context, torch.cat(encoded.chunks))
         assert len(warnings) == 1
 
+    @pytest.mark.parametrize("prompt", ["a AND b:1.2.3", "a AND [b:b:2]:1.2.3", "a (b:1,3)", "[a:b:1.2.3]", "(a:1.5"])
+    def test_row_9_what_is_no_weight_is_told_once(self, residency: Residency, prompt: str) -> None:
+        warnings: list[str] = []
+        for _ in range(2):  # the second time from the cache
+            conditioner(residency)([plan_prompt(prompt, 4)], None, warnings)
+            assert len(warnings) == 1
+        literal: list[str] = []
+        conditioner(residency)([plan_prompt("a b:1.2.3", 4)], None, literal)
+        conditioner(residency, emphasis="None")([plan_prompt("a (b:1,3)", 4)], None, literal)
+        assert literal == []
+
     def test_row_4_forge_takes_chunks_for_rows(self, residency: Residency) -> None:
         (forge,) = conditioner(residency, compat="forge")([plan_prompt("[a BREAK b:c:2]", 4, compat="forge")], None)
         scheduled = forge.parts[0][1]
