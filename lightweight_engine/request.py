@@ -9,6 +9,7 @@ Profiles: ``native`` (this engine's own defaults), ``cog`` (the ``predict()`` se
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -32,6 +33,10 @@ MAX_DETAILER_PASSES = 16
 LARGEST_SCALE = 16.0  # of a picture that is enlarged
 SMALLEST_SIDE = 16  # of a picture that is drawn, in pixels
 MAX_STEPS = 1000
+PROMPTS = ("prompt", "negative_prompt", "hr_prompt", "hr_negative_prompt", "ad_prompt", "ad_hands_prompt")
+"""Fields that the text encoders read."""
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+"""Characters that no prompt means, and no text of a picture should carry; tabs and ends of lines are others."""
 
 
 def _field(section: str, default: Any, help: str, *, cog: Any = ..., a1111: Any = ..., **bounds: Any) -> Any:
@@ -217,6 +222,13 @@ class GenerationRequest(Frozen):
     @classmethod
     def _no_null(cls, value: Any) -> Any:
         return "" if value is None else value
+
+    @field_validator(*PROMPTS)
+    @classmethod
+    def _printable(cls, value: str) -> str:
+        if odd := CONTROL.search(value):
+            raise ValueError(f"the text holds a control character (U+{ord(odd[0]):04X}); leave it out")
+        return value
 
     @field_validator("seed", "subseed", mode="before")
     @classmethod

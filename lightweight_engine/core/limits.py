@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING
 from ..errors import RequestError, TooCostlyError, counted
 from ..fields import shown_of
 from ..labels import own_scheduler, resolve_sampler
-from ..request import GenerationRequest, UpscaleRequest
+from ..request import PROMPTS, GenerationRequest, UpscaleRequest
 from .images import check_size
 
 if TYPE_CHECKING:
     from ..config import EngineConfig
 
-
-PROMPTS = ("prompt", "negative_prompt", "hr_prompt", "hr_negative_prompt", "ad_prompt", "ad_hands_prompt")
-"""Fields that the text encoders read."""
 
 # Pairs that evaluate the network once for each step asked for, which a test holds; others do it more or less often.
 STEPWISE_SAMPLERS = frozenset(

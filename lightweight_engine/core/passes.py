@@ -20,11 +20,11 @@ from ..flux.prompt import PromptPlan, parse_networks
 from ..flux.samplers import SAMPLERS
 from ..flux.sampling import Forecast, Schedule, forecast, guess
 from ..labels import resolve_sampler, schedule_steps
-from ..request import MAX_SEED, GenerationRequest
+from ..request import MAX_SEED, PROMPTS, GenerationRequest
 from ..results import OnBytes
 from ..upscalers.library import UpscalerLibrary
 from .idle_fields import lost_start
-from .limits import PROMPTS, check_cost, check_target, check_texts, check_tokens
+from .limits import check_cost, check_target, check_texts, check_tokens
 from .networks import Networks
 from .pictures import PictureReader
 from .plan import HIRES, T5_LENGTH, Plan, Shape, Upscaling, make_plan

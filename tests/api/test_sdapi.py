@@ -188,6 +188,8 @@ def test_the_policy_is_told(running: Running) -> None:
         ({"n_iter": 60, "steps": 900, "width": 2048, "height": 2048}, 413, "steps"),
         ({"seed": 2**64}, 422, "seed"),
         ({"seed": 1.5}, 422, "seed"),
+        ({"seed": -5}, 422, "seed"),
+        ({"prompt": "a\0b"}, 422, "prompt"),
         ({"cfg_scale": -1}, 422, "cfg_scale"),
         ({"distilled_cfg_scale": -1}, 422, "distilled_cfg_scale"),
         ({"denoising_strength": 1.1}, 422, "denoising_strength"),

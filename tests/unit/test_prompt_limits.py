@@ -10,14 +10,14 @@ import pytest
 from command_line import command_line
 
 from lightweight_engine import Config, GenerationRequest, LightweightEngine
-from lightweight_engine.core.limits import PROMPTS, STEPWISE_SAMPLERS, STEPWISE_SCHEDULERS, check_cost, check_fields
+from lightweight_engine.core.limits import STEPWISE_SAMPLERS, STEPWISE_SCHEDULERS, check_cost, check_fields
 from lightweight_engine.core.processing import plan_schedule, sampler_options
 from lightweight_engine.errors import RequestError, TooCostlyError
 from lightweight_engine.flux.chunks import segments_of, t5_chunks, t5_length
 from lightweight_engine.flux.params import TIME_SHIFTS
 from lightweight_engine.flux.sampling import forecast
 from lightweight_engine.labels import resolve_sampler
-from lightweight_engine.request import MAX_STEPS
+from lightweight_engine.request import MAX_STEPS, PROMPTS
 
 SMALL = {"width": 64, "height": 64, "steps": 1, "seed": 1}
 LONG = {

@@ -18,7 +18,14 @@ from lightweight_engine.extensions.hires_fix import second_pass
 from lightweight_engine.fields import NOT_NEEDED, OTHER_NAMES
 from lightweight_engine.labels import LATENT_UPSCALERS
 from lightweight_engine.lora_spec import LoraSpec
-from lightweight_engine.request import MAX_SEED, MODEL_FIELDS, GenerationRequest, UpscaleRequest, profile_defaults
+from lightweight_engine.request import (
+    MAX_SEED,
+    MODEL_FIELDS,
+    PROMPTS,
+    GenerationRequest,
+    UpscaleRequest,
+    profile_defaults,
+)
 from lightweight_engine.upscalers.files import PLAIN_NAMES
 
 
@@ -243,6 +250,22 @@ def test_null_is_what_was_left_out() -> None:
     assert GenerationRequest(width=None).width is None
     assert GenerationRequest(prompt=None).prompt == ""
     assert GenerationRequest(seed=None, subseed=None) == GenerationRequest()
+
+
+@pytest.mark.parametrize("field", PROMPTS)
+@pytest.mark.parametrize(
+    ("odd", "told"), [("\0", "U+0000"), ("\x0b", "U+000B"), ("\x1b[0m", "U+001B"), ("\x7f", "U+007F")]
+)
+def test_control_characters_are_no_text_of_a_prompt(field: str, odd: str, told: str) -> None:
+    message = rf"^{field}: the text holds a control character \({re.escape(told)}\); leave it out$"
+    with pytest.raises(RequestError, match=message) as caught:
+        GenerationRequest(**{field: f"a{odd}b"})
+    assert caught.value.field == field
+
+
+def test_tabs_and_ends_of_lines_are() -> None:
+    text = "a\tsmiling\r\nwoman\x85\u2028"
+    assert GenerationRequest(prompt=text).prompt == text
 
 
 def test_a_model_for_one_request() -> None:
