@@ -128,7 +128,10 @@ def _no_hires(request: GenerationRequest) -> str:
     """Why there is none, where its fields were sent."""
     if request.image is not None:
         return "there is none with image"
-    return "enable_hr is false" if request.enable_hr is False else "hr_scale"
+    if request.enable_hr is False:
+        return "enable_hr is false"
+    sized = request.hr_resize_x or request.hr_resize_y  # beside which hr_scale says nothing else
+    return "enable_hr switches it on" if sized else "enable_hr, or hr_scale over 1, switches it on"
 
 
 def _idle_in_walk(request: GenerationRequest) -> Iterator[tuple[str, list[str]]]:

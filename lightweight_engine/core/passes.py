@@ -135,6 +135,9 @@ def hires_pass(first: Pass, tools: Tools, warnings: list[str], progress: OnBytes
     check_target(target.height, target.width, request, tools.config)
     cells = target.cells(factor)
     size = (cells[0] * factor, cells[1] * factor)
+    if size == first.size:
+        field = next((name for name in ("hr_resize_x", "hr_resize_y") if getattr(request, name)), "hr_scale")
+        warnings.append(f"the hires pass draws at the same size, {size[1]}x{size[0]}; raise {field} to enlarge")
     again = second_pass(request)
     batches: Sequence[Batch] = first.batches
     if request.hr_prompt:

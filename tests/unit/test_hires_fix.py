@@ -126,6 +126,24 @@ def test_scale_1_asked_for_refines_at_the_same_size(engine: LightweightEngine) -
     result = engine.run(request(hr_scale=1.0, enable_hr=True, hr_upscaler="Lanczos", denoising_strength=0.4))
     assert result.images[0].size == (64, 96)
     assert pixels_sha256(result.images[0]) != pixels_sha256(engine.run(request(hr_scale=1.0)).images[0])
+    assert "the hires pass draws at the same size, 64x96; raise hr_scale to enlarge" in result.warnings
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"hr_scale": 1.01}, "64x96; raise hr_scale"),
+        ({"enable_hr": True, "hr_resize_x": 64}, "64x96; raise hr_resize_x"),
+        ({"hr_scale": 1.25}, None),
+        ({"enable_hr": True, "hr_scale": 1.0, "hr_resize_y": 128}, None),
+    ],
+)
+def test_a_pass_that_enlarges_nothing_is_told(
+    engine: LightweightEngine, fields: dict[str, object], told: str | None
+) -> None:
+    same = "the hires pass draws at the same size, "
+    found = [each for each in engine.run(request(**fields)).warnings if each.startswith(same)]
+    assert found == ([f"{same}{told} to enlarge"] if told else [])
 
 
 @pytest.mark.parametrize(("steps", "told"), [(2, True), (3, False)])

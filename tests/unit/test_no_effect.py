@@ -24,6 +24,14 @@ from lightweight_engine.labels import scheduler_labels
         ({"negative_prompt": "a dog"}, "negative_prompt had no effect at cfg_scale 1"),
         ({"negative_prompt": "a dog", "enable_hr": True, "hr_cfg": 1.0}, "negative_prompt had no effect"),
         ({"hr_steps": 10, "hr_upscaler": "4x-UltraSharp"}, "hr_steps, hr_upscaler had no effect without a hires pass"),
+        (
+            {"hr_steps": 9},
+            "hr_steps had no effect without a hires pass (enable_hr, or hr_scale over 1, switches it on)",
+        ),
+        (
+            {"hr_resize_x": 96, "hr_steps": 9},
+            "hr_resize_x, hr_steps had no effect without a hires pass (enable_hr switches it on)",
+        ),
         ({"hr_cfg": 2.0, "enable_hr": False}, "hr_cfg had no effect without a hires pass (enable_hr is false)"),
         ({"hr_scale": 1.5, "enable_hr": False}, "hr_scale had no effect without a hires pass (enable_hr is false)"),
         (
