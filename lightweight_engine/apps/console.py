@@ -83,13 +83,13 @@ class Console:
         """The whole result as one JSON object."""
         print(json.dumps(value, ensure_ascii=True, indent=2, default=str), flush=True)
 
-    def names(self, what: str, names: Sequence[str]) -> None:
-        """A list of names as the whole result: a line each, or under ``what`` in JSON."""
+    def names(self, what: str, names: Sequence[str], problems: Mapping[str, str]) -> None:
+        """A list of names as the whole result: a line each, or under ``what`` in JSON; with what is wrong with some."""
         if self.json:
-            self.result({what: list(names)})
+            self.result({what: list(names), "problems": dict(problems)})
             return
-        for name in names:
-            self.data(name)
+        for line in table([(name, problems.get(name, "")) for name in names]):
+            self.data(line)
 
     def say(self, text: str) -> None:
         if not self.quiet:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 Source = Annotated[str, typer.Argument(metavar="IMAGE", help="The picture: a path or a URL.")]
 Text = Annotated[str, typer.Option("--prompt", help="What the picture shows; the passes' own prompts win.")]
 Preview = Annotated[bool, typer.Option("--preview", help="Only show what is found: boxes and masks; paint nothing.")]
-Listing = Annotated[bool, typer.Option("--list", is_eager=True, help="Print the names of the detectors and stop.")]
+LISTED = "Print the names of the detectors, and what is wrong with a file, and stop."
+Listing = Annotated[bool, typer.Option("--list", is_eager=True, help=LISTED)]
 
 CELL = 8  # sides are drawn in cells of so many pixels
 
@@ -46,7 +47,8 @@ def detail(
             from ..core.models import TINY
             from ..extensions.detector_list import DetectorList
 
-            console.names("detectors", DetectorList([config.models_dir, TINY]).names())
+            detectors = DetectorList([config.models_dir, TINY])
+            console.names("detectors", detectors.names(), detectors.problems())
             return
         if not source:
             raise RequestError("there is no picture to detail; name one", field="image")

@@ -188,6 +188,20 @@ def _models(config: EngineConfig) -> Iterator[Check]:
     yield Check("models", "ok", f"{chosen.name}: {', '.join(files)}")
 
 
+def _upscalers_and_detectors(config: EngineConfig) -> Iterator[Check]:
+    """Files of theirs that cannot be opened. Every hires pass needs the one that ``hr_upscaler`` names."""
+    from ..extensions.detector_list import DetectorList
+    from ..upscalers.files import UpscalerFiles
+
+    for entry in UpscalerFiles([config.models_dir]).entries():
+        if problem := entry.problem:
+            wanted = entry.name.lower() == config.hr_upscaler.lower()
+            yield Check("upscaler file", "bad" if wanted else "note", problem, f"replace or remove {entry.path}")
+    for detector in DetectorList([config.models_dir]).entries():
+        if problem := detector.problem:
+            yield Check("detector file", "note", problem, f"replace or remove {detector.path}")
+
+
 def _memory(config: EngineConfig) -> Iterator[Check]:
     """What the usual request would take, from headers alone, and settings that do nothing with these files."""
     if util.find_spec("torch") is None:
@@ -300,6 +314,7 @@ LOOKS = (
     _settings,
     _environment,
     _models,
+    _upscalers_and_detectors,
     _memory,
     _tokenizers,
     _folders,

@@ -42,7 +42,9 @@ Quality = Annotated[
     str | None,
     typer.Option("--quality", metavar="<int>", help=f"Quality of jpg and webp. (1 to 100; default {QUALITY})"),
 ]
-Listing = Annotated[bool, typer.Option("--list", help="Print the names of the upscalers and stop.")]
+Listing = Annotated[
+    bool, typer.Option("--list", help="Print the names of the upscalers, and what is wrong with a file, and stop.")
+]
 
 FORMATS = {"png": "png", "jpg": "jpg", "jpeg": "jpg", "webp": "webp"}  # by any spelling
 
@@ -84,7 +86,7 @@ def upscale(
 
         files = UpscalerFiles([config.models_dir, TINY])
         if listing:
-            console.names("upscalers", files.names())
+            console.names("upscalers", files.names(), files.problems())
             return
         for field, name in names.items():
             if name is not None:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import CorruptCheckpointError, ModelNotFoundError, UnsupportedCheckpointError
+from ..errors import CorruptCheckpointError, EngineError, ModelNotFoundError, UnsupportedCheckpointError
 from .checkpoint import Checkpoint, TensorInfo, corrupt, open_checkpoint, unique
 
 INDEX = ".index.json"
@@ -66,6 +66,15 @@ def open_model(path: str | Path) -> Checkpoint:
         raise ModelNotFoundError(f"{path} may not be read by this user; change its permissions") from None
     except OSError as error:
         raise ModelNotFoundError(f"{path} cannot be read: {error.strerror}; check the disk and the link") from None
+
+
+def problem_of(path: Path, opened: Callable[[Path], object] = open_model) -> str | None:
+    """Why a file cannot be opened; None where its header can be read."""
+    try:
+        opened(path)
+    except EngineError as error:
+        return str(error)
+    return None
 
 
 def _open_file(path: Path) -> Checkpoint:

@@ -16,6 +16,7 @@ from ..backend import kernels
 from ..errors import EngineError
 from ..request import GenerationRequest
 from ..upscalers.dense import build_programs
+from ..upscalers.files import HIRES
 
 if TYPE_CHECKING:
     from .engine import LightweightEngine
@@ -74,7 +75,7 @@ def draw_once(engine: LightweightEngine) -> Mapping[str, float]:
     engine.upscalers.device = device
     wanted = any(entry.name == name for entry in engine.upscalers.entries())
     with ThreadPoolExecutor(1, "upscaler") as beside:
-        reading = beside.submit(engine.upscalers.find, name) if wanted else None
+        reading = beside.submit(engine.upscalers.find, name, field=HIRES) if wanted else None
         if wanted and device.type == "cuda" and kernels.available():
             build_programs(device)
         timings = engine.run(GenerationRequest(**WARM_UP), hashed=False).timings

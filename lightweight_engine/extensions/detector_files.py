@@ -77,8 +77,11 @@ def open_detector(path: Path) -> DetectorFile:
 
 
 def _is_archive(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"PK\x03\x04"
+    except OSError:  # which ``open_model`` tells
+        return False
 
 
 def _network_of(saved: SavedObject) -> Record | None:

@@ -1,4 +1,5 @@
-"""Detectors by name: the files in the folder ``adetailer`` of models folders. Loads no torch, and reads no file."""
+"""Detectors by name: the files in the folder ``adetailer`` of models folders. Loads no torch, and reads no file, but
+headers where it is asked what is wrong with them."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..backend.kept_files import by_name, files_below
+from ..backend.model_files import problem_of
 from ..backend.model_folders import DETECTORS, folders_of, place_for
 from ..errors import ModelNotFoundError, RequestError, closest
 
@@ -30,6 +32,13 @@ class Entry:
     name: str
     path: Path
 
+    @property
+    def problem(self) -> str | None:
+        """Why its file cannot be opened, by the header alone; whether it holds a detector, its reading tells."""
+        from .detector_files import open_detector  # which listing names does not need
+
+        return problem_of(self.path, open_detector)
+
 
 class DetectorList:
     """The detectors of some folders.
@@ -48,6 +57,10 @@ class DetectorList:
 
     def names(self) -> list[str]:
         return [entry.name for entry in self.entries()]
+
+    def problems(self) -> dict[str, str]:
+        """Names of those whose files cannot be opened, with the reason."""
+        return {entry.name: problem for entry in self.entries() if (problem := entry.problem)}
 
     def require(self, name: str) -> Entry:
         """The file of that name, with or without its suffix; nothing is read.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..backend.kept_files import KeptFiles
+from ..errors import about
 from .detector_list import DetectorList
 from .detector_place import Free, Place, all_of_it
 
@@ -52,7 +53,8 @@ class DetectorLibrary(DetectorList):
 
         entry = self.require(name)
         place = Place(torch.device(self.device), lambda: self.free(), self.pinned)
-        return self._loaded.get(entry.path, partial(open_network, entry, place))
+        with about("ad_model"):
+            return self._loaded.get(entry.path, partial(open_network, entry, place))
 
     def release(self) -> None:
         """Drop all networks."""

@@ -1,7 +1,7 @@
 """Upscalers by name: those without a network, and the files in the folders of a models folder. Loads no torch.
 
 Names are those of Stable Diffusion WebUI and Forge: the stem of a file, or a fixed one for files that everybody has.
-Listing reads names of files only.
+Listing reads names of files only, and their headers where it is asked what is wrong with them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..backend.kept_files import by_name, files_below
+from ..backend.model_files import problem_of
 from ..backend.model_folders import UPSCALERS, bases_of, place_for
 from ..errors import ModelNotFoundError, RequestError, closest
 from ..labels import LATENT_UPSCALERS
@@ -96,6 +97,11 @@ class Entry:
     path: Path
     family: Family
 
+    @property
+    def problem(self) -> str | None:
+        """Why its file cannot be opened, by the header alone; whether it holds an upscaler, its reading tells."""
+        return problem_of(self.path)
+
 
 class UpscalerFiles:
     """The upscalers of some folders, as far as names tell.
@@ -114,6 +120,10 @@ class UpscalerFiles:
     def names(self) -> list[str]:
         """All names to choose from: those without a network first."""
         return [*PLAIN_NAMES, *(entry.name for entry in self.entries())]
+
+    def problems(self) -> dict[str, str]:
+        """Names of those whose files cannot be opened, with the reason."""
+        return {entry.name: problem for entry in self.entries() if (problem := entry.problem)}
 
     def entry(self, name: str, *, field: str = "upscaler") -> Entry | None:
         """The file of an upscaler; None of one that needs none.

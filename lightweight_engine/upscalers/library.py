@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..backend.kept_files import KeptFiles
+from ..errors import about
 from .files import Entry, UpscalerFiles
 from .upscaler import PLAIN, Upscaler
 
@@ -87,7 +88,7 @@ class UpscalerLibrary(UpscalerFiles):
         entry = self.entry(name, field=field)
         if entry is None:
             return next(plain for plain in PLAIN if plain.name.lower() == name.lower())
-        network = self._load(entry)
+        network = self._load(entry, field)
         network.room = room
         network.after_tile = after_tile or (lambda done, total: None)
         return network
@@ -111,7 +112,7 @@ class UpscalerLibrary(UpscalerFiles):
         if entry is None:
             return find()
         beside = ThreadPoolExecutor(1, "upscaler")  # a process that ends waits for it, and cuts no import off
-        work: Future[object] = beside.submit(self._load, entry)
+        work: Future[object] = beside.submit(self._load, entry, field)
         beside.shutdown(wait=False)
         self._works = [*(each for each in self._works if not each.done()), work]
         return Coming(name, work, find)
@@ -128,12 +129,12 @@ class UpscalerLibrary(UpscalerFiles):
         """Bytes of the networks that are kept."""
         return sum(network.nbytes for network in self._loaded.values())
 
-    def _load(self, entry: Entry) -> NetworkUpscaler:
+    def _load(self, entry: Entry, field: str) -> NetworkUpscaler:
         from .networks import NetworkUpscaler, open_network
 
         def read() -> NetworkUpscaler:
             network = open_network(entry.path)
             return NetworkUpscaler(entry.name, network, entry.family.tiling, self.device, pinned=self.pinned)
 
-        with self._turn:
+        with self._turn, about(field):
             return self._loaded.get(entry.path, read)

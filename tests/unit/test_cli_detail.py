@@ -35,6 +35,19 @@ def test_list(cli: Cli) -> None:
     assert cli("detail", "--list").out.split() == ["face_tiny.safetensors", "hand_tiny.safetensors"]
 
 
+def test_a_damaged_detector_is_listed_as_such_and_told_with_its_field(cli: Cli, picture: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "models" / "adetailer" / "bad.pt"
+    bad.parent.mkdir(parents=True)
+    bad.write_bytes(b"PK")
+    rows = dict(line.partition("  ")[::2] for line in cli("detail", "--list").out.splitlines())
+    assert "bad.pt" in rows["bad.pt"] and rows["face_tiny.safetensors"] == ""
+    told = json.loads(cli("detail", "--list", "--json").out)
+    assert {"bad.pt", "face_tiny.safetensors"} <= set(told["detectors"]) and list(told["problems"]) == ["bad.pt"]
+    done = cli("detail", picture, "--preview", "--adetailer-passes", '{"ad_model": "bad.pt"}')
+    assert done.code == 3 and "ad_model: bad.pt" in done.err
+    assert f"note  detector file: {told['problems']['bad.pt']}\n" in cli("doctor").out
+
+
 def test_preview_paints_nothing(cli: Cli, picture: Path, tmp_path: Path) -> None:
     done = cli("detail", picture, "--preview", "-o", tmp_path / "out", "--json")
     told = json.loads(done.out)

@@ -47,6 +47,21 @@ def test_names_are_listed(cli: Cli) -> None:
     assert "4x-Small" in json.loads(cli("upscale", "--list", "--json").out)["upscalers"]
 
 
+def test_a_damaged_upscaler_is_listed_as_such_and_told_with_its_option(cli: Cli, tmp_path: Path) -> None:
+    bad = tmp_path / "models" / "ESRGAN" / "bad.pth"
+    bad.write_bytes(b"PK")
+    rows = dict(line.partition("  ")[::2] for line in cli("upscale", "--list").out.splitlines())
+    assert "bad.pth" in rows["bad"] and rows["4x-Small"] == rows["Lanczos"] == ""
+    told = json.loads(cli("upscale", "--list", "--json").out)
+    assert {"bad", "4x-Small"} <= set(told["upscalers"]) and list(told["problems"]) == ["bad"]
+    done = cli("upscale", "small.png", "--upscaler", "bad", "--device", "cpu")
+    assert done.code == 3 and done.err.startswith("error: --upscaler: bad.pth")
+    noted = f"note  upscaler file: {told['problems']['bad']}\n      -> replace or remove {bad.relative_to(tmp_path)}"
+    assert noted in cli("doctor").out
+    checks = json.loads(cli("doctor", "--set", "hr_upscaler=bad", "--json").out)["checks"]
+    assert {check["state"] for check in checks if check["name"] == "upscaler file"} == {"bad"}
+
+
 def test_as_data_and_in_another_format(cli: Cli) -> None:
     done = cli("upscale", "small.png", "--by", 1.5, "--upscaler", "Lanczos", "--format", "jpg", "--json", "-q")
     found = json.loads(done.out)

@@ -132,6 +132,7 @@ ARROWS = {
     "extensions.adetailer": "detailer_args detailer_masks detailer_prompts detailer_targets detection",
     "extensions.ultralytics_detector": "detection detector_files",
     "extensions.detector_networks": "detection detector_files detector_list detector_place ultralytics_detector yolov8",
+    "extensions.detector_list": "detector_files",
     "extensions.detectors": "detector_list detector_networks detector_place",
     "extensions.inpainting": "masks",
     # core

@@ -93,6 +93,15 @@ def test_later_ones_are_read_in_their_turn(models: Path, monkeypatch: pytest.Mon
     assert not isinstance(UpscalerLibrary([models]).begin("4x-Small"), Coming)
 
 
+def test_a_bad_network_is_told_with_its_field(models: Path) -> None:
+    save_file({"x": torch.zeros(2)}, models / "ESRGAN" / "4x-Bad.safetensors")
+    library = UpscalerLibrary([models])
+    with pytest.raises(UnsupportedCheckpointError, match="^hr_upscaler: 4x-Bad") as caught:
+        library.begin("4x-Bad", field="hr_upscaler")
+        library.find("4x-Bad", field="hr_upscaler")
+    assert caught.value.field == "hr_upscaler"
+
+
 def test_a_job_samples_meanwhile(models: Path, reading: Reading, monkeypatch: pytest.MonkeyPatch) -> None:
     """The network may be read only once the first pass is over; were it waited for, the job would never end."""
     engine = engine_of(models)
@@ -143,7 +152,7 @@ def test_a_bad_upscaler_is_no_fault_of_a_start(models: Path, monkeypatch: pytest
     save_file({"x": torch.zeros(2)}, models / "ESRGAN" / "4x-Bad.safetensors")
     engine = engine_of(models, hr_upscaler="4x-Bad")
     assert sum(draw_once(engine).values()) > 0
-    assert len(told) == 1 and told[0].startswith("the upscaler of the settings cannot be used: 4x-Bad")
+    assert len(told) == 1 and told[0].startswith("the upscaler of the settings cannot be used: hr_upscaler: 4x-Bad")
     with pytest.raises(EngineError, match="4x-Bad"):
         engine.run(engine.request(**JOB))
 
