@@ -199,10 +199,11 @@ class CacheStorageError(DownloadError):
 
 
 class OutputError(EngineError):
-    """A result could not be written; nothing partial is left behind."""
+    """A result could not be written; nothing partial is left behind. ``saved`` has pictures that were, before it."""
 
     exit_code = 7
     http_status = 507
+    saved: tuple[str, ...] = ()
 
 
 class MissingDependencyError(EngineError):

@@ -102,7 +102,10 @@ class Console:
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def fail(self, error: BaseException, code: int) -> NoReturn:
-        """End the command with the error as one line; the plan of a job that does not fit follows as a table."""
+        """End the command with the error as one line; the plan of a job that does not fit follows as a table.
+
+        Pictures that were saved before it are data as ever.
+        """
         if code == INTERRUPTED:
             signal.signal(signal.SIGINT, self._leave)
         known = isinstance(error, EngineError)
@@ -111,12 +114,15 @@ class Console:
             traceback.print_exception(error)
         elif not known:
             text += "; run again with --debug and report what it shows"
-        plan = getattr(error, "plan", "")
+        plan, saved = getattr(error, "plan", ""), getattr(error, "saved", ())
+        for path in () if self.json else saved:
+            self.data(path)
         print(f"error: {text}", *filter(None, [plan]), sep="\n", file=sys.stderr, flush=True)
         self._failed = True
         if self.json:
             told = {"type": type(error).__name__, "message": text, "field": getattr(error, "field", None)}
-            self.result({"error": {**told, **({"plan": plan} if plan else {}), "exit_code": code}})
+            more = {name: value for name, value in (("plan", plan), ("saved", saved)) if value}
+            self.result({"error": {**told, **more, "exit_code": code}})
         raise SystemExit(code) from None
 
     def _leave(self, number: int, frame: Any) -> None:

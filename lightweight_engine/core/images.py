@@ -11,6 +11,7 @@ import io
 import json
 import os
 import secrets
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +39,7 @@ FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
 _MAX_SIDE = {"PNG": 2**31 - 1, "JPEG": 65500, "WEBP": 16383}
 _READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 PREVIEW_QUALITY = 75
-SMALL_PICTURE = 1 << 20  # bytes that a folder must have room for
+SMALL_PICTURE = 1 << 20  # bytes that a folder must have room for before a job begins
 
 
 # --- pixels -------------------------------------------------------------------------------------------------------
@@ -292,7 +293,18 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
     try:
         _try_folder(Path(folder).absolute())
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and (room := _little_room(Path(folder))):
+            raise OutputError(f"cannot write {folder}: {room}; {_REASONS[errno.ENOSPC][1]}") from error
         raise _output_error(error, Path(folder)) from error
+
+
+def _little_room(folder: Path) -> str | None:
+    """What a disk has left that is not full, and is too full to begin a job; None where it is full, or has more."""
+    there = next((place for place in (folder, *folder.absolute().parents) if place.is_dir()), Path("/"))
+    free = shutil.disk_usage(there).free >> 10
+    if not 0 < free < SMALL_PICTURE >> 10:
+        return None
+    return f"only {free} KiB are free there; at least {SMALL_PICTURE >> 20} MiB is asked for"
 
 
 def _try_folder(wanted: Path) -> None:

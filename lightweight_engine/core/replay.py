@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..errors import RequestError, counted
+from ..errors import OutputError, RequestError, counted
 from ..request import GenerationRequest
 from ..results import GenerationResult
 from .describe import picture_hashes, pixels_sha256, sidecar
@@ -38,37 +38,32 @@ def save_result(result: GenerationResult, folder: Path, *, quality: int = DEFAUL
     """Write every picture as ``NNNNN-SEED.FORMAT`` with a sidecar beside it, those of its stages as ``NAME-STAGE``.
 
     Raises:
-        OutputError: one could not be written; those before it stay, of it nothing is left.
+        OutputError: one could not be written; those before it stay, and are told. Of it nothing is left.
     """
-    saved = []
-    for index, image in enumerate(result.images):
-        name = picture_name(folder, result.seeds[index])
-        stages = result.stages[index] if result.stages else {}
-        kept = [
-            save(
-                picture,
-                folder,
-                f"{name}-{stage.replace(' ', '-')}",
-                format=result.request.output_format,
-                quality=quality,
-            )
-            for stage, picture in stages.items()
-        ]
-        saved.append(
-            replace(
-                save(
-                    image,
-                    folder,
-                    name,
-                    format=result.request.output_format,
-                    infotext=result.infotexts[index],
-                    quality=quality,
-                    sidecar=partial(sidecar, result, index),
-                ),
-                stages=tuple(row.path for row in kept),
-            )
-        )
+    saved: list[Saved] = []
+    try:
+        for index in range(len(result.images)):
+            saved.append(_save_one(result, index, folder, quality))
+    except OutputError as error:
+        if len(result.images) > 1:
+            error.args = (f"{error}; {len(saved)} of {len(result.images)} pictures were saved",)
+        error.saved = tuple(str(row.path) for row in saved)
+        raise
     return saved
+
+
+def _save_one(result: GenerationResult, index: int, folder: Path, quality: int) -> Saved:
+    name = picture_name(folder, result.seeds[index])
+    keep = partial(save, folder=folder, format=result.request.output_format, quality=quality)
+    stages = result.stages[index] if result.stages else {}
+    kept = [keep(picture, name=f"{name}-{stage.replace(' ', '-')}") for stage, picture in stages.items()]
+    whole = keep(
+        result.images[index],
+        name=name,
+        infotext=result.infotexts[index],
+        sidecar=partial(sidecar, result, index),
+    )
+    return replace(whole, stages=tuple(row.path for row in kept))
 
 
 @dataclass(frozen=True)

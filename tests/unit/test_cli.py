@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ from lightweight_engine.apps.cli import COMMANDS
 from lightweight_engine.apps.console import EXIT_CODES, Console, option
 from lightweight_engine.apps.progress import Bar, Silent, clock, describe, reporter, speed
 from lightweight_engine.apps.session import watched
+from lightweight_engine.core import images
 from lightweight_engine.errors import EngineError, RequestError
 from lightweight_engine.flux.autoencoder import Autoencoder
 from lightweight_engine.flux.clip import CLIPText
@@ -151,6 +153,27 @@ def test_json_is_one_object_on_stdout(cli: Cli, models: Path) -> None:
     assert (image["seed"], image["width"], Path(image["path"]).suffix) == (5, 64, ".webp")
     assert {row["role"] for row in data["models"]} == {"transformer", "t5", "clip", "autoencoder"}
     assert data["timings"]["sample"] > 0
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_pictures_that_were_saved_before_a_disk_was_full_are_told(
+    cli: Cli, models: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    write, written = images._write, []
+
+    def fill(path: Path, data: bytes) -> None:
+        written.append(path)
+        if len(written) > 4:  # two pictures, each with its sidecar
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, data)
+
+    monkeypatch.setattr(images, "_write", fill)
+    done = draw(cli, models, "-n", 3, *(["--json"] if as_json else []))
+    assert done.code == 7
+    assert "the disk is full; free some space or choose another output folder; 2 of 3 pictures were saved" in done.err
+    paths = json.loads(done.out)["error"]["saved"] if as_json else done.out.splitlines()
+    assert [Path(path).name for path in paths] == ["00000-5.png", "00001-6.png"]
+    assert all(Path(path).is_file() for path in paths)
 
 
 def test_that_there_is_no_checkpoint_is_one_short_line(cli: Cli, tmp_path: Path) -> None:

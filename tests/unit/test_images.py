@@ -376,9 +376,15 @@ def test_a_disk_that_fills_up(tmp_path: Path) -> None:
         assert "the disk is full; free some space" in said
         assert not list(disk.iterdir())
         for folder in (disk, disk / "new"):
-            with pytest.raises(OutputError, match="the disk is full; free some space"):
+            with pytest.raises(
+                OutputError, match="only 256 KiB are free there; at least 1 MiB is asked for; free some"
+            ):
                 check_folder(folder)
         assert not list(disk.iterdir())
+        (disk / "other").write_bytes(bytes(256 << 10))
+        with pytest.raises(OutputError, match="the disk is full; free some space"):
+            check_folder(disk)
+        (disk / "other").unlink()
         save(PICTURE, disk, "small", sidecar={"a": 1})
         assert len(list(disk.iterdir())) == 2
     finally:
