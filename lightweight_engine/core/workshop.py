@@ -69,7 +69,22 @@ def detail(job: Job, batch: Batch, workshop: Workshop, pictures: Sequence[Pictur
         kept = done.reports if job.request.save_stages else ()
         workshop.stages.append({f"pass {i}": report.image for i, report in enumerate(kept, 1)})
         results.append(done.picture)
+    if batch is job.batches[-1]:
+        job.warnings.extend(found_nothing(workshop.reports))
     return results
+
+
+def found_nothing(reports: Sequence[DetailReport]) -> list[str]:
+    """A warning of the passes that found nothing on any picture that they looked at, where there are such."""
+    looked = [report.passes for report in reports if report.passes]
+    passes = list(zip(*looked, strict=True))
+    names = [
+        f"{each[0]['model']}{f' (pass {number})' if len(passes) > 1 else ''}"
+        for number, each in enumerate(passes, 1)
+        if not any(row["found"] for row in each)
+    ]
+    where = "any picture" if len(looked) > 1 else "the picture"
+    return [f"adetailer: {' and '.join(names)} found nothing on {where}"] if names else []
 
 
 def _outer(job: Job, index: int) -> Outer:

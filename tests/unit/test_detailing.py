@@ -92,7 +92,21 @@ def test_where_nothing_is_found_the_picture_stays(engine: LightweightEngine, dra
     result = run(engine, drawing, adetailer_args=never, adetailer_args_hands=never)
     assert "adetailer_args.ad_scheduler had no effect without ad_use_sampler" in result.warnings
     assert [row["masks"] for row in result.details[0].passes] == [0, 0]
+    assert "adetailer: face_tiny (pass 1) and hand_tiny (pass 2) found nothing on the picture" in result.warnings
     assert pixels_sha256(result.images[0]) == pixels_sha256(run(engine, drawing, adetailer=False).images[0])
+
+
+def test_passes_that_found_nothing_on_any_picture_are_told_once(
+    engine: LightweightEngine, drawing: Image.Image
+) -> None:
+    empty = Image.new("RGB", drawing.size)
+    both = run(engine, (drawing, empty), num_outputs=2, batch_size=1, adetailer_args_hands={"ad_confidence": 1.0})
+    assert [len(each.passes[0]["found"]) for each in both.details] == [1, 0]
+    said = [text for text in both.warnings if "found nothing" in text]
+    assert said == ["adetailer: hand_tiny (pass 2) found nothing on any picture"]
+    alone = run(engine, empty, adetailer_args_hands={"ad_disable": True})
+    assert "adetailer: face_tiny found nothing on the picture" in alone.warnings
+    assert not [text for text in run(engine, drawing).warnings if "found nothing" in text]
 
 
 def test_loras_of_the_prompt_act_on_masks(engine: LightweightEngine, drawing: Image.Image) -> None:
