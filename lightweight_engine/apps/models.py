@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -143,7 +144,8 @@ def convert(
     """Write a part of a model in another storage format, as a safetensors file that loads without conversion."""
     with Console(json=json, debug=debug) as console:
         config = load_config(settings)
-        entry = _find(name, config)
+        library, fallback = _library(config)
+        entry = library.find(name)
         from ..backend.devices import pick_device
         from ..core.folders import title_of
         from ..core.models import read_entry
@@ -154,7 +156,7 @@ def convert(
         chosen = _part(parts, part, entry.name)
         ending = f"-{chosen.role}" if len(parts) > 1 else ""
         usual = f"{title_of(entry.path)}{ending}-{to.replace(':', '-')}.safetensors"
-        path = read_path("--output", usual if output is None else output)
+        path = read_path("--output", usual if output is None else output).absolute()
         _check_target(path, chosen, force)
         try:
             check_conversion(chosen, to, force=force)
@@ -170,7 +172,24 @@ def convert(
             console.result({"path": str(path), "role": chosen.role, "format": to, "bytes": size, "from": chosen.nbytes})
         else:
             console.data(str(path))
-        console.say(f"{human_bytes(chosen.nbytes)} became {human_bytes(size)}")
+        console.say(
+            f"{human_bytes(chosen.nbytes)} became {human_bytes(size)}; {_use_of(path, chosen, config, fallback)}"
+        )
+
+
+def _use_of(path: Path, part: Part, config: EngineConfig, fallback: bool) -> str:
+    """What to do with a part that was written. One of `tiny` is named by its path, as its other parts are not in the
+    models folder."""
+    from ..backend.model_folders import folders_of
+    from ..core.folders import put_into
+    from ..core.models import SLOTS
+
+    slot = SLOTS[part.role]
+    named = f"use it by --{slot.setting} {quote(str(path))}"
+    root = config.models_dir.absolute()
+    if fallback or any(path.is_relative_to(folder) for folder in folders_of(root, slot.folders)):
+        return named
+    return f"{named}, or put it into {root / put_into(root, slot.folders)} to find it by its name"
 
 
 def _library(config: EngineConfig) -> tuple[ModelLibrary, bool]:

@@ -87,14 +87,18 @@ def test_inspect_describes_a_file(cli: Cli, models: Path) -> None:
     assert "web page" in done.out
 
 
-def test_convert_writes_what_the_library_then_uses(cli: Cli, models: Path) -> None:
+def test_convert_writes_what_the_library_then_uses(cli: Cli, models: Path, tmp_path: Path) -> None:
     before = sorted((path, path.stat().st_mtime_ns) for path in models.rglob("*"))
     done = cli("models", "convert", "small", "--to", "nf4")
-    assert (done.code, done.out) == (0, "small-nf4.safetensors\n")
+    assert (done.code, done.out) == (0, f"{tmp_path / 'small-nf4.safetensors'}\n")
     assert sorted((path, path.stat().st_mtime_ns) for path in models.rglob("*")) == before
     assert find_parts(open_model("small-nf4.safetensors"))["transformer"].storage == "nf4"
     data = json.loads(cli("models", "convert", "small-nf4.safetensors", "--to", "bf16", "--json").out)
-    assert (data["path"], data["role"], data["format"]) == ("small-nf4-bf16.safetensors", "transformer", "bf16")
+    assert (data["path"], data["role"], data["format"]) == (
+        str(tmp_path / "small-nf4-bf16.safetensors"),
+        "transformer",
+        "bf16",
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,7 +125,26 @@ def test_what_convert_refuses(cli: Cli, models: Path, arguments: list[str], code
 
 @pytest.mark.parametrize(("name", "format"), [("NF4", "nf4"), ("bnb-nf4", "nf4"), ("Float8-E4M3FN", "fp8_e4m3")])
 def test_formats_have_the_names_of_the_settings(cli: Cli, models: Path, name: str, format: str) -> None:
-    assert cli("models", "convert", "small", "--to", name).out == f"small-{format}.safetensors\n"
+    assert Path(cli("models", "convert", "small", "--to", name).out.strip()).name == f"small-{format}.safetensors"
+
+
+def test_convert_tells_where_it_wrote_and_how_that_is_used(cli: Cli, models: Path, tmp_path: Path) -> None:
+    written = tmp_path / "small-nf4.safetensors"
+    done = cli("models", "convert", "small", "--to", "nf4")
+    place = models / "Stable-diffusion"
+    assert f"use it by --checkpoint {written}, or put it into {place} to find it by its name\n" in done.err
+    done = cli("models", "convert", "small", "--to", "nf4", "-o", models / "unet" / "q.safetensors")
+    assert done.err.endswith(f"use it by --checkpoint {models / 'unet' / 'q.safetensors'}\n"), "it lies there"
+    done = cli("models", "convert", "t5", "--to", "nf4")
+    assert f"use it by --t5 {tmp_path / 't5-nf4.safetensors'}, or put it into {models / 'text_encoder'} to" in done.err
+
+
+def test_a_converted_tiny_is_used_by_its_path(cli: Cli, tmp_path: Path) -> None:
+    done = cli("models", "convert", "tiny", "--to", "nf4")
+    path = tmp_path / "tiny-nf4.safetensors"
+    assert done.err.endswith(f"use it by --checkpoint {path}\n")
+    sizes = ("-W", 64, "-H", 64, "-s", 1, "--device", "cpu")
+    assert cli("generate", "a girl", "--checkpoint", path, *sizes).code == 0
 
 
 def test_ls_tells_which_autoencoder_wins(cli: Cli, models: Path) -> None:
@@ -183,7 +206,7 @@ def test_one_part_of_a_whole_checkpoint(cli: Cli, models: Path) -> None:
     tensors |= {f"text_encoders.t5xxl.transformer.{key}": value for key, value in t5.items()}
     save_file(tensors, "all.safetensors", metadata={"config": '{"axes_dim": [8, 12, 12]}'})
     done = cli("models", "convert", "all.safetensors", "--to", "nf4")
-    assert done.out == "all-transformer-nf4.safetensors\n"
+    assert Path(done.out.strip()).name == "all-transformer-nf4.safetensors"
     assert "t5 by --part" in done.err
     assert cli("models", "convert", "all.safetensors", "--to", "fp8_e4m3", "--part", "t5").code == 0
     assert list(find_parts(open_model("all-t5-fp8_e4m3.safetensors"))) == ["t5"]
