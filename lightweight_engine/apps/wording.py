@@ -58,7 +58,7 @@ def for_callers(text: str) -> str:
 
     Callers have no command line: what it would say is left out beside another way to learn it.
     """
-    text = text.replace("`generate --help` or ", "")
+    text = text.replace("`generate --help` or ", "").replace(" by `lora add FILE`", "")
     return _OPERATORS.sub(r"\g<0> (as the operator of this service can)", text, count=1)
 
 

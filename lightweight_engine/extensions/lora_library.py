@@ -102,7 +102,7 @@ class LoraLibrary:
             return f"did you mean {meant!r}?"
         names = some_of([entry.name for entry in entries])
         folder = lora_place((*self.roots, Path("models"))[0])
-        return f"there are: {names}; put the file into {folder}, or give its URL"
+        return f"there are: {names}; put the file into {folder} by `lora add FILE`, or give its URL"
 
     def _entry(self, path: Path, folder: Path, read: dict[FileVersion, LoraEntry]) -> LoraEntry:
         """What a file is, read before or now, and noted in ``read``."""

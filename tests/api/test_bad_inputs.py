@@ -371,7 +371,7 @@ OPERATOR = "(as the operator of this service can)"
         ("add a:1 to allow_hosts if it is meant", f"add a:1 to allow_hosts if it is meant {OPERATOR}"),
         ("it needs x: pip install 'x[y]', or choose z", f"it needs x: pip install 'x[y]' {OPERATOR}, or choose z"),
         ("offline is on; switch it off or give a file", f"offline is on; switch it off {OPERATOR} or give a file"),
-        ("put the file into …/Lora, or give its URL", f"put the file into …/Lora {OPERATOR}, or give its URL"),
+        ("put the file into …/L by `lora add FILE`, or give it", f"put the file into …/L {OPERATOR}, or give it"),
         ("check the file with `models verify …/x`; if", f"check the file with `models verify …/x` {OPERATOR}; if"),
         ("free space, or set cache_dir to a folder", f"free space {OPERATOR}, or set cache_dir to a folder"),
         ("set one for this host in `tokens`", f"set one for this host in `tokens` {OPERATOR}"),

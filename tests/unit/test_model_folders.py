@@ -56,7 +56,7 @@ def test_loras_go_where_the_install_has_its_own(forge: Path, comfy: Path) -> Non
         library = lora_library(config, with_tiny=False)
         with pytest.raises(ModelNotFoundError) as caught:
             library.find("hat")
-        assert f"put the file into {root / folder}, or" in str(caught.value)
+        assert f"put the file into {root / folder} by `lora add FILE`, or give its URL" in str(caught.value)
         assert add_lora(config, HAT, "hat") == root / folder / "hat.safetensors"
         assert library.find("hat").path == root / folder / "hat.safetensors"
 
