@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from lightweight_engine import Config, EngineError, LightweightEngine, Progress
+from lightweight_engine import EngineError, LightweightEngine, Progress
 from lightweight_engine.core.describe import pixels_sha256
 from lightweight_engine.core.progress import Watch
 from lightweight_engine.core.turns import Turns
 from lightweight_engine.errors import GenerationCancelled
 
 SMALL = {"prompt": "a girl", "seed": 1, "width": 64, "height": 64, "steps": 3}
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LightweightEngine]:
-    folder = tmp_path_factory.mktemp("none")
-    made = LightweightEngine(Config(models_dir=folder, cache_dir=folder / "cache", device="cpu", offline=True))
-    made.setup()
-    yield made
-    made.close()
 
 
 WORK: dict[str, Callable[[LightweightEngine], Any]] = {
