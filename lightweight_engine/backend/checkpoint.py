@@ -139,14 +139,20 @@ class Checkpoint:
         import torch
 
         info = self.tensors[name]
-        blocks = info.dtype.startswith("gguf:")
-        size, torch_name = (1, "uint8") if blocks else DTYPES[info.dtype]
-        shape = (*info.shape[:-1], -1) if blocks else info.shape
+        if info.dtype.startswith("gguf:"):
+            return self.raw(name).view(*info.shape[:-1], -1)
+        size, torch_name = DTYPES[info.dtype]
+        dtype = getattr(torch, torch_name)
+        if info.strides is None and not info.start % size:
+            made: Any = torch.empty(0, dtype=dtype)
+            return made.set_(self._storage(self.file_of(name)), info.start // size, info.shape)
         raw = self.raw(name)
         if info.start % size:
             raw = raw.clone()  # a view must start at a multiple of its element size
-        numbers = raw.view(getattr(torch, torch_name))
-        return numbers.view(shape) if info.strides is None else numbers.as_strided(shape, info.strides).contiguous()
+        numbers = raw.view(dtype)
+        if info.strides is None:
+            return numbers.view(info.shape)
+        return numbers.as_strided(info.shape, info.strides).contiguous()
 
     def raw(self, name: str) -> Tensor:
         """The bytes of the tensor ``name`` as they lie in the mapped file, a view."""
@@ -169,8 +175,8 @@ class Checkpoint:
     def place_of(self, tensor: Tensor) -> tuple[Path, int] | None:
         """File and first byte of a tensor that is a view of the mapped files; None for any other."""
         address, nbytes = tensor.data_ptr(), tensor.nbytes
-        for path, start, size in self.mapped:
-            if start <= address and address + nbytes <= start + size:
+        for path, (_, start, version) in list(self._storages.items()):
+            if start <= address and address + nbytes <= start + version.size:
                 return path, address - start
         return None
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 
 from .checkpoint import Checkpoint
 from .early_fetch import EarlyFetch, FetchedFile
@@ -47,6 +47,7 @@ class Staging:
         self._buffers = _Buffers(device)
         self._checkpoint = checkpoint
         self._early = early if checkpoint is not None and self._pinned else None
+        self._files: dict[Path, FetchedFile | None] = {}
 
     @property
     def fetches(self) -> bool:
@@ -69,14 +70,12 @@ class Staging:
             into: where to, of the same shape and dtype.
         """
         source = self._fetched(tensor) if self._may_be_there and tensor.device.type == "cpu" else None
-        if source is None and not self._buffered(tensor):
+        if source is not None:
+            return source.clone() if into is None else into.copy_(source, non_blocking=True)
+        if not self._buffered(tensor):
             return tensor.to(self._device) if into is None else into.copy_(tensor)
         made = torch.empty(tensor.shape, dtype=tensor.dtype, device=self._device) if into is None else into
-        target = made.view(-1).view(torch.uint8)
-        if source is None:
-            self._buffers.copy(tensor.detach().view(-1).view(torch.uint8), target)
-        else:
-            target.copy_(source, non_blocking=True)
+        self._buffers.copy(tensor.detach().view(-1).view(torch.uint8), made.view(-1).view(torch.uint8))
         return made
 
     def _buffered(self, tensor: Tensor) -> bool:
@@ -89,19 +88,27 @@ class Staging:
         return self._early is not None and self._early.nbytes > 0
 
     def _fetched(self, tensor: Tensor) -> Tensor | None:
-        """The bytes of a tensor where the device has fetched them to."""
+        """A tensor where the device has fetched it to."""
         assert self._checkpoint is not None and self._early is not None
         place = self._checkpoint.place_of(tensor)
-        file = self._file(place[0]) if place and tensor.is_contiguous() else None
-        if place is None or file is None:
+        if place is None or not tensor.is_contiguous():
             return None
-        start = self._early.place(file, place[1], place[1] + tensor.nbytes)
-        return None if start is None else self._memory[start : start + tensor.nbytes]
+        path, start = place
+        if path not in self._files:  # mapped by now: it is asked for once, which takes as long as to tell a copy
+            self._files[path] = self._file(path)
+        file = self._files[path]
+        if file is None:
+            return None
+        there = self._early.place(file, start, start + tensor.nbytes)
+        if there is None:
+            return None
+        here = torch.empty(0, dtype=tensor.dtype, device=self._device)
+        return here.set_(self._memory, there // tensor.itemsize, tensor.shape, tensor.stride())
 
     @cached_property
-    def _memory(self) -> Tensor:
+    def _memory(self) -> UntypedStorage:
         assert self._early is not None
-        return _bytes_at(self._early.address, self._early.nbytes, self._device)
+        return _bytes_at(self._early.address, self._early.nbytes, self._device).untyped_storage()
 
 
 class _Buffers(threading.local):

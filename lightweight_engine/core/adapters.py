@@ -79,7 +79,8 @@ class Adapter:
         assert isinstance(value, torch.Tensor)
         if changes:
             value = merged(value.to(self.device), changes).to(held.dtype)
-        store(self.module, name, value.to(held.device))
+        path = name.rpartition(".")[0]
+        store({path: self.module.get_submodule(path)}, name, value.to(held.device))
         release_pages(self.part.checkpoint, held)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backend.attention import attention
+from .blocks import repeated
 from .params import CLIPParams
 
 
@@ -62,7 +63,7 @@ class Layer(nn.Module):
 class Encoder(nn.Module):
     def __init__(self, params: CLIPParams) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Layer(params) for _ in range(params.num_layers))
+        self.layers = nn.ModuleList(repeated(params.num_layers, lambda: Layer(params)))
 
 
 class TextTransformer(nn.Module):

@@ -82,6 +82,10 @@ class Storage:
     format: str
     compute: torch.dtype
 
+    def of(self, role: Role, name: str) -> Storage:
+        """How a parameter is kept."""
+        return self.within(unit_of(role, name)) if self.format == ROWS else self
+
     def within(self, unit: UnitName) -> Storage:
         """How the parameters of a unit are kept: what products in 8 bits read is for blocks, whose inputs are wide."""
         return replace(self, format="auto") if self.format == ROWS and unit.kind != "block" else self
@@ -110,8 +114,10 @@ class Storage:
     def converting(self, source: Source, linear: bool) -> int:
         """Bytes of a GPU that a parameter takes beside its result while it is converted there; 0 where it is not."""
         kept, plain = self.kept_as(source, linear), source.format == "plain"
+        if kept == AS_IT_IS:
+            return 0
         mixed = len({stored.dtype for stored, _ in source.pieces}) > 1
-        if kept == AS_IT_IS or (plain and not mixed and kept == _dtype_of(source)):
+        if plain and not mixed and kept == _dtype_of(source):
             return 0
         if kept == ROWS and source.format == "fp8_e4m3":  # what is brought is the result, but for scales
             return 0
@@ -185,9 +191,20 @@ def empty_network(part: Part) -> nn.Module:
     params = read_params(part)
     with _Uninitialised():
         module = NETWORKS[part.role][1](params)
-    expected = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    expected = {key: tuple(tensor.shape) for key, tensor in tensors_of(module).items()}
     _check_keys(part.checkpoint.path.name, part.role, expected, part.shapes)
     return module
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by name, in the order of ``state_dict``, which takes twice as long."""
+    return {
+        f"{path}.{leaf}" if path else leaf: tensor
+        for path, each in module.named_modules()
+        for holder in (each._parameters, each._buffers)
+        for leaf, tensor in holder.items()
+        if tensor is not None
+    }
 
 
 def linear_weights(module: nn.Module) -> set[str]:
@@ -229,7 +246,7 @@ def load_part(
     turn = nullcontext() if device.type == "cpu" else BoundedSemaphore(CONVERTED)
 
     def make(name: str) -> Tensor | Packed:
-        source, within, linear = part.sources[name], storage.within(unit_of(part.role, name)), name in linears
+        source, within, linear = part.sources[name], storage.of(part.role, name), name in linears
         kept = within.kept_as(source, linear)
         if kept == AS_IT_IS and device.type != "cpu":
             value = home(name, source.read(look=False))
@@ -237,12 +254,13 @@ def load_part(
             return value
         with turn if within.converting(source, linear) else nullcontext():
             value = _kernel_order(home(name, read_as(part, name, kept, device, bring)))
-        if device.type == "cpu" and not any(map(part.checkpoint.holds, _tensors_of(value))):
+        if device.type == "cpu" and not any(map(part.checkpoint.holds, _parts_of(value))):
             give_back(source)
         return value
 
-    for name, value in several(make, list(module.state_dict()), threads=threads, ahead=AHEAD):
-        store(module, name, value)
+    modules = dict(module.named_modules())
+    for name, value in several(make, list(tensors_of(module)), threads=threads, ahead=AHEAD):
+        store(modules, name, value)
     scales.check()
     if device.type != "cpu":
         release_files(part.checkpoint)
@@ -251,7 +269,7 @@ def load_part(
     if rows:
         multiply_as_stored(module)
     (eight_bit_attention if rows else attention).available(device)  # no picture waits for a compiler
-    return module.requires_grad_(False).eval()
+    return module.eval()
 
 
 class _Scales:
@@ -283,7 +301,7 @@ class _Scales:
                 raise CorruptCheckpointError(f"{self._part.checkpoint.path.name}: {name} changed while it was read")
 
 
-def _tensors_of(value: Tensor | Packed) -> tuple[Tensor, ...]:
+def _parts_of(value: Tensor | Packed) -> tuple[Tensor, ...]:
     return tuple(value.parts.values()) if isinstance(value, Packed) else (value,)
 
 

@@ -39,8 +39,8 @@ class Source:
     @property
     def format(self) -> str:
         """The one format of all pieces, else ``mixed``."""
-        formats = {stored.format for stored, _ in self.pieces}
-        return formats.pop() if len(formats) == 1 else "mixed"
+        first = self.pieces[0][0].format
+        return first if all(stored.format == first for stored, _ in self.pieces[1:]) else "mixed"
 
     @property
     def nbytes(self) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..backend.attention import attention
 from ..backend.together import ReadsTogether
+from .blocks import repeated
 from .params import T5Params
 
 
@@ -105,7 +106,8 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     def __init__(self, params: T5Params) -> None:
         super().__init__()
-        self.block = nn.ModuleList(Block(params, with_bias=i == 0) for i in range(params.num_layers))
+        self.block = nn.ModuleList([Block(params, with_bias=True)])
+        self.block.extend(repeated(params.num_layers - 1, lambda: Block(params, with_bias=False)))
         self.final_layer_norm = RMSNorm(params.hidden_size)
 
 

@@ -24,6 +24,7 @@ from ..backend.eight_bit import Rows
 from ..backend.eight_bit_attention import attend
 from ..backend.fused import ResidualStream, are_products, gelu_beside, heads, linear_gelu, norm_modulate
 from ..backend.linear import as_numbers
+from .blocks import repeated
 from .params import FluxParams
 
 EMBEDDING_DIM = 256
@@ -274,10 +275,10 @@ class Flux(nn.Module):
             self.guidance_in = MLPEmbedder(EMBEDDING_DIM, dim)
         self.txt_in = nn.Linear(params.context_in_dim, dim)
         self.double_blocks: Sequence[DoubleBlock] = nn.ModuleList(  # type: ignore[assignment]
-            DoubleBlock(params) for _ in range(params.depth)
+            repeated(params.depth, lambda: DoubleBlock(params))
         )
         self.single_blocks: Sequence[SingleBlock] = nn.ModuleList(  # type: ignore[assignment]
-            SingleBlock(params) for _ in range(params.depth_single_blocks)
+            repeated(params.depth_single_blocks, lambda: SingleBlock(params))
         )
         self.final_layer = LastLayer(params)
 

@@ -523,4 +523,5 @@ def test_all_of_a_model_is_found_by_what_loads_it(started: EarlyFetch) -> None:
             for key in (key for stored, _ in source.pieces for key in stored.keys):
                 tensor = part.checkpoint.tensor(key)
                 found = way._fetched(tensor)
-                assert found is not None and torch.equal(found, tensor.view(-1).view(torch.uint8))
+                assert found is not None and found.dtype == tensor.dtype and found.shape == tensor.shape
+                assert torch.equal(found.view(-1).view(torch.uint8), tensor.view(-1).view(torch.uint8))
