@@ -9,6 +9,10 @@ from collections.abc import Iterator
 import pytest
 from goldens import PROJECT, golden_dir, tokenizer_dir
 
+from lightweight_engine.backend.torch_import import import_torch
+
+import_torch()  # as a start does it
+
 KEPT = ("LWE_GOLDEN_DIR", "LWE_TOKENIZER_DIR")
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..backend.processes import collector_paused
+from ..backend.torch_import import import_torch
 from ..backend.urls import check_url
 from ..errors import GenerationCancelled, about
 from .console import Console
@@ -74,6 +75,7 @@ def start_engine(console: Console, config: EngineConfig, library: ModelLibrary |
         head_start.begin(config, library)
         _check_device(config)
         console.say("loading ...")
+        import_torch()
         from ..core.engine import LightweightEngine
     with collector_paused():
         engine = LightweightEngine(config)
@@ -89,6 +91,7 @@ def start_engine(console: Console, config: EngineConfig, library: ModelLibrary |
 def _check_device(config: EngineConfig) -> None:
     """Refuse a GPU that is named and not there before "loading" is said; torch is imported for it, and only then."""
     if config.device not in ("auto", "cpu"):
+        import_torch()
         from ..backend.devices import pick_device
 
         pick_device(config.device)

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from ...backend.processes import collector_paused
+from ...backend.torch_import import import_torch
 from ...config import EngineConfig
 from ...core import head_start
 
@@ -22,6 +23,7 @@ def start() -> Predictor:
     config = EngineConfig.load()
     head_start.begin(config)
     with collector_paused(keep=True):
+        import_torch()
         from ..server.logs import set_up_logs
         from .predictor import Predictor, secrets_of
 

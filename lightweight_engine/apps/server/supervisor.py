@@ -21,6 +21,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
 from ...backend.processes import collector_paused, resident_bytes
+from ...backend.torch_import import import_torch
 from ...config import EngineConfig
 from ...errors import MemoryBudgetError
 from ..interrupts import leave_signals, signals_held
@@ -84,6 +85,7 @@ def _run_worker(connection: Connection, config: EngineConfig, secrets: tuple[str
 
     head_start.begin(config)
     with collector_paused(keep=True):
+        import_torch()
         from .worker import serve_jobs
 
     serve_jobs(connection, inbox, config, secrets)

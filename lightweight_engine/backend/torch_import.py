@@ -1,0 +1,107 @@
+"""``import torch`` without what only its compilers ask for, which is a quarter of the time that it takes.
+
+The last module that torch loads tells compilers what shape each operator gives, for tensors without numbers, and brings
+torch's decompositions with it. Computing asks for none of that. It is loaded by whoever does: ``torch.compile``,
+``torch.export``, fake tensors, and libraries that register operators. Importing this module loads no torch.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module, metadata
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+NAME = "torch._meta_registrations"
+
+TRIED = ("2.10.", "2.11.", "2.14.")
+"""Versions of torch that all tests were run on without that module; any other is imported whole."""
+
+COMPANIONS = frozenset(
+    {"torch._decomp", "torch._prims", "torch._refs", "torch._dynamo", "torch._inductor", "torch.utils._content_store"}
+)
+"""Modules that do not find one another when they are loaded in another order than by that module, or before it."""
+
+_changing = threading.RLock()
+
+
+def import_torch() -> None:
+    """Import torch, without that module where this version can do without it; nothing where torch is here already."""
+    if "torch" in sys.modules:
+        return
+    if _version().startswith(TRIED):
+        sys.modules[NAME] = _Later(NAME)
+    try:
+        import torch
+    except BaseException:
+        sys.modules.pop(NAME, None)
+        raise
+    if NAME in sys.modules and isinstance(sys.modules[NAME], _Later):
+        if not _makes_generators(torch):
+            finish()
+        sys.meta_path.insert(0, _Companions())
+
+
+def _version() -> str:
+    try:
+        return metadata.version("torch")
+    except metadata.PackageNotFoundError:  # told by whoever imports it
+        return ""
+
+
+def _makes_generators(torch: Any) -> bool:
+    """Whether there are random generators, for which newer versions load one of the companions."""
+    with suppress(RuntimeError):
+        return bool(torch.Generator("cpu"))
+    with suppress(ImportError, RuntimeError):
+        import_module("torch._prims.rng_prims")
+        return bool(torch.Generator("cpu"))
+    return False
+
+
+def finish() -> ModuleType:
+    """That module, loaded by now."""
+    with _changing:
+        if isinstance(sys.modules.get(NAME), _Later):
+            del sys.modules[NAME]
+        sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Companions)]
+    return import_module(NAME)
+
+
+class _Later(ModuleType):
+    """Stands for that module until somebody asks it for anything."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # asked by whoever looks through all modules
+            raise AttributeError(name)
+        return getattr(finish(), name)
+
+
+class _Companions(MetaPathFinder):
+    """Has that module loaded before any of its companions is."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: Any = None) -> ModuleSpec | None:
+        if fullname not in COMPANIONS:
+            return None
+        finish()
+        loaded = sys.modules.get(fullname)
+        return None if loaded is None else ModuleSpec(fullname, _Loaded(loaded))
+
+
+class _Loaded(Loader):
+    """Gives a module that is there by now: it would be loaded twice."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module, self._spec = module, module.__spec__
+        module.__spec__ = None  # else Python would go by that, and not by the one that names this loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self._module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._spec
