@@ -66,6 +66,12 @@ class Driver(Protocol):
         """Wait for all that a stream, or the GPU, has been told."""
         ...
 
+    @property
+    def functions(self) -> tuple[int, int, int, int] | None:
+        """For programs in C: addresses of what lets a thread speak for the GPU, of the context that it is given, of
+        what copies, and of what waits for a stream (``reader.c``); None where there are none."""
+        ...
+
 
 class CudaDriver:
     """The GPU's own.
@@ -123,6 +129,12 @@ class CudaDriver:
         if self._quick.cuStreamQuery(c_void_p(stream)) == 0:
             return True
         return self._library.cuStreamSynchronize(c_void_p(stream)) == 0
+
+    @property
+    def functions(self) -> tuple[int, int, int, int] | None:
+        names = ("cuCtxSetCurrent", "cuMemcpyHtoDAsync_v2", "cuStreamSynchronize")
+        enter, copy, settle = (ctypes.cast(getattr(self._library, name), c_void_p).value or 0 for name in names)
+        return enter, self._context.value or 0, copy, settle
 
 
 def hold_context(index: int) -> CudaDriver | None:

@@ -42,6 +42,7 @@ SATELLITE = re.compile(
     r"\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.[^.]+"
     r"|scale_weight|weight_scale|scale_input|input_scale|comfy_quant)$"
 )
+FLOAT8_ENDINGS = tuple(f".{name}" for names in FLOAT8_SATELLITES.values() for name in names)
 
 # What only files of formats that are not read have, most telling first: key -> the format's name.
 UNREAD: tuple[tuple[re.Pattern[str], str], ...] = tuple(
@@ -270,6 +271,10 @@ def _check_four_bit(stored: Stored, kind: str) -> None:
 
 def _float8(checkpoint: Checkpoint, declared: Mapping[str, str]) -> Iterator[Stored]:
     """Matrices of 8-bit floats, with a scale or without. Other fp8 tensors are plain: they are read by a cast."""
+    if not declared and not any(
+        info.dtype in FLOAT8 or key.endswith(FLOAT8_ENDINGS) for key, info in checkpoint.tensors.items()
+    ):
+        return
     for key, info in checkpoint.tensors.items():
         layer = key.removesuffix(".weight")
         satellites = _float8_satellites(checkpoint, layer) if layer != key else {}

@@ -1,8 +1,9 @@
 """``import torch`` without what only its compilers ask for, which is a quarter of the time that it takes.
 
-The last module that torch loads tells compilers what shape each operator gives, for tensors without numbers, and brings
-torch's decompositions with it. Computing asks for none of that. It is loaded by whoever does: ``torch.compile``,
-``torch.export``, fake tensors, and libraries that register operators. Importing this module loads no torch.
+The last modules that torch loads are those of ``torch.export``, and one that tells compilers what shape each operator
+gives, for tensors without numbers, and brings torch's decompositions with it. Computing asks for none of that. They are
+loaded by whoever does: ``torch.compile``, ``torch.export``, fake tensors, and libraries that register operators.
+Importing this module loads no torch.
 """
 
 from __future__ import annotations
@@ -17,34 +18,43 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-NAME = "torch._meta_registrations"
+LATER = ("torch._meta_registrations", "torch.export")
+"""In the order in which torch itself can load them."""
 
-TRIED = ("2.10.", "2.11.", "2.14.")
-"""Versions of torch that all tests were run on without that module; any other is imported whole."""
+TRIED = ("2.11.", "2.14.")
+"""Versions of torch that all tests were run on without those modules; any other is imported whole."""
 
 COMPANIONS = frozenset(
-    {"torch._decomp", "torch._prims", "torch._refs", "torch._dynamo", "torch._inductor", "torch.utils._content_store"}
+    (
+        *("torch._decomp", "torch._dynamo", "torch._export", "torch._inductor", "torch._prims", "torch._refs"),
+        "torch.utils._content_store",
+    )
 )
-"""Modules that do not find one another when they are loaded in another order than by that module, or before it."""
+"""Modules that do not find one another when they are loaded in another order than by those, or before them."""
 
 _changing = threading.RLock()
 
 
 def import_torch() -> None:
-    """Import torch, without that module where this version can do without it; nothing where torch is here already."""
+    """Import torch, without those modules where this version can do without; nothing where torch is here already."""
     if "torch" in sys.modules:
         return
     if _version().startswith(TRIED):
-        sys.modules[NAME] = _Later(NAME)
+        sys.modules.update({name: _Later(name) for name in LATER})
     try:
         import torch
     except BaseException:
-        sys.modules.pop(NAME, None)
+        for name in LATER:
+            sys.modules.pop(name, None)
         raise
-    if NAME in sys.modules and isinstance(sys.modules[NAME], _Later):
+    if _missing():
         if not _makes_generators(torch):
             finish()
         sys.meta_path.insert(0, _Companions())
+
+
+def _missing() -> list[str]:
+    return [name for name in LATER if isinstance(sys.modules.get(name), _Later)]
 
 
 def _version() -> str:
@@ -64,26 +74,28 @@ def _makes_generators(torch: Any) -> bool:
     return False
 
 
-def finish() -> ModuleType:
-    """That module, loaded by now."""
+def finish() -> None:
+    """Load those modules now: torch is as it is when it is imported plainly."""
     with _changing:
-        if isinstance(sys.modules.get(NAME), _Later):
-            del sys.modules[NAME]
+        for name in _missing():
+            del sys.modules[name]
         sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Companions)]
-    return import_module(NAME)
+    for name in LATER:
+        import_module(name)
 
 
 class _Later(ModuleType):
-    """Stands for that module until somebody asks it for anything."""
+    """Stands for one of those modules until somebody asks it for anything."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # asked by whoever looks through all modules
+        if name.startswith("__") and name != "__path__":  # asked by whoever looks through all modules
             raise AttributeError(name)
-        return getattr(finish(), name)
+        finish()
+        return getattr(sys.modules[self.__name__], name)
 
 
 class _Companions(MetaPathFinder):
-    """Has that module loaded before any of its companions is."""
+    """Has those modules loaded before any of their companions is."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: Any = None) -> ModuleSpec | None:
         if fullname not in COMPANIONS:

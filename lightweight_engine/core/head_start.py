@@ -21,7 +21,9 @@ from ..backend.early_fetch import buffered, can_fetch, early_fetch
 from ..backend.gpu_driver import Driver, hold_context
 from ..backend.host_memory import GIB, host_available, host_total
 from ..backend.read_ahead import Span, joined, read_ahead
+from ..backend.reader import read_pieces
 from ..errors import EngineError
+from .folders import kernels_folder
 
 if TYPE_CHECKING:
     from ..config import EngineConfig
@@ -93,7 +95,8 @@ def _fetch(config: EngineConfig, driver: Driver, found: Sequence[Span]) -> None:
         room = driver.free() if driver.enter() else 0
         if config.vram_limit is not None:
             room = min(room, int(config.vram_limit * GIB))
-        early_fetch().fetch(driver, found, room - sum(span.end - span.start for span in found) - BESIDE)
+        room -= sum(span.end - span.start for span in found) + BESIDE
+        early_fetch().fetch(driver, found, room, read_pieces(kernels_folder(config.cache_dir)))
 
 
 def stand(device: str) -> None:

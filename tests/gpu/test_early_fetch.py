@@ -17,15 +17,16 @@ from torch import Tensor
 from benchmarks.fullsize import SMALL, scratch_folder, write_model, write_packed
 from benchmarks.observe import model_of
 from lightweight_engine import Config
-from lightweight_engine.backend import devices, early_fetch
+from lightweight_engine.backend import devices, early_fetch, reader
 from lightweight_engine.backend.checkpoint import Checkpoint, open_checkpoint
 from lightweight_engine.backend.devices import card_of
-from lightweight_engine.backend.early_fetch import EarlyFetch
+from lightweight_engine.backend.early_fetch import EarlyFetch, Pace
 from lightweight_engine.backend.gpu_driver import CudaDriver, hold_context
 from lightweight_engine.backend.model_files import open_model
 from lightweight_engine.backend.read_ahead import Span
 from lightweight_engine.backend.staging import Staging
 from lightweight_engine.core import networks as networks_module
+from lightweight_engine.core.folders import kernels_folder
 from lightweight_engine.core.models import ModelSet
 from lightweight_engine.core.networks import Networks
 from lightweight_engine.core.precision import choose_precision, memory_manager
@@ -45,7 +46,7 @@ from lightweight_engine.config import EngineConfig
 config = EngineConfig(**json.loads(sys.argv[1]))
 from lightweight_engine.core import head_start
 from lightweight_engine.backend.early_fetch import early_fetch
-begun = head_start.begin(config) if sys.argv[2] == "early" else []
+begun = head_start.begin(config) if sys.argv[2] != "plainly" else []
 assert "torch" not in sys.modules
 for thread in begun:
     thread.join(60)
@@ -72,16 +73,22 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> CudaDriver:
-    monkeypatch.setattr(early_fetch, "PIECE", PIECE)
+    monkeypatch.setattr(early_fetch, "IN_PYTHON", Pace(2, PIECE))
+    monkeypatch.setattr(early_fetch, "IN_C", Pace(3, PIECE))
     torch.zeros(1, device=CUDA)
     found = hold_context(0)
     assert found is not None and found.enter() and found.free() > 0
     return found
 
 
-@pytest.fixture
-def early() -> Iterator[EarlyFetch]:
+@pytest.fixture(params=["in Python", "in C"])
+def early(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EarlyFetch]:
     made = EarlyFetch()
+    if request.param == "in C":
+        assert reader.build(tmp_path) is not None, "a machine with a GPU has the compiler that Triton asks for"
+        loop, fetch = reader.read_pieces(tmp_path), made.fetch
+        assert loop is not None
+        made.fetch = lambda driver, spans, room, _=None: fetch(driver, spans, room, loop)  # type: ignore[method-assign]
     yield made
     made.close()
 
@@ -203,15 +210,18 @@ def test_a_start_loads_the_same(folder: Path) -> None:
         "models_dir": str(folder), "cache_dir": str(folder / "cache"), "offline": True, "device": "cuda",
         "tokenizer_dirs": [str(TOKENIZERS)],
     }  # fmt: skip
-    told = []
-    for way in ("early", "plainly"):
+    told, kernels = [], kernels_folder(folder / "cache")
+    for way in ("early", "in C", "plainly"):
+        if way == "in C":
+            assert list(kernels.glob("reader-*.so")), "the start before has built it"
         command = [sys.executable, "-c", START, json.dumps(settings), way]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, done.stderr
         told.append(json.loads(done.stdout.splitlines()[-1]))
-    (early, held, fetched, left), (plainly, *none) = told
-    assert early == plainly and none == [0, 0, 0]
-    assert held >= fetched > 0 == left, "all of it is given back"
+    *starts, (plainly, *none) = told
+    assert none == [0, 0, 0]
+    for early, held, fetched, left in starts:
+        assert early == plainly and held >= fetched > 0 == left, "all of it is given back"
 
 
 @pytest.mark.parametrize("damage", ["absmax", "quant_map"])

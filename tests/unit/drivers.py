@@ -6,6 +6,7 @@ import ctypes
 import threading
 
 EVERYTHING = 1 << 40
+CONTEXT = 0x1234
 
 
 class StandIn:
@@ -34,6 +35,18 @@ class StandIn:
         self.copied: list[int] = []
         self.told: list[str] = []
         self._lock = threading.Lock()
+        self._in_c = (
+            ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda context: context != CONTEXT or not self.enter()),
+            ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)(
+                lambda target, source, nbytes, stream: not self.copy(target, source, nbytes, stream)
+            ),
+            ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda stream: not self.settle(stream)),
+        )
+
+    @property
+    def functions(self) -> tuple[int, int, int, int]:
+        enter, copy, settle = (ctypes.cast(each, ctypes.c_void_p).value or 0 for each in self._in_c)
+        return enter, CONTEXT, copy, settle
 
     def enter(self) -> bool:
         return self.refuses != "enter"

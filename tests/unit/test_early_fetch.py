@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightweight_engine import Config, LightweightEngine
-from lightweight_engine.backend import devices, early_fetch
+from lightweight_engine.backend import devices, early_fetch, reader
 from lightweight_engine.backend.checkpoint import Checkpoint, open_checkpoint
-from lightweight_engine.backend.early_fetch import ALIGNED, EarlyFetch, FetchedFile
+from lightweight_engine.backend.early_fetch import ALIGNED, EarlyFetch, FetchedFile, Pace
 from lightweight_engine.backend.kept_files import FileVersion
 from lightweight_engine.backend.read_ahead import Span
 from lightweight_engine.backend.staging import Staging
@@ -38,7 +38,12 @@ pytestmark = pytest.mark.skipif(not early_fetch.can_fetch(), reason="files are n
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(early_fetch, "PIECE", PIECE)
+    with_readers(2, monkeypatch)
+
+
+def with_readers(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("IN_PYTHON", "IN_C"):
+        monkeypatch.setattr(early_fetch, name, Pace(count, PIECE))
 
 
 @pytest.fixture
@@ -50,12 +55,25 @@ def checkpoint(tmp_path: Path) -> Checkpoint:
     return open_checkpoint(tmp_path / "x.safetensors")
 
 
-@pytest.fixture
-def early(monkeypatch: pytest.MonkeyPatch) -> Iterator[EarlyFetch]:
-    """Closed in the end, with no error in any thread meanwhile."""
+@pytest.fixture(scope="module")
+def loop(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """That in C."""
+    folder = tmp_path_factory.mktemp("kernels")
+    if reader.build(folder) is None:
+        pytest.skip("there is no compiler of C here")
+    return reader.read_pieces(folder)
+
+
+@pytest.fixture(params=["in Python", "in C"])
+def early(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[EarlyFetch]:
+    """Closed in the end, with no error in any thread meanwhile; reads in Python and in C."""
     failed: list[object] = []
     monkeypatch.setattr(threading, "excepthook", lambda args: failed.append(args.exc_value))
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: failed.append(args.exc_value))
     made = EarlyFetch()
+    if request.param == "in C":
+        in_c, fetch = request.getfixturevalue("loop"), made.fetch
+        made.fetch = lambda driver, spans, room, loop=None: fetch(driver, spans, room, in_c)  # type: ignore[method-assign]
     yield made
     made.close(wait=True)
     assert not failed
@@ -128,7 +146,7 @@ def test_words_stay_whole(checkpoint: Checkpoint, early: EarlyFetch, tmp_path: P
 def test_what_the_driver_refuses_comes_from_the_file(
     checkpoint: Checkpoint, early: EarlyFetch, monkeypatch: pytest.MonkeyPatch, refuses: str
 ) -> None:
-    monkeypatch.setattr(early_fetch, "READERS", 1)  # pieces in order: the first of them is not refused
+    with_readers(1, monkeypatch)  # pieces in order: the first of them is not refused
     driver = StandIn(refuses=refuses)
     early.fetch(driver, [whole(checkpoint)], EVERYTHING)
     assert not staging(checkpoint, early).fetches, "several threads read it from the file"
@@ -200,7 +218,7 @@ def test_what_takes_the_driver_long_is_done_before_it_copies_or_at_the_end(
 
     for name in ("reserve", "buffer", "stream", "copy", "end", "release", "drop"):
         monkeypatch.setattr(driver, name, partial(noted, name, getattr(driver, name)))
-    monkeypatch.setattr(early_fetch, "READERS", 2)
+    with_readers(2, monkeypatch)
     early.fetch(driver, [whole(checkpoint)], EVERYTHING)
     early.close()
     assert told == ["reserve", "buffer", *["stream"] * 2, *["copy"] * 3, *["end"] * 2, "release", "drop"]
@@ -240,7 +258,7 @@ def test_closing_in_the_middle_ends_it(
     checkpoint: Checkpoint, early: EarlyFetch, monkeypatch: pytest.MonkeyPatch, wait: bool
 ) -> None:
     """At once, or when all is given back; nobody waits for what will not come."""
-    monkeypatch.setattr(early_fetch, "READERS", 1)
+    with_readers(1, monkeypatch)
     may_go_on = threading.Semaphore(1)
     driver = StandIn(may_go_on=may_go_on)
     fetching = threading.Thread(target=early.fetch, args=(driver, [whole(checkpoint)], EVERYTHING))
@@ -284,7 +302,7 @@ def test_threads_that_cannot_be_had_are_done_without(
 def test_a_piece_is_waited_for_that_comes_after_another_was_refused(
     checkpoint: Checkpoint, early: EarlyFetch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(early_fetch, "READERS", 1)
+    with_readers(1, monkeypatch)
     may_go_on, driver = threading.Semaphore(0), StandIn()
     copy = driver.copy
 
@@ -316,7 +334,7 @@ def test_a_piece_is_waited_for_that_comes_after_another_was_refused(
 def test_a_piece_is_used_before_the_last_is_there(
     checkpoint: Checkpoint, early: EarlyFetch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(early_fetch, "READERS", 1)
+    with_readers(1, monkeypatch)
     may_go_on = threading.Semaphore(0)
     driver = StandIn(may_go_on=may_go_on)
     fetching, file = begun(early, driver, checkpoint)

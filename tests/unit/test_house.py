@@ -55,7 +55,7 @@ ARROWS = {
     "backend.lora_layers": "eight_bit fp8 kernels.dequantize linear lora packed",
     "backend.streaming": "devices",
     "backend.together": "in_pieces linear streaming",
-    "backend.early_fetch": "gpu_driver kept_files read_ahead",
+    "backend.early_fetch": "gpu_driver kept_files read_ahead reader",
     "backend.staging": "checkpoint early_fetch",
     "backend.pages": "checkpoint devices streaming",
     "backend.memory_manager": "devices host_memory",

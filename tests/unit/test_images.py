@@ -140,7 +140,11 @@ def test_hidden_text_that_does_not_fit_is_said() -> None:
     assert read_infotext(encoded.data) == TEXT
 
 
-@pytest.mark.parametrize("packed", [b"not gzip", gzip.compress(b"\xff\xfe"), gzip.compress(b"x" * 100)[:-9], b""])
+@pytest.mark.parametrize(
+    "packed",
+    [b"not gzip", gzip.compress(b"\xff\xfe"), gzip.compress(b"x" * 100)[:-9], b""],
+    ids=["another format", "no text", "cut off", "empty"],
+)
 def test_damaged_hidden_text_does_no_harm(packed: bytes) -> None:
     content = b"stealth_pngcomp" + struct.pack(">I", len(packed) * 8) + packed
     bits = np.unpackbits(np.frombuffer(content, np.uint8))

@@ -180,7 +180,11 @@ def test_single_file(tmp_path: Path, model: str, keys: int, prefix: str) -> None
 
 
 @pytest.mark.parametrize("model", ["dev", "schnell"])
-@pytest.mark.parametrize(("name", "pack", "dev_keys", "schnell_keys", "nbytes"), PACKED, ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    ("name", "pack", "dev_keys", "schnell_keys", "nbytes"),
+    PACKED,
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
 def test_packed(tmp_path: Path, name, pack, dev_keys: int, schnell_keys: int, nbytes: int, model: str) -> None:
     tensors = with_linears(shapes_of(model), PREFIX, pack)
     dev = model == "dev"
