@@ -152,12 +152,13 @@ def as_numbers(linear: Any, x: Tensor) -> AsNumbers:
 CASTING: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: CastLinear, nn.Embedding: CastEmbedding}
 
 
-def store(modules: dict[str, nn.Module], name: str, value: Tensor | Packed) -> None:
-    """Give the parameter ``name`` of a network its value; a packed weight turns its linear into a ``PackedLinear``.
+def store(model: nn.Module, name: str, value: Tensor | Packed, modules: dict[str, nn.Module] | None = None) -> None:
+    """Give the parameter ``name`` of ``model`` its value; a packed weight turns its linear into a ``PackedLinear``.
 
     Args:
-        modules: the network's by path; kept up to date. To find each anew takes longer than all else that this does.
+        modules: those of the model by path, kept up to date. To find them takes longer than all else that this does.
     """
+    modules = dict(model.named_modules()) if modules is None else modules
     path, _, leaf = name.rpartition(".")
     if isinstance(value, Packed):
         above, _, child = path.rpartition(".")

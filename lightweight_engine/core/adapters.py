@@ -80,7 +80,7 @@ class Adapter:
         if changes:
             value = merged(value.to(self.device), changes).to(held.dtype)
         path = name.rpartition(".")[0]
-        store({path: self.module.get_submodule(path)}, name, value.to(held.device))
+        store(self.module, name, value.to(held.device), {path: self.module.get_submodule(path)})
         release_pages(self.part.checkpoint, held)
 
 

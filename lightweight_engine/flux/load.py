@@ -260,7 +260,7 @@ def load_part(
 
     modules = dict(module.named_modules())
     for name, value in several(make, list(tensors_of(module)), threads=threads, ahead=AHEAD):
-        store(modules, name, value)
+        store(module, name, value, modules)
     scales.check()
     if device.type != "cpu":
         release_files(part.checkpoint)
