@@ -10,6 +10,7 @@ Until then they count as free (``held``): nothing that is planned meanwhile has 
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import sys
@@ -54,7 +55,7 @@ ALIGNED = 512
 
 
 COMING, THERE, MISSING = 0, 1, 2
-"""What a piece is; ``reader.c`` knows the first two."""
+"""What a piece is; ``reader.c`` makes the first the second."""
 
 LOOK = 0.0005
 """Seconds after which whoever waits for a piece looks again: in C nobody can be told that it has come."""
@@ -183,6 +184,7 @@ class EarlyFetch:
             self._started = True
             self.address = driver.reserve(nbytes)
             if self.address:
+                atexit.register(self.close, wait=True)  # what reads in C would go on while the driver ends
                 self._driver, self.nbytes = driver, nbytes
                 self._pieces = _pieces(files, self.address)
                 self._there = bytearray(len(self._pieces))
@@ -203,7 +205,8 @@ class EarlyFetch:
         """The same in C."""
         job = Job(table(self._pieces), len(self._pieces), 0, 0, flags(self._there), *functions)
         self._job = job
-        job.stop = self._closed
+        if self._closed:
+            job.stop = 1
 
         def read(lane: _Lane) -> None:
             _give_way()
@@ -293,6 +296,7 @@ class EarlyFetch:
                     giving.join()
             finally:
                 self._fetching.release()
+                atexit.unregister(self.close)
 
     def _give_back(self) -> None:
         if self._driver is not None and self._driver.enter():

@@ -156,15 +156,19 @@ def store(model: nn.Module, name: str, value: Tensor | Packed, modules: dict[str
     """Give the parameter ``name`` of ``model`` its value; a packed weight turns its linear into a ``PackedLinear``.
 
     Args:
-        modules: those of the model by path, kept up to date. To find them takes longer than all else that this does.
+        modules: those of the model by path, kept up to date: to find one takes longer than all else that this does.
     """
-    modules = dict(model.named_modules()) if modules is None else modules
     path, _, leaf = name.rpartition(".")
-    if isinstance(value, Packed):
-        above, _, child = path.rpartition(".")
-        modules[path] = modules[above]._modules[child] = PackedLinear(value, modules[path].bias)  # type: ignore[arg-type]
-    else:
-        modules[path]._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+    module = model.get_submodule(path) if modules is None else modules[path]
+    if not isinstance(value, Packed):
+        module._buffers.pop(leaf, None)
+        module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+        return
+    above, _, child = path.rpartition(".")
+    parent = model.get_submodule(above) if modules is None else modules[above]
+    parent._modules[child] = made = PackedLinear(value, module.bias)  # type: ignore[arg-type]
+    if modules is not None:
+        modules[path] = made
 
 
 def cast_at_use(model: nn.Module, compute_dtype: torch.dtype) -> None:

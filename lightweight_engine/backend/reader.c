@@ -1,4 +1,5 @@
 /* Files to a GPU by way of page-locked buffers, one thread a call, which needs no lock of Python's. */
+#include <errno.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <unistd.h>
@@ -29,6 +30,8 @@ static int fill(char *buffer, const struct piece *piece)
     int64_t done = 0;
     while (done < piece->nbytes) {
         ssize_t count = pread((int)piece->file, buffer + done, (size_t)(piece->nbytes - done), piece->start + done);
+        if (count < 0 && errno == EINTR)
+            continue;
         if (count <= 0)
             return 0; /* whoever needs it says why */
         done += count;
@@ -50,9 +53,12 @@ void lwe_read_pieces(struct job *job, void *stream, char *first, char *second)
         return;
     while (!__atomic_load_n(&job->stop, __ATOMIC_RELAXED)) {
         int64_t number = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
-        const struct piece *piece = job->pieces + number;
+        const struct piece *piece;
         char *full = first;
-        if (number >= job->count || !fill(full, piece))
+        if (number >= job->count)
+            break;
+        piece = job->pieces + number;
+        if (!fill(full, piece))
             break;
         arrived(job, stream, fetching);
         fetching = job->copy(piece->target, full, (size_t)piece->nbytes, stream) == 0 ? number : -1;

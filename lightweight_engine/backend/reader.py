@@ -47,26 +47,38 @@ class Job(Structure):
 
 def library_path(folder: Path) -> Path:
     """Where the loop is kept: by its source and the kind of machine, so that a changed one is built anew."""
-    return folder / f"reader-{zlib.crc32(SOURCE.read_bytes()):08x}-{os.uname().machine}.so"
+    return folder / "reader" / f"{zlib.crc32(SOURCE.read_bytes()):08x}-{os.uname().machine}.so"
 
 
 def read_pieces(folder: Path) -> Any:
-    """The loop, ``(job, stream, buffer, buffer)``, where it has been built and nobody else could have; None else."""
+    """The loop, ``(job, stream, buffer, buffer)``, where it has been built; None else.
+
+    Args:
+        folder: of compiled programs. Whoever may write there is trusted, as by Triton; in the loop's own folder, nobody
+            but this user and the machine's.
+    """
     if sys.platform != "linux":
         return None
-    with suppress(OSError, AttributeError):
+    try:
         path = library_path(folder)
-        if _is_own(path) and _is_own(folder):
-            loop = ctypes.CDLL(str(path)).lwe_read_pieces
-            loop.argtypes, loop.restype = (POINTER(Job), c_void_p, c_void_p, c_void_p), None
-            return loop
-    return None
+        for each in (path.parent, path):
+            found = each.stat()
+            if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
+                raise PermissionError(f"others may write to {each}")
+        loop = ctypes.CDLL(str(path)).lwe_read_pieces
+    except FileNotFoundError:
+        return None
+    except (OSError, AttributeError) as error:
+        _say("files are read by Python, more slowly: %s", error)
+        return None
+    loop.argtypes, loop.restype = (POINTER(Job), c_void_p, c_void_p, c_void_p), None
+    return loop
 
 
-def _is_own(path: Path) -> bool:
-    """Whether it is this user's or the machine's, and not everybody may write there."""
-    found = path.stat()
-    return found.st_uid in (0, os.geteuid()) and not found.st_mode & 0o002
+def _say(words: str, *of: object) -> None:
+    import logging  # not at a start
+
+    logging.getLogger(__name__).info(words, *of)
 
 
 def build(folder: Path) -> Path | None:
@@ -78,26 +90,33 @@ def build(folder: Path) -> Path | None:
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if sys.platform != "linux" or compiler is None:
         return None
-    path = library_path(folder)
-    if path.is_file():
-        return path
-    with suppress(OSError, subprocess.SubprocessError):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".reader-") as scratch:
+    try:
+        path = library_path(folder)
+        if read_pieces(folder) is not None:
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.chmod(0o700)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             made = Path(scratch, path.name)
             command = [compiler, "-O2", "-shared", "-fPIC", "-o", str(made), str(SOURCE)]
             subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=SECONDS)
-            made.chmod(0o755)
+            made.chmod(0o700)
+            with made.open("rb") as file:
+                os.fsync(file.fileno())  # one that is cut off would end whoever loads it
             made.replace(path)  # whole, or not at all
-        return path
-    return None
+    except (OSError, subprocess.SubprocessError) as error:
+        _say("the loop that reads files cannot be built: %s", error)
+        return None
+    return path
 
 
-def build_later(folder: Path) -> threading.Thread:
+def build_later(folder: Path) -> threading.Thread | None:
     """Build it for the next start, in a thread; a process that is over sooner ends once that is done."""
     thread = threading.Thread(target=build, args=(folder,), name="reader")
-    thread.start()
-    return thread
+    with suppress(RuntimeError):  # the system gives no more
+        thread.start()
+        return thread
+    return None
 
 
 def table(pieces: Sequence[tuple[int, int, int, int]]) -> Any:

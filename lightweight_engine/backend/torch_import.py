@@ -2,8 +2,9 @@
 
 The last modules that torch loads are those of ``torch.export``, and one that tells compilers what shape each operator
 gives, for tensors without numbers, and brings torch's decompositions with it. Computing asks for none of that. They are
-loaded by whoever does: ``torch.compile``, ``torch.export``, fake tensors, and libraries that register operators.
-Importing this module loads no torch.
+loaded by whoever does: ``torch.compile``, ``torch.export``, fake tensors, and libraries that register operators. Only
+who runs operators on the meta device has to say so before (``finish``): some are found nowhere else. Importing this
+module loads no torch.
 """
 
 from __future__ import annotations
@@ -87,11 +88,19 @@ def finish() -> None:
 class _Later(ModuleType):
     """Stands for one of those modules until somebody asks it for anything."""
 
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__spec__ = ModuleSpec(name, None)
+
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name != "__path__":  # asked by whoever looks through all modules
+        if name.startswith("__") and name not in ("__path__", "__all__"):  # asked by whoever looks through all modules
             raise AttributeError(name)
         finish()
         return getattr(sys.modules[self.__name__], name)
+
+    def __dir__(self) -> list[str]:
+        finish()
+        return dir(sys.modules[self.__name__])
 
 
 class _Companions(MetaPathFinder):

@@ -79,8 +79,7 @@ class Adapter:
         assert isinstance(value, torch.Tensor)
         if changes:
             value = merged(value.to(self.device), changes).to(held.dtype)
-        path = name.rpartition(".")[0]
-        store(self.module, name, value.to(held.device), {path: self.module.get_submodule(path)})
+        store(self.module, name, value.to(held.device))
         release_pages(self.part.checkpoint, held)
 
 

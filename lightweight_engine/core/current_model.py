@@ -14,7 +14,6 @@ import torch
 from ..backend import kernels
 from ..backend.devices import Card, card_of, pick_device
 from ..backend.kept_files import FileVersion
-from ..backend.reader import build_later
 from ..config import EngineConfig
 from ..errors import MemoryBudgetError
 from ..extensions.lora import LoRAManager
@@ -165,8 +164,7 @@ class CurrentModel:
             failed.pop_all()
         self.networks, self.settings, self.notes = networks, settings, [*notes, *of_cache]
         self._files, self._loras, self._of_cache = files, loras, of_cache
-        if device.type == "cuda":
-            build_later(kernels_folder(self._config.cache_dir))  # for the next start
+        head_start.leave(self._config, device.type)
 
     def _load(self, networks: Networks, loras: LoRAManager) -> None:
         _with_room(

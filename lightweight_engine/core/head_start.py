@@ -21,7 +21,7 @@ from ..backend.early_fetch import buffered, can_fetch, early_fetch
 from ..backend.gpu_driver import Driver, hold_context
 from ..backend.host_memory import GIB, host_available, host_total
 from ..backend.read_ahead import Span, joined, read_ahead
-from ..backend.reader import read_pieces
+from ..backend.reader import build_later, read_pieces
 from ..errors import EngineError
 from .folders import kernels_folder
 
@@ -118,13 +118,27 @@ def end(*, wait: bool = False) -> bool:
     return took
 
 
+def leave(config: EngineConfig, device: str) -> None:
+    """A model has been loaded to a device of this type: where that was a start, what makes the next one quicker is
+    left for it, beside other work."""
+    if device == "cuda" and _begun().take_turn():
+        build_later(kernels_folder(config.cache_dir))
+
+
 class _Begun:
     """What a start leaves for the engine: the library whose headers it has read."""
 
     def __init__(self) -> None:
         self._libraries: dict[Path, Future[ModelLibrary | None]] = {}
+        self._is_start = False
+
+    def take_turn(self) -> bool:
+        """Whether this process has begun with a start; once."""
+        turn, self._is_start = self._is_start, False
+        return turn
 
     def begin(self, folder: Path) -> Future[ModelLibrary | None]:
+        self._is_start = True
         return self._libraries.setdefault(folder, Future())
 
     def take(self, config: EngineConfig) -> ModelLibrary | None:

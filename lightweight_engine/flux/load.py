@@ -197,13 +197,13 @@ def empty_network(part: Part) -> nn.Module:
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer by name, in the order of ``state_dict``, which takes twice as long."""
+    """What ``state_dict`` has, in its order, in half the time."""
     return {
         f"{path}.{leaf}" if path else leaf: tensor
         for path, each in module.named_modules()
         for holder in (each._parameters, each._buffers)
         for leaf, tensor in holder.items()
-        if tensor is not None
+        if tensor is not None and leaf not in each._non_persistent_buffers_set
     }
 
 

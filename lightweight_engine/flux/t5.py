@@ -106,7 +106,7 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     def __init__(self, params: T5Params) -> None:
         super().__init__()
-        self.block = nn.ModuleList([Block(params, with_bias=True)])
+        self.block = nn.ModuleList(Block(params, with_bias=True) for _ in range(min(1, params.num_layers)))
         self.block.extend(repeated(params.num_layers - 1, lambda: Block(params, with_bias=False)))
         self.final_layer_norm = RMSNorm(params.hidden_size)
 

@@ -37,7 +37,7 @@ def test_copies_are_like_the_first_and_share_nothing() -> None:
     assert facts(first) == facts(second) == facts(third)
     assert list(first.state_dict()) == list(second.state_dict())
     modules = [each for made in (first, second, third) for each in made.modules()]
-    parameters = [each for made in (first, second, third) for each in made.parameters()]
+    parameters = [each for made in (first, second, third) for each in (*made.parameters(), *made.buffers())]
     assert len(set(map(id, modules))) == len(modules) and len(set(map(id, parameters))) == len(parameters)
     assert [each.requires_grad for each in second.parameters()] == [each.requires_grad for each in first.parameters()]
     assert second.inner[0] is second._modules["inner"]._modules["0"]  # type: ignore[union-attr,index]
@@ -68,4 +68,4 @@ def test_a_copied_block_computes_as_a_built_one() -> None:
 def test_with_numbers_each_draws_its_own() -> None:
     first, second = repeated(2, lambda: nn.Linear(4, 4))
     assert not torch.equal(first.weight, second.weight)
-    assert not list(repeated(0, lambda: nn.Linear(4, 4)))
+    assert not list(repeated(0, lambda: nn.Linear(4, 4))) and not list(repeated(-1, lambda: nn.Linear(4, 4)))

@@ -61,7 +61,9 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("kernels")
     if reader.build(folder) is None:
         pytest.skip("there is no compiler of C here")
-    return reader.read_pieces(folder)
+    loop = reader.read_pieces(folder)
+    assert loop is not None
+    return loop
 
 
 @pytest.fixture(params=["in Python", "in C"])

@@ -169,3 +169,19 @@ def test_of_what_a_container_may_have_a_share_is_read(monkeypatch: pytest.Monkey
     monkeypatch.setattr(head_start, "read_ahead", lambda found, limit: limits.append(limit))
     _read(Config(models_dir=TINY, offline=True), Future())
     assert limits == [500]
+
+
+def test_the_loop_for_the_next_start_is_left_by_a_start_with_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Once; a program that has imported torch by itself had no start."""
+    begun, built, config = head_start._Begun(), [], Config(cache_dir=tmp_path)
+    monkeypatch.setattr(head_start, "_begun", lambda: begun)
+    monkeypatch.setattr(head_start, "build_later", built.append)
+    head_start.leave(config, "cuda")
+    begun.begin(tmp_path)
+    head_start.leave(config, "cpu")
+    assert not built
+    head_start.leave(config, "cuda")
+    head_start.leave(config, "cuda")
+    assert built == [tmp_path / "kernels"]

@@ -54,9 +54,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 with FakeTensorMode():
     assert (torch.empty(3, 4) @ torch.empty(4, 5)).shape == (3, 5) and is_over()
 """,
-    "functional": """
-assert torch.func.grad(lambda x: (x ** 2).sum())(torch.ones(2)).tolist() == [2, 2]
-""",
     "torchvision": """
 from torchvision.ops import nms
 assert nms(torch.tensor([[0, 0, 1, 1.0]]), torch.tensor([0.5]), 0.5).tolist() == [0] and is_over()
@@ -69,10 +66,17 @@ assert late.meta_index_Tensor is torch._meta_registrations.meta_index_Tensor and
 from torch.export.passes import move_to_device_pass
 assert torch.export.Dim("batch") is not None and is_over()
 """,
-    "finish": """
+    "the meta device": """
 finish()
-assert is_over()
+maps = torch.empty(1, 3, 8, 8, device="meta")
+assert torch.nn.functional.conv2d(maps, torch.empty(4, 3, 3, 3, device="meta")).shape == (1, 4, 6, 6) and is_over()
 finish()
+""",
+    "all of it": """
+import importlib.util
+assert importlib.util.find_spec("torch.export") is not None and is_late()
+from torch.export import *
+assert "Dim" in dir(torch.export) and is_over()
 """,
     # Whichever companion comes first, all are there once, and as they are after a plain import.
     **{
