@@ -45,7 +45,10 @@ def networks() -> list[Path]:
 
 def pictures(count: int = 24) -> list[Image.Image]:
     """The pictures of the data, and some put together from them in other sizes."""
-    data = np.load(golden_dir() / "pipelines" / "yolo_det.npz")
+    path = golden_dir() / "pipelines" / "yolo_det.npz"
+    if not path.exists():
+        pytest.skip("the slim copy of the goldens has no pictures for detectors")
+    data = np.load(path)
     found = [Image.fromarray(data[name]) for name in sorted(data) if name.startswith("img_")]
     draw = np.random.default_rng(1)
     for _ in range(count):
