@@ -175,8 +175,8 @@ class Checkpoint:
     def place_of(self, tensor: Tensor) -> tuple[Path, int] | None:
         """File and first byte of a tensor that is a view of the mapped files; None for any other."""
         address, nbytes = tensor.data_ptr(), tensor.nbytes
-        for path, (_, start, version) in list(self._storages.items()):
-            if start <= address and address + nbytes <= start + version.size:
+        for path, start, size in self.mapped:
+            if start <= address and address + nbytes <= start + size:
                 return path, address - start
         return None
 

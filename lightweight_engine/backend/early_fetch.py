@@ -162,13 +162,12 @@ class EarlyFetch:
         Args:
             loop: see ``reader.read_pieces``.
         """
-        functions = None if loop is None else driver.functions
-        pace = IN_PYTHON if functions is None else IN_C
+        pace = IN_PYTHON if loop is None else IN_C
         with self._fetching, ExitStack() as opened:
             files, nbytes = _placed(spans, room, pace.piece, opened)
             if self._hold(driver, files, nbytes):
                 try:
-                    read = self._in_python(driver) if functions is None else self._in_c(functions, loop)
+                    read = self._in_python(driver) if loop is None else self._in_c(driver, loop)
                     self._fetch(driver, read, pace.readers)
                 finally:  # whoever waits is told, whatever happened
                     self._job = None
@@ -201,9 +200,9 @@ class EarlyFetch:
     def _in_python(self, driver: Driver) -> Callable[[_Lane], None]:
         return partial(self._read, driver, iter(enumerate(self._pieces)))
 
-    def _in_c(self, functions: tuple[int, int, int, int], loop: Any) -> Callable[[_Lane], None]:
+    def _in_c(self, driver: Driver, loop: Any) -> Callable[[_Lane], None]:
         """The same in C."""
-        job = Job(table(self._pieces), len(self._pieces), 0, 0, flags(self._there), *functions)
+        job = Job(table(self._pieces), len(self._pieces), 0, 0, flags(self._there), *driver.functions)
         self._job = job
         if self._closed:
             job.stop = 1

@@ -67,9 +67,9 @@ class Driver(Protocol):
         ...
 
     @property
-    def functions(self) -> tuple[int, int, int, int] | None:
+    def functions(self) -> tuple[int, int, int, int]:
         """For programs in C: addresses of what lets a thread speak for the GPU, of the context that it is given, of
-        what copies, and of what waits for a stream (``reader.c``); None where there are none."""
+        what copies, and of what waits for a stream (``reader.c``)."""
         ...
 
 
@@ -131,7 +131,7 @@ class CudaDriver:
         return self._library.cuStreamSynchronize(c_void_p(stream)) == 0
 
     @property
-    def functions(self) -> tuple[int, int, int, int] | None:
+    def functions(self) -> tuple[int, int, int, int]:
         names = ("cuCtxSetCurrent", "cuMemcpyHtoDAsync_v2", "cuStreamSynchronize")
         enter, copy, settle = (ctypes.cast(getattr(self._library, name), c_void_p).value or 0 for name in names)
         return enter, self._context.value or 0, copy, settle

@@ -49,9 +49,10 @@ def import_torch() -> None:
             sys.modules.pop(name, None)
         raise
     if _missing():
-        if not _makes_generators(torch):
+        if _makes_generators(torch):
+            sys.meta_path.insert(0, _Companions())
+        else:
             finish()
-        sys.meta_path.insert(0, _Companions())
 
 
 def _missing() -> list[str]:

@@ -110,7 +110,7 @@ def adapter_cost(
     plain: list[str] = []
     if merge:
         kept = {
-            name: storage.within(unit_of(part.role, name)).kept_as(part.sources[name], len(part.shapes[name]) == 2)
+            name: storage.of(part.role, name).kept_as(part.sources[name], len(part.shapes[name]) == 2)
             for name in changes
         }
         plain = [name for name, format in kept.items() if isinstance(format, torch.dtype)]

@@ -19,7 +19,7 @@ from ..backend.safetensors_writer import header_of, write_safetensors
 from ..backend.satellites import WRITABLE, tensors_of
 from ..errors import ConfigError, UnsupportedCheckpointError
 from .keymaps import Part, Source
-from .load import AS_IT_IS, PLAIN, empty_network, give_back, linear_weights, read_as, several
+from .load import AS_IT_IS, PLAIN, empty_network, give_back, linear_weights, named_tensors, read_as, several
 
 FORMATS = (*PLAIN, *WRITABLE)
 
@@ -83,7 +83,7 @@ def _plan(part: Part, format: str, force: bool) -> dict[str, torch.dtype | str]:
             f"({twice[0]} as {part.sources[twice[0]].format}); as {format} they would be rounded a second time. "
             "Convert the bf16 or fp16 file of the model, or use --force"
         )
-    return {key: _kept_as(part.sources[key], key in linears, format) for key in network.state_dict()}
+    return {key: _kept_as(part.sources[key], key in linears, format) for key in named_tensors(network)}
 
 
 def _kept_as(source: Source, linear: bool, format: str) -> torch.dtype | str:

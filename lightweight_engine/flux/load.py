@@ -191,12 +191,12 @@ def empty_network(part: Part) -> nn.Module:
     params = read_params(part)
     with _Uninitialised():
         module = NETWORKS[part.role][1](params)
-    expected = {key: tuple(tensor.shape) for key, tensor in tensors_of(module).items()}
+    expected = {key: tuple(tensor.shape) for key, tensor in named_tensors(module).items()}
     _check_keys(part.checkpoint.path.name, part.role, expected, part.shapes)
     return module
 
 
-def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     """What ``state_dict`` has, in its order, in half the time."""
     return {
         f"{path}.{leaf}" if path else leaf: tensor
@@ -259,7 +259,7 @@ def load_part(
         return value
 
     modules = dict(module.named_modules())
-    for name, value in several(make, list(tensors_of(module)), threads=threads, ahead=AHEAD):
+    for name, value in several(make, list(named_tensors(module)), threads=threads, ahead=AHEAD):
         store(module, name, value, modules)
     scales.check()
     if device.type != "cpu":

@@ -7,7 +7,7 @@ import torch
 from ..backend.packed import Packed
 from ..errors import CorruptCheckpointError
 from .keymaps import Part
-from .load import empty_network, give_back, several
+from .load import empty_network, give_back, named_tensors, several
 
 
 def verify_part(part: Part) -> int:
@@ -20,7 +20,7 @@ def verify_part(part: Part) -> int:
         UnsupportedCheckpointError: keys or shapes that do not fit; the first ones are named.
         CorruptCheckpointError: a weight that cannot be read, or a number that is not finite; it is named.
     """
-    names = list(empty_network(part).state_dict())
+    names = list(named_tensors(empty_network(part)))
     for name, finite in several(lambda name: _is_finite(part, name), names):
         if not finite:
             raise CorruptCheckpointError(
